@@ -1,0 +1,144 @@
+package link
+
+import (
+	"net/netip"
+	"time"
+
+	"assay.dev"
+)
+
+// Kind names a message.
+type Kind string
+
+// From the agent to a proxy.
+const (
+	KindConfigure   Kind = "configure"   // Configure, with the listeners on first contact
+	KindServices    Kind = "services"    // Services
+	KindTable       Kind = "table"       // Table, with the mapping's descriptor
+	KindBundle      Kind = "bundle"      // Bundle
+	KindCertificate Kind = "certificate" // Certificate: the answer to a CSR
+	KindRenew       Kind = "renew"       // empty: make a new key and send a CSR (the artifacts changed)
+	KindReportNow   Kind = "report-now"  // empty: send a Report with the same ID
+	KindDrain       Kind = "drain"       // Drain: finish, then exit
+)
+
+// From a proxy to the agent.
+const (
+	KindHello   Kind = "hello"   // Hello, with the listeners when it was orphaned
+	KindReady   Kind = "ready"   // empty: accepting
+	KindCSR     Kind = "csr"     // CSR
+	KindAck     Kind = "ack"     // Ack
+	KindReport  Kind = "report"  // Report
+	KindFinding Kind = "finding" // assay.Finding
+)
+
+// Message is one packet. ID pairs an answer with its question; 0 asks nothing.
+type Message struct {
+	Kind  Kind   `json:"kind"`
+	ID    uint64 `json:"id,omitempty"`
+	Body  []byte `json:"-"` // JSON
+	Files []int  `json:"-"` // descriptors; whoever receives a message closes or keeps them
+}
+
+// Listener roles, in the order of the descriptors in Configure and Hello.
+const (
+	ListenOutbound = "outbound" // TCP, where the kernel redirects the workload's own connections
+	ListenInbound  = "inbound"  // TCP, where the kernel redirects connections to the workload
+	ListenDNSUDP   = "dns-udp"  // UDP socket bound in the workload's namespace
+	ListenDNSTCP   = "dns-tcp"
+)
+
+// Configure tells a proxy who it serves.
+type Configure struct {
+	Workload    string                `json:"workload"` // assay.Workload.ID
+	Identity    assay.Identity        `json:"identity"`
+	Addrs       []netip.Addr          `json:"addrs"` // the workload's own
+	Config      assay.NamespaceConfig `json:"config"`
+	Listeners   []string              `json:"listeners"` // roles, in the order of the descriptors; empty when the proxy has them
+	AgentSocket string                `json:"agentSocket"`
+	// OwnMark is set on every socket that the proxy opens, so that capture lets it
+	// pass; ReturnMark is what the namespace's rules put on the application's
+	// answers to it. The proxy only uses OwnMark.
+	OwnMark    uint32 `json:"ownMark"`
+	ReturnMark uint32 `json:"returnMark"`
+	// MeshPrefixes are the networks in which every address is meshed or nothing: an
+	// address in one of them that is not in the table is refused, not dialled.
+	MeshPrefixes []netip.Prefix `json:"meshPrefixes"`
+	DNS          DNS            `json:"dns"`
+	// CertificateWait bounds how long a mesh connection waits for the first
+	// certificate. 0 means 2 s.
+	CertificateWait time.Duration `json:"certificateWait,omitempty"`
+}
+
+// DNS is how names that are no service's are resolved.
+type DNS struct {
+	Upstreams []netip.AddrPort `json:"upstreams,omitempty"` // tried in order
+	Domain    string           `json:"domain"`              // cluster-like suffix: NAME.NAMESPACE.svc.DOMAIN
+}
+
+// Services is a delta of what the workload may dial.
+type Services struct {
+	Version uint64                 `json:"version"`
+	Full    bool                   `json:"full,omitempty"` // forget what is not in Upsert
+	Upsert  []assay.Service        `json:"upsert,omitempty"`
+	Remove  []string               `json:"remove,omitempty"` // Service.Key
+	Config  *assay.NamespaceConfig `json:"config,omitempty"` // when the namespace's settings changed
+}
+
+// Table announces a new address table; its mapping is the message's descriptor.
+type Table struct {
+	Version uint64 `json:"version"`
+}
+
+// Bundle is the trust bundle: the roots in DER.
+type Bundle struct {
+	Version uint64   `json:"version"`
+	Roots   [][]byte `json:"roots"`
+}
+
+// CSR asks for a certificate for a fresh key.
+type CSR struct {
+	DER []byte `json:"der"`
+}
+
+// Certificate answers a CSR with a chain, leaf first, or with why there is none.
+type Certificate struct {
+	Chain   [][]byte      `json:"chain,omitempty"`
+	RenewAt time.Time     `json:"renewAt,omitzero"`
+	Refused string        `json:"refused,omitempty"`
+	Remedy  string        `json:"remedy,omitempty"`
+	Retry   time.Duration `json:"retry,omitempty"` // when to ask again after a refusal
+}
+
+// Drain asks a proxy to finish what it has and exit.
+type Drain struct {
+	Deadline time.Time `json:"deadline"`
+}
+
+// Hello introduces a proxy.
+type Hello struct {
+	PID       int       `json:"pid"`
+	Build     string    `json:"build"`
+	Workload  string    `json:"workload,omitempty"`  // empty before the first Configure
+	Listeners []string  `json:"listeners,omitempty"` // roles of the attached descriptors
+	Services  uint64    `json:"services,omitempty"`  // versions in use
+	Table     uint64    `json:"table,omitempty"`
+	Bundle    uint64    `json:"bundle,omitempty"`
+	Serial    string    `json:"serial,omitempty"` // of the certificate in use, hexadecimal
+	NotAfter  time.Time `json:"notAfter,omitzero"`
+}
+
+// Ack tells which versions a proxy uses now.
+type Ack struct {
+	Services uint64 `json:"services,omitempty"`
+	Table    uint64 `json:"table,omitempty"`
+	Bundle   uint64 `json:"bundle,omitempty"`
+	Serial   string `json:"serial,omitempty"`
+}
+
+// Report is everything that a proxy has counted since it started.
+type Report struct {
+	Started  time.Time       `json:"started"`
+	Signals  []assay.Signals `json:"signals"`
+	Counters assay.Counters  `json:"counters"`
+}

@@ -1,0 +1,160 @@
+package link
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"runtime"
+	"slices"
+	"sort"
+
+	"assay.dev"
+	"golang.org/x/sys/unix"
+)
+
+// The table is one sealed memfd:
+//
+//	0   magic "assaytb1"
+//	8   version       uint64
+//	16  records       uint32
+//	20  size of text  uint32
+//	24  records, 28 bytes each, sorted by address
+//	    then the text: identities and workload IDs, each one once
+//
+// A record is the address (16 bytes, IPv4 mapped as RFC 4291 section 2.5.5.2
+// says), the offset and length of the identity (uint32, uint16), and those of
+// the workload ID. Numbers are little-endian. It is read in place: a proxy's
+// share of a table of 50,000 addresses is the pages that it looks at.
+const (
+	tableMagic  = "assaytb1"
+	tableHeader = 24
+	recordSize  = 28
+)
+
+// Meshed is what the table knows of an address.
+type Meshed struct {
+	Identity assay.Identity
+	Workload string
+}
+
+// AddressTable is a read-only view of a table. It is safe for concurrent use and
+// unmapped when it is no longer reachable.
+type AddressTable struct {
+	version uint64
+	records []byte
+	text    []byte
+}
+
+// BuildTable writes the table of all meshed workloads into a sealed memfd, which
+// the caller closes.
+func BuildTable(version uint64, workloads []assay.Workload) (int, error) {
+	type record struct {
+		addr         [16]byte
+		id, workload string
+	}
+	var list []record
+	for i := range workloads {
+		w := &workloads[i]
+		if w.MeshedSince.IsZero() {
+			continue
+		}
+		for _, a := range w.Addrs {
+			list = append(list, record{a.Unmap().As16(), w.Identity.String(), w.ID})
+		}
+	}
+	slices.SortFunc(list, func(a, b record) int { return bytes.Compare(a.addr[:], b.addr[:]) })
+	var text []byte
+	at := map[string]uint32{}
+	place := func(s string) uint32 {
+		off, ok := at[s]
+		if !ok {
+			off = uint32(len(text))
+			at[s] = off
+			text = append(text, s...)
+		}
+		return off
+	}
+	records := make([]byte, 0, len(list)*recordSize)
+	for i, r := range list {
+		if i > 0 && r.addr == list[i-1].addr {
+			return -1, fmt.Errorf("address table: %s belongs to %s and to %s", netip.AddrFrom16(r.addr).Unmap(), list[i-1].workload, r.workload)
+		}
+		records = append(records, r.addr[:]...)
+		records = binary.LittleEndian.AppendUint32(records, place(r.id))
+		records = binary.LittleEndian.AppendUint16(records, uint16(len(r.id)))
+		records = binary.LittleEndian.AppendUint32(records, place(r.workload))
+		records = binary.LittleEndian.AppendUint16(records, uint16(len(r.workload)))
+	}
+	b := make([]byte, 0, tableHeader+len(records)+len(text))
+	b = append(b, tableMagic...)
+	b = binary.LittleEndian.AppendUint64(b, version)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(list)))
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(text)))
+	b = append(append(b, records...), text...)
+	return sealedCopy(b)
+}
+
+// OpenTable maps a table and closes fd.
+func OpenTable(fd int) (*AddressTable, error) {
+	m, err := sealedMapping(fd)
+	unix.Close(fd)
+	if err != nil {
+		return nil, fmt.Errorf("address table: %w", err)
+	}
+	if len(m) < tableHeader || string(m[:8]) != tableMagic {
+		return nil, fmt.Errorf("address table: not a table")
+	}
+	n := uint64(binary.LittleEndian.Uint32(m[16:])) * recordSize
+	text := uint64(binary.LittleEndian.Uint32(m[20:]))
+	if tableHeader+n+text != uint64(len(m)) {
+		unix.Munmap(m)
+		return nil, fmt.Errorf("address table: lengths do not add up")
+	}
+	t := &AddressTable{
+		version: binary.LittleEndian.Uint64(m[8:]),
+		records: m[tableHeader : tableHeader+n],
+		text:    m[tableHeader+n:],
+	}
+	runtime.AddCleanup(t, func(m []byte) { unix.Munmap(m) }, m)
+	return t, nil
+}
+
+// Version returns the snapshot that the table was made from.
+func (t *AddressTable) Version() uint64 { return t.version }
+
+// Len returns the number of addresses.
+func (t *AddressTable) Len() int { return len(t.records) / recordSize }
+
+// Lookup returns who lives at a. A nil table knows nobody.
+func (t *AddressTable) Lookup(a netip.Addr) (Meshed, bool) {
+	if t == nil {
+		return Meshed{}, false
+	}
+	defer runtime.KeepAlive(t)
+	key := a.Unmap().As16()
+	i := sort.Search(t.Len(), func(i int) bool {
+		return bytes.Compare(t.records[i*recordSize:i*recordSize+16], key[:]) >= 0
+	})
+	if i == t.Len() {
+		return Meshed{}, false
+	}
+	r := t.records[i*recordSize : (i+1)*recordSize]
+	if !bytes.Equal(r[:16], key[:]) {
+		return Meshed{}, false
+	}
+	id, err := assay.ParseIdentity(t.string(r[16:]))
+	if err != nil {
+		return Meshed{}, false
+	}
+	return Meshed{Identity: id, Workload: t.string(r[22:])}, true
+}
+
+// string copies a text out of the mapping; an offset beyond it yields "".
+func (t *AddressTable) string(ref []byte) string {
+	off, n := uint64(binary.LittleEndian.Uint32(ref)), uint64(binary.LittleEndian.Uint16(ref[4:]))
+	if off+n > uint64(len(t.text)) {
+		return ""
+	}
+	return string(t.text[off : off+n])
+}

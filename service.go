@@ -1,0 +1,45 @@
+package assay
+
+import "net/netip"
+
+// Protocol is what is spoken on a connection, as declared or detected.
+type Protocol string
+
+const (
+	Detect Protocol = ""       // not declared: whoever speaks first decides
+	HTTP1  Protocol = "http1"  // RFC 9112
+	HTTP2  Protocol = "http2"  // RFC 9113 with prior knowledge; gRPC too
+	TLS    Protocol = "tls"    // the application's own TLS
+	Opaque Protocol = "opaque" // bytes
+)
+
+// Service is a name with addresses of its own and endpoints behind it.
+type Service struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	// VIPs are stable virtual addresses, IPv4 first; none when headless.
+	VIPs      []netip.Addr `json:"vips,omitempty"`
+	Headless  bool         `json:"headless,omitempty"`
+	Ports     []Port       `json:"ports"`
+	Endpoints []Endpoint   `json:"endpoints,omitempty"`
+}
+
+// Key returns "NAMESPACE/NAME".
+func (s *Service) Key() string { return s.Namespace + "/" + s.Name }
+
+// Port is one port of a service.
+type Port struct {
+	Name     string   `json:"name,omitempty"`
+	Port     uint16   `json:"port"`
+	Protocol Protocol `json:"protocol,omitempty"` // from appProtocol; wins over detection
+}
+
+// Endpoint is one workload behind a service.
+type Endpoint struct {
+	Workload string       `json:"workload"` // Workload.ID
+	Identity Identity     `json:"identity"` // what its certificate must say
+	Addrs    []netip.Addr `json:"addrs"`
+	// Targets holds, for each of the service's ports in order, the workload's
+	// port, or 0 while it is not ready there.
+	Targets []uint16 `json:"targets"`
+}

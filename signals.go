@@ -1,0 +1,147 @@
+package assay
+
+import (
+	"math/bits"
+	"time"
+)
+
+// Direction is a connection's as the workload sees it.
+type Direction string
+
+const (
+	Inbound  Direction = "inbound"
+	Outbound Direction = "outbound"
+)
+
+// Security is how a connection was protected.
+type Security string
+
+const (
+	MutualTLS Security = "mtls"
+	Plaintext Security = "plaintext"
+)
+
+// SignalKey is the label set of golden signals. A proxy bounds how many it
+// keeps; what is over the bound is counted under Overflow.
+type SignalKey struct {
+	Direction     Direction `json:"direction"`
+	Peer          Identity  `json:"peer,omitzero"`           // nobody: not meshed
+	PeerArtifacts Digest    `json:"peerArtifacts,omitempty"` // as the peer's leaf said
+	Service       string    `json:"service,omitempty"`       // "NAMESPACE/NAME", "" for an address without a service
+	Port          uint16    `json:"port,omitempty"`          // as dialled by the client
+	Protocol      Protocol  `json:"protocol"`
+	Security      Security  `json:"security"`
+	Reason        string    `json:"reason,omitempty"` // why it is not mutual TLS
+}
+
+// Overflow is the Service of the series that takes what is over the bound.
+const Overflow = "(overflow)"
+
+// Signals are the golden signals of one key. Counters only grow for the life of
+// the proxy process; gauges are now.
+type Signals struct {
+	SignalKey
+	Requests  uint64    `json:"requests"` // HTTP exchanges, or opaque connections ended
+	Failures  uint64    `json:"failures"` // 5xx, resets and refusals among them
+	Opened    uint64    `json:"opened"`   // connections or streams begun
+	BytesIn   uint64    `json:"bytesIn"`  // from the peer
+	BytesOut  uint64    `json:"bytesOut"` // to the peer
+	Open      int64     `json:"open"`     // connections now
+	InFlight  int64     `json:"inFlight"` // requests now
+	Latency   Latency   `json:"latency"`  // request head read to response ended; connection life when opaque
+	FirstSeen time.Time `json:"firstSeen"`
+	LastSeen  time.Time `json:"lastSeen"`
+}
+
+// Latency is a histogram of durations.
+type Latency struct {
+	Buckets [LatencyBuckets]uint64 `json:"buckets"`
+	Sum     time.Duration          `json:"sum"` // nanoseconds
+}
+
+// LatencyBuckets is the number of buckets: two to each power of two from 16 us
+// to 67 s, the last one open.
+const LatencyBuckets = 45
+
+// LatencyBucket returns the bucket of d.
+func LatencyBucket(d time.Duration) int {
+	us := uint64(max(d, 0) / time.Microsecond)
+	if us < 16 {
+		return 0
+	}
+	n := bits.Len64(us) // us is in [2^(n-1), 2^n)
+	i := 1 + (n-5)*2 + int(us>>(n-2)&1)
+	return min(i, LatencyBuckets-1)
+}
+
+// LatencyBound returns the exclusive upper bound of bucket i; the last bucket
+// has none and returns 0.
+func LatencyBound(i int) time.Duration {
+	if i >= LatencyBuckets-1 {
+		return 0
+	}
+	if i == 0 {
+		return 16 * time.Microsecond
+	}
+	low := 16 << ((i - 1) / 2)
+	if (i-1)%2 == 0 {
+		return time.Duration(low+low/2) * time.Microsecond
+	}
+	return time.Duration(2*low) * time.Microsecond
+}
+
+// Add counts other into l.
+func (l *Latency) Add(other *Latency) {
+	for i := range l.Buckets {
+		l.Buckets[i] += other.Buckets[i]
+	}
+	l.Sum += other.Sum
+}
+
+// Count returns the number of observations.
+func (l *Latency) Count() uint64 {
+	var n uint64
+	for _, b := range l.Buckets {
+		n += b
+	}
+	return n
+}
+
+// Quantile returns the upper bound of the bucket that holds quantile q (0 to 1),
+// and 0 when there is no observation.
+func (l *Latency) Quantile(q float64) time.Duration {
+	total := l.Count()
+	if total == 0 {
+		return 0
+	}
+	rank := max(uint64(q*float64(total)+0.5), 1)
+	var seen uint64
+	for i, b := range l.Buckets {
+		seen += b
+		if seen >= rank {
+			if i == LatencyBuckets-1 {
+				i--
+			}
+			return LatencyBound(i)
+		}
+	}
+	return LatencyBound(LatencyBuckets - 2)
+}
+
+// Counters are a proxy's counts that belong to no peer.
+type Counters struct {
+	Handshakes        uint64            `json:"handshakes"`        // mutual TLS handshakes completed
+	HandshakeFailures map[string]uint64 `json:"handshakeFailures"` // by reason
+	Detections        map[string]uint64 `json:"detections"`        // by outcome
+	Refusals          map[string]uint64 `json:"refusals"`          // connections refused, by reason
+}
+
+// Finding is something that a person should look at.
+type Finding struct {
+	Time     time.Time `json:"time"`
+	Workload string    `json:"workload"` // Workload.ID of the one that saw it
+	Kind     string    `json:"kind"`     // "plaintext-from-meshed", "identity-mismatch", …
+	Subject  string    `json:"subject"`  // what it is about: an address, an identity
+	Detail   string    `json:"detail"`
+	Remedy   string    `json:"remedy,omitempty"`
+}
