@@ -1,0 +1,67 @@
+# Two commands do all the set-up: `make demo` and `make test`. Everything else is
+# optional. `make help` lists the targets.
+
+GO    ?= go
+BIN   := $(CURDIR)/bin
+TOOLS := $(BIN)/tools
+LDFLAGS := -s -w -X main.version=$(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+
+.PHONY: help
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: demo
+demo: build ## a meshed bank on this machine; Ctrl-C ends it
+	$(BIN)/assay demo
+
+.PHONY: build
+build: ## bin/assay, bin/assay-proxy and the demo's bin/bank
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/assay ./cmd/assay-proxy
+	cd examples/bank && $(GO) build -trimpath -o $(BIN)/bank .
+
+.PHONY: test
+test: packages build lint ## everything that this machine can run, end-to-end suites too
+	cd examples/bank && $(GO) test -race ./...
+	$(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v -e /test/ -e /test$$ -e /bench)
+	ASSAY_E2E=1 $(GO) test -timeout 40m -p 1 ./bench/... ./test/...
+
+.PHONY: test-short
+test-short: ## what needs no privileges and no installed servers, in under 3 minutes
+	$(GO) test ./...
+
+.PHONY: packages
+packages: ## install the Debian packages that the tests drive (root and apt-get; else says what is missing)
+	@test/packages.sh
+
+.PHONY: lint
+lint: $(TOOLS)/staticcheck $(TOOLS)/govulncheck ## gofmt, vet, staticcheck, govulncheck where its database can be had
+	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "not gofmt-ed: $$out"; exit 1; }
+	$(GO) vet ./...
+	$(TOOLS)/staticcheck ./...
+	GOOS=darwin $(GO) vet ./cmd/assay
+	@$(TOOLS)/govulncheck ./... >$(BIN)/govulncheck.txt 2>&1; code=$$?; \
+	if [ $$code = 0 ]; then echo "govulncheck: no known vulnerability is called"; \
+	elif grep -q 'fetching vulnerabilities' $(BIN)/govulncheck.txt; then echo "govulncheck: skipped, its database cannot be reached from here"; \
+	else cat $(BIN)/govulncheck.txt; exit $$code; fi
+
+.PHONY: bench
+bench: build ## compare the hop with nginx and HAProxy on this machine
+	$(GO) run ./bench
+
+.PHONY: fuzz
+fuzz: ## each fuzz target for a few seconds (FUZZTIME=10s)
+	@test/fuzz.sh $(or $(FUZZTIME),10s)
+
+.PHONY: generate
+generate: $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-go-grpc ## the gRPC code from api/assay.proto (needs protoc)
+	PATH=$(TOOLS):$$PATH protoc -I api --go_out=api --go_opt=paths=source_relative \
+		--go-grpc_out=api --go-grpc_opt=paths=source_relative api/assay.proto
+
+.PHONY: clean
+clean: ## remove bin/
+	rm -rf $(BIN)
+
+$(TOOLS)/%: tools/go.mod
+	@mkdir -p $(TOOLS)
+	cd tools && GOBIN=$(TOOLS) $(GO) install tool
+	@touch $(TOOLS)/*
