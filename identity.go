@@ -75,8 +75,8 @@ func ParseIdentity(s string) (Identity, error) {
 	return id, nil
 }
 
-// Infrastructure returns the SPIFFE ID of a part of Assay itself: role is
-// "control", "host" or "operator".
+// Infrastructure returns the SPIFFE ID of a part of Assay itself or of a person:
+// role is "control", "host", "operator" or "viewer".
 func Infrastructure(trustDomain, role, name string) *url.URL {
 	return &url.URL{Scheme: "spiffe", Host: trustDomain, Path: "/assay/" + role + "/" + name}
 }

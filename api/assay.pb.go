@@ -609,6 +609,8 @@ func (*Synced) Descriptor() ([]byte, []int) {
 	return file_assay_proto_rawDescGZIP(), []int{7}
 }
 
+// BundleAck tells which bundle a proxy trusts now, or, with an empty workload_id,
+// the agent itself. A new root signs only after all of them have it.
 type BundleAck struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	WorkloadId    string                 `protobuf:"bytes,1,opt,name=workload_id,json=workloadId,proto3" json:"workload_id,omitempty"`
@@ -669,6 +671,7 @@ type ControlUpdate struct {
 	//	*ControlUpdate_Delta
 	//	*ControlUpdate_Bundle
 	//	*ControlUpdate_Accepted
+	//	*ControlUpdate_Refused
 	Update        isControlUpdate_Update `protobuf_oneof:"update"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -747,6 +750,15 @@ func (x *ControlUpdate) GetAccepted() *Accepted {
 	return nil
 }
 
+func (x *ControlUpdate) GetRefused() *Refused {
+	if x != nil {
+		if x, ok := x.Update.(*ControlUpdate_Refused); ok {
+			return x.Refused
+		}
+	}
+	return nil
+}
+
 type isControlUpdate_Update interface {
 	isControlUpdate_Update()
 }
@@ -767,6 +779,10 @@ type ControlUpdate_Accepted struct {
 	Accepted *Accepted `protobuf:"bytes,4,opt,name=accepted,proto3,oneof"`
 }
 
+type ControlUpdate_Refused struct {
+	Refused *Refused `protobuf:"bytes,5,opt,name=refused,proto3,oneof"`
+}
+
 func (*ControlUpdate_Welcome) isControlUpdate_Update() {}
 
 func (*ControlUpdate_Delta) isControlUpdate_Update() {}
@@ -774,6 +790,8 @@ func (*ControlUpdate_Delta) isControlUpdate_Update() {}
 func (*ControlUpdate_Bundle) isControlUpdate_Update() {}
 
 func (*ControlUpdate_Accepted) isControlUpdate_Update() {}
+
+func (*ControlUpdate_Refused) isControlUpdate_Update() {}
 
 type Welcome struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -896,6 +914,67 @@ func (x *Accepted) GetWorkloadId() string {
 	return ""
 }
 
+// Refused: the workload is not in control's snapshot, and will not be as reported.
+type Refused struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	WorkloadId    string                 `protobuf:"bytes,1,opt,name=workload_id,json=workloadId,proto3" json:"workload_id,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Remedy        string                 `protobuf:"bytes,3,opt,name=remedy,proto3" json:"remedy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Refused) Reset() {
+	*x = Refused{}
+	mi := &file_assay_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Refused) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Refused) ProtoMessage() {}
+
+func (x *Refused) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Refused.ProtoReflect.Descriptor instead.
+func (*Refused) Descriptor() ([]byte, []int) {
+	return file_assay_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Refused) GetWorkloadId() string {
+	if x != nil {
+		return x.WorkloadId
+	}
+	return ""
+}
+
+func (x *Refused) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Refused) GetRemedy() string {
+	if x != nil {
+		return x.Remedy
+	}
+	return ""
+}
+
 type Delta struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Version       uint64                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
@@ -908,7 +987,7 @@ type Delta struct {
 
 func (x *Delta) Reset() {
 	*x = Delta{}
-	mi := &file_assay_proto_msgTypes[12]
+	mi := &file_assay_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -920,7 +999,7 @@ func (x *Delta) String() string {
 func (*Delta) ProtoMessage() {}
 
 func (x *Delta) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[12]
+	mi := &file_assay_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -933,7 +1012,7 @@ func (x *Delta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delta.ProtoReflect.Descriptor instead.
 func (*Delta) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{12}
+	return file_assay_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Delta) GetVersion() uint64 {
@@ -983,7 +1062,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_assay_proto_msgTypes[13]
+	mi := &file_assay_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -995,7 +1074,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[13]
+	mi := &file_assay_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1008,7 +1087,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{13}
+	return file_assay_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Resource) GetKey() string {
@@ -1106,7 +1185,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_assay_proto_msgTypes[14]
+	mi := &file_assay_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1118,7 +1197,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[14]
+	mi := &file_assay_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1131,7 +1210,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{14}
+	return file_assay_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Bundle) GetVersion() uint64 {
@@ -1160,7 +1239,7 @@ type Artifact struct {
 
 func (x *Artifact) Reset() {
 	*x = Artifact{}
-	mi := &file_assay_proto_msgTypes[15]
+	mi := &file_assay_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1172,7 +1251,7 @@ func (x *Artifact) String() string {
 func (*Artifact) ProtoMessage() {}
 
 func (x *Artifact) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[15]
+	mi := &file_assay_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1185,7 +1264,7 @@ func (x *Artifact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Artifact.ProtoReflect.Descriptor instead.
 func (*Artifact) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{15}
+	return file_assay_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Artifact) GetKind() string {
@@ -1237,7 +1316,7 @@ type Workload struct {
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_assay_proto_msgTypes[16]
+	mi := &file_assay_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1249,7 +1328,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[16]
+	mi := &file_assay_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1262,7 +1341,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{16}
+	return file_assay_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Workload) GetId() string {
@@ -1370,7 +1449,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_assay_proto_msgTypes[17]
+	mi := &file_assay_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1382,7 +1461,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[17]
+	mi := &file_assay_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1395,7 +1474,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{17}
+	return file_assay_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Host) GetId() string {
@@ -1451,7 +1530,7 @@ type NamespaceConfig struct {
 
 func (x *NamespaceConfig) Reset() {
 	*x = NamespaceConfig{}
-	mi := &file_assay_proto_msgTypes[18]
+	mi := &file_assay_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1463,7 +1542,7 @@ func (x *NamespaceConfig) String() string {
 func (*NamespaceConfig) ProtoMessage() {}
 
 func (x *NamespaceConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[18]
+	mi := &file_assay_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1476,7 +1555,7 @@ func (x *NamespaceConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamespaceConfig.ProtoReflect.Descriptor instead.
 func (*NamespaceConfig) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{18}
+	return file_assay_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *NamespaceConfig) GetNamespace() string {
@@ -1514,7 +1593,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_assay_proto_msgTypes[19]
+	mi := &file_assay_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1526,7 +1605,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[19]
+	mi := &file_assay_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1539,7 +1618,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{19}
+	return file_assay_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Service) GetNamespace() string {
@@ -1595,7 +1674,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_assay_proto_msgTypes[20]
+	mi := &file_assay_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1607,7 +1686,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[20]
+	mi := &file_assay_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1620,7 +1699,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{20}
+	return file_assay_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Port) GetName() string {
@@ -1656,7 +1735,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_assay_proto_msgTypes[21]
+	mi := &file_assay_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1668,7 +1747,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[21]
+	mi := &file_assay_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1681,7 +1760,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{21}
+	return file_assay_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Endpoint) GetWorkload() string {
@@ -1726,7 +1805,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_assay_proto_msgTypes[22]
+	mi := &file_assay_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1738,7 +1817,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[22]
+	mi := &file_assay_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1751,7 +1830,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{22}
+	return file_assay_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Finding) GetTime() int64 {
@@ -1812,7 +1891,7 @@ type WorkloadReport struct {
 
 func (x *WorkloadReport) Reset() {
 	*x = WorkloadReport{}
-	mi := &file_assay_proto_msgTypes[23]
+	mi := &file_assay_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1824,7 +1903,7 @@ func (x *WorkloadReport) String() string {
 func (*WorkloadReport) ProtoMessage() {}
 
 func (x *WorkloadReport) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[23]
+	mi := &file_assay_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1837,7 +1916,7 @@ func (x *WorkloadReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadReport.ProtoReflect.Descriptor instead.
 func (*WorkloadReport) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{23}
+	return file_assay_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WorkloadReport) GetWorkloadId() string {
@@ -1916,7 +1995,7 @@ type Signals struct {
 
 func (x *Signals) Reset() {
 	*x = Signals{}
-	mi := &file_assay_proto_msgTypes[24]
+	mi := &file_assay_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1928,7 +2007,7 @@ func (x *Signals) String() string {
 func (*Signals) ProtoMessage() {}
 
 func (x *Signals) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[24]
+	mi := &file_assay_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1941,7 +2020,7 @@ func (x *Signals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Signals.ProtoReflect.Descriptor instead.
 func (*Signals) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{24}
+	return file_assay_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Signals) GetDirection() string {
@@ -2087,7 +2166,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_assay_proto_msgTypes[25]
+	mi := &file_assay_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2099,7 +2178,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[25]
+	mi := &file_assay_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2112,7 +2191,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{25}
+	return file_assay_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *File) GetName() string {
@@ -2140,7 +2219,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_assay_proto_msgTypes[26]
+	mi := &file_assay_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2152,7 +2231,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[26]
+	mi := &file_assay_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2165,7 +2244,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{26}
+	return file_assay_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ApplyRequest) GetFiles() []*File {
@@ -2198,7 +2277,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_assay_proto_msgTypes[27]
+	mi := &file_assay_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2210,7 +2289,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[27]
+	mi := &file_assay_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2223,7 +2302,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{27}
+	return file_assay_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ApplyResponse) GetChanges() []*Change {
@@ -2245,7 +2324,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_assay_proto_msgTypes[28]
+	mi := &file_assay_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2257,7 +2336,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[28]
+	mi := &file_assay_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2270,7 +2349,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{28}
+	return file_assay_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Change) GetKind() string {
@@ -2312,7 +2391,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_assay_proto_msgTypes[29]
+	mi := &file_assay_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2324,7 +2403,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[29]
+	mi := &file_assay_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2337,7 +2416,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{29}
+	return file_assay_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DeleteRequest) GetKind() string {
@@ -2369,7 +2448,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_assay_proto_msgTypes[30]
+	mi := &file_assay_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2381,7 +2460,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[30]
+	mi := &file_assay_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2394,7 +2473,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{30}
+	return file_assay_proto_rawDescGZIP(), []int{31}
 }
 
 // Kinds: services, workloads, namespaces, meshconfigs, hosts, certificates, signals, edges,
@@ -2410,7 +2489,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_assay_proto_msgTypes[31]
+	mi := &file_assay_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2422,7 +2501,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[31]
+	mi := &file_assay_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2435,7 +2514,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{31}
+	return file_assay_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListRequest) GetKind() string {
@@ -2469,7 +2548,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_assay_proto_msgTypes[32]
+	mi := &file_assay_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2481,7 +2560,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[32]
+	mi := &file_assay_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2494,7 +2573,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{32}
+	return file_assay_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListResponse) GetItems() [][]byte {
@@ -2521,7 +2600,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_assay_proto_msgTypes[33]
+	mi := &file_assay_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2533,7 +2612,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[33]
+	mi := &file_assay_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2546,7 +2625,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{33}
+	return file_assay_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CreateTokenRequest) GetCovers() []string {
@@ -2573,7 +2652,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_assay_proto_msgTypes[34]
+	mi := &file_assay_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2585,7 +2664,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[34]
+	mi := &file_assay_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2598,7 +2677,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{34}
+	return file_assay_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -2627,7 +2706,7 @@ type IssueOperatorRequest struct {
 
 func (x *IssueOperatorRequest) Reset() {
 	*x = IssueOperatorRequest{}
-	mi := &file_assay_proto_msgTypes[35]
+	mi := &file_assay_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2639,7 +2718,7 @@ func (x *IssueOperatorRequest) String() string {
 func (*IssueOperatorRequest) ProtoMessage() {}
 
 func (x *IssueOperatorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[35]
+	mi := &file_assay_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2652,7 +2731,7 @@ func (x *IssueOperatorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueOperatorRequest.ProtoReflect.Descriptor instead.
 func (*IssueOperatorRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{35}
+	return file_assay_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *IssueOperatorRequest) GetName() string {
@@ -2693,7 +2772,7 @@ type IssueOperatorResponse struct {
 
 func (x *IssueOperatorResponse) Reset() {
 	*x = IssueOperatorResponse{}
-	mi := &file_assay_proto_msgTypes[36]
+	mi := &file_assay_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2705,7 +2784,7 @@ func (x *IssueOperatorResponse) String() string {
 func (*IssueOperatorResponse) ProtoMessage() {}
 
 func (x *IssueOperatorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[36]
+	mi := &file_assay_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2718,7 +2797,7 @@ func (x *IssueOperatorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueOperatorResponse.ProtoReflect.Descriptor instead.
 func (*IssueOperatorResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{36}
+	return file_assay_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *IssueOperatorResponse) GetChain() [][]byte {
@@ -2744,7 +2823,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_assay_proto_msgTypes[37]
+	mi := &file_assay_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2756,7 +2835,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[37]
+	mi := &file_assay_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2769,7 +2848,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{37}
+	return file_assay_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CheckRequest) GetExpirySeconds() int64 {
@@ -2788,7 +2867,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_assay_proto_msgTypes[38]
+	mi := &file_assay_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2800,7 +2879,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[38]
+	mi := &file_assay_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2813,7 +2892,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{38}
+	return file_assay_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CheckResponse) GetFindings() []*Finding {
@@ -2876,12 +2955,13 @@ const file_assay_proto_rawDesc = "" +
 	"\tBundleAck\x12\x1f\n" +
 	"\vworkload_id\x18\x01 \x01(\tR\n" +
 	"workloadId\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\x04R\aversion\"\xcf\x01\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\"\xfe\x01\n" +
 	"\rControlUpdate\x12-\n" +
 	"\awelcome\x18\x01 \x01(\v2\x11.assay.v1.WelcomeH\x00R\awelcome\x12'\n" +
 	"\x05delta\x18\x02 \x01(\v2\x0f.assay.v1.DeltaH\x00R\x05delta\x12*\n" +
 	"\x06bundle\x18\x03 \x01(\v2\x10.assay.v1.BundleH\x00R\x06bundle\x120\n" +
-	"\baccepted\x18\x04 \x01(\v2\x12.assay.v1.AcceptedH\x00R\bacceptedB\b\n" +
+	"\baccepted\x18\x04 \x01(\v2\x12.assay.v1.AcceptedH\x00R\baccepted\x12-\n" +
+	"\arefused\x18\x05 \x01(\v2\x11.assay.v1.RefusedH\x00R\arefusedB\b\n" +
 	"\x06update\"\x9c\x01\n" +
 	"\aWelcome\x12\x17\n" +
 	"\ahost_id\x18\x01 \x01(\tR\x06hostId\x12!\n" +
@@ -2891,7 +2971,12 @@ const file_assay_proto_rawDesc = "" +
 	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\"+\n" +
 	"\bAccepted\x12\x1f\n" +
 	"\vworkload_id\x18\x01 \x01(\tR\n" +
-	"workloadId\"\x81\x01\n" +
+	"workloadId\"Z\n" +
+	"\aRefused\x12\x1f\n" +
+	"\vworkload_id\x18\x01 \x01(\tR\n" +
+	"workloadId\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"\x81\x01\n" +
 	"\x05Delta\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12*\n" +
 	"\x06upsert\x18\x02 \x03(\v2\x12.assay.v1.ResourceR\x06upsert\x12\x16\n" +
@@ -3081,7 +3166,7 @@ func file_assay_proto_rawDescGZIP() []byte {
 	return file_assay_proto_rawDescData
 }
 
-var file_assay_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_assay_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_assay_proto_goTypes = []any{
 	(*JoinRequest)(nil),           // 0: assay.v1.JoinRequest
 	(*JoinResponse)(nil),          // 1: assay.v1.JoinResponse
@@ -3095,95 +3180,97 @@ var file_assay_proto_goTypes = []any{
 	(*ControlUpdate)(nil),         // 9: assay.v1.ControlUpdate
 	(*Welcome)(nil),               // 10: assay.v1.Welcome
 	(*Accepted)(nil),              // 11: assay.v1.Accepted
-	(*Delta)(nil),                 // 12: assay.v1.Delta
-	(*Resource)(nil),              // 13: assay.v1.Resource
-	(*Bundle)(nil),                // 14: assay.v1.Bundle
-	(*Artifact)(nil),              // 15: assay.v1.Artifact
-	(*Workload)(nil),              // 16: assay.v1.Workload
-	(*Host)(nil),                  // 17: assay.v1.Host
-	(*NamespaceConfig)(nil),       // 18: assay.v1.NamespaceConfig
-	(*Service)(nil),               // 19: assay.v1.Service
-	(*Port)(nil),                  // 20: assay.v1.Port
-	(*Endpoint)(nil),              // 21: assay.v1.Endpoint
-	(*Finding)(nil),               // 22: assay.v1.Finding
-	(*WorkloadReport)(nil),        // 23: assay.v1.WorkloadReport
-	(*Signals)(nil),               // 24: assay.v1.Signals
-	(*File)(nil),                  // 25: assay.v1.File
-	(*ApplyRequest)(nil),          // 26: assay.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 27: assay.v1.ApplyResponse
-	(*Change)(nil),                // 28: assay.v1.Change
-	(*DeleteRequest)(nil),         // 29: assay.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 30: assay.v1.DeleteResponse
-	(*ListRequest)(nil),           // 31: assay.v1.ListRequest
-	(*ListResponse)(nil),          // 32: assay.v1.ListResponse
-	(*CreateTokenRequest)(nil),    // 33: assay.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 34: assay.v1.CreateTokenResponse
-	(*IssueOperatorRequest)(nil),  // 35: assay.v1.IssueOperatorRequest
-	(*IssueOperatorResponse)(nil), // 36: assay.v1.IssueOperatorResponse
-	(*CheckRequest)(nil),          // 37: assay.v1.CheckRequest
-	(*CheckResponse)(nil),         // 38: assay.v1.CheckResponse
-	nil,                           // 39: assay.v1.HostHello.KnownEntry
-	nil,                           // 40: assay.v1.Workload.LabelsEntry
-	nil,                           // 41: assay.v1.WorkloadReport.HandshakeFailuresEntry
-	nil,                           // 42: assay.v1.WorkloadReport.DetectionsEntry
-	nil,                           // 43: assay.v1.WorkloadReport.RefusalsEntry
+	(*Refused)(nil),               // 12: assay.v1.Refused
+	(*Delta)(nil),                 // 13: assay.v1.Delta
+	(*Resource)(nil),              // 14: assay.v1.Resource
+	(*Bundle)(nil),                // 15: assay.v1.Bundle
+	(*Artifact)(nil),              // 16: assay.v1.Artifact
+	(*Workload)(nil),              // 17: assay.v1.Workload
+	(*Host)(nil),                  // 18: assay.v1.Host
+	(*NamespaceConfig)(nil),       // 19: assay.v1.NamespaceConfig
+	(*Service)(nil),               // 20: assay.v1.Service
+	(*Port)(nil),                  // 21: assay.v1.Port
+	(*Endpoint)(nil),              // 22: assay.v1.Endpoint
+	(*Finding)(nil),               // 23: assay.v1.Finding
+	(*WorkloadReport)(nil),        // 24: assay.v1.WorkloadReport
+	(*Signals)(nil),               // 25: assay.v1.Signals
+	(*File)(nil),                  // 26: assay.v1.File
+	(*ApplyRequest)(nil),          // 27: assay.v1.ApplyRequest
+	(*ApplyResponse)(nil),         // 28: assay.v1.ApplyResponse
+	(*Change)(nil),                // 29: assay.v1.Change
+	(*DeleteRequest)(nil),         // 30: assay.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 31: assay.v1.DeleteResponse
+	(*ListRequest)(nil),           // 32: assay.v1.ListRequest
+	(*ListResponse)(nil),          // 33: assay.v1.ListResponse
+	(*CreateTokenRequest)(nil),    // 34: assay.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),   // 35: assay.v1.CreateTokenResponse
+	(*IssueOperatorRequest)(nil),  // 36: assay.v1.IssueOperatorRequest
+	(*IssueOperatorResponse)(nil), // 37: assay.v1.IssueOperatorResponse
+	(*CheckRequest)(nil),          // 38: assay.v1.CheckRequest
+	(*CheckResponse)(nil),         // 39: assay.v1.CheckResponse
+	nil,                           // 40: assay.v1.HostHello.KnownEntry
+	nil,                           // 41: assay.v1.Workload.LabelsEntry
+	nil,                           // 42: assay.v1.WorkloadReport.HandshakeFailuresEntry
+	nil,                           // 43: assay.v1.WorkloadReport.DetectionsEntry
+	nil,                           // 44: assay.v1.WorkloadReport.RefusalsEntry
 }
 var file_assay_proto_depIdxs = []int32{
-	14, // 0: assay.v1.JoinResponse.bundle:type_name -> assay.v1.Bundle
-	15, // 1: assay.v1.IssueRequest.artifacts:type_name -> assay.v1.Artifact
+	15, // 0: assay.v1.JoinResponse.bundle:type_name -> assay.v1.Bundle
+	16, // 1: assay.v1.IssueRequest.artifacts:type_name -> assay.v1.Artifact
 	6,  // 2: assay.v1.HostUpdate.hello:type_name -> assay.v1.HostHello
-	16, // 3: assay.v1.HostUpdate.workload_up:type_name -> assay.v1.Workload
+	17, // 3: assay.v1.HostUpdate.workload_up:type_name -> assay.v1.Workload
 	8,  // 4: assay.v1.HostUpdate.bundle_ack:type_name -> assay.v1.BundleAck
-	23, // 5: assay.v1.HostUpdate.report:type_name -> assay.v1.WorkloadReport
-	22, // 6: assay.v1.HostUpdate.finding:type_name -> assay.v1.Finding
+	24, // 5: assay.v1.HostUpdate.report:type_name -> assay.v1.WorkloadReport
+	23, // 6: assay.v1.HostUpdate.finding:type_name -> assay.v1.Finding
 	7,  // 7: assay.v1.HostUpdate.synced:type_name -> assay.v1.Synced
-	39, // 8: assay.v1.HostHello.known:type_name -> assay.v1.HostHello.KnownEntry
+	40, // 8: assay.v1.HostHello.known:type_name -> assay.v1.HostHello.KnownEntry
 	10, // 9: assay.v1.ControlUpdate.welcome:type_name -> assay.v1.Welcome
-	12, // 10: assay.v1.ControlUpdate.delta:type_name -> assay.v1.Delta
-	14, // 11: assay.v1.ControlUpdate.bundle:type_name -> assay.v1.Bundle
+	13, // 10: assay.v1.ControlUpdate.delta:type_name -> assay.v1.Delta
+	15, // 11: assay.v1.ControlUpdate.bundle:type_name -> assay.v1.Bundle
 	11, // 12: assay.v1.ControlUpdate.accepted:type_name -> assay.v1.Accepted
-	13, // 13: assay.v1.Delta.upsert:type_name -> assay.v1.Resource
-	16, // 14: assay.v1.Resource.workload:type_name -> assay.v1.Workload
-	19, // 15: assay.v1.Resource.service:type_name -> assay.v1.Service
-	18, // 16: assay.v1.Resource.namespace:type_name -> assay.v1.NamespaceConfig
-	17, // 17: assay.v1.Resource.host:type_name -> assay.v1.Host
-	40, // 18: assay.v1.Workload.labels:type_name -> assay.v1.Workload.LabelsEntry
-	15, // 19: assay.v1.Workload.artifacts:type_name -> assay.v1.Artifact
-	20, // 20: assay.v1.Service.ports:type_name -> assay.v1.Port
-	21, // 21: assay.v1.Service.endpoints:type_name -> assay.v1.Endpoint
-	24, // 22: assay.v1.WorkloadReport.signals:type_name -> assay.v1.Signals
-	41, // 23: assay.v1.WorkloadReport.handshake_failures:type_name -> assay.v1.WorkloadReport.HandshakeFailuresEntry
-	42, // 24: assay.v1.WorkloadReport.detections:type_name -> assay.v1.WorkloadReport.DetectionsEntry
-	43, // 25: assay.v1.WorkloadReport.refusals:type_name -> assay.v1.WorkloadReport.RefusalsEntry
-	25, // 26: assay.v1.ApplyRequest.files:type_name -> assay.v1.File
-	28, // 27: assay.v1.ApplyResponse.changes:type_name -> assay.v1.Change
-	14, // 28: assay.v1.IssueOperatorResponse.bundle:type_name -> assay.v1.Bundle
-	22, // 29: assay.v1.CheckResponse.findings:type_name -> assay.v1.Finding
-	0,  // 30: assay.v1.Hosts.Join:input_type -> assay.v1.JoinRequest
-	2,  // 31: assay.v1.Hosts.Renew:input_type -> assay.v1.RenewRequest
-	5,  // 32: assay.v1.Hosts.Sync:input_type -> assay.v1.HostUpdate
-	3,  // 33: assay.v1.Hosts.Issue:input_type -> assay.v1.IssueRequest
-	26, // 34: assay.v1.Operator.Apply:input_type -> assay.v1.ApplyRequest
-	29, // 35: assay.v1.Operator.Delete:input_type -> assay.v1.DeleteRequest
-	31, // 36: assay.v1.Operator.List:input_type -> assay.v1.ListRequest
-	33, // 37: assay.v1.Operator.CreateToken:input_type -> assay.v1.CreateTokenRequest
-	35, // 38: assay.v1.Operator.IssueOperator:input_type -> assay.v1.IssueOperatorRequest
-	37, // 39: assay.v1.Operator.Check:input_type -> assay.v1.CheckRequest
-	1,  // 40: assay.v1.Hosts.Join:output_type -> assay.v1.JoinResponse
-	1,  // 41: assay.v1.Hosts.Renew:output_type -> assay.v1.JoinResponse
-	9,  // 42: assay.v1.Hosts.Sync:output_type -> assay.v1.ControlUpdate
-	4,  // 43: assay.v1.Hosts.Issue:output_type -> assay.v1.IssueResponse
-	27, // 44: assay.v1.Operator.Apply:output_type -> assay.v1.ApplyResponse
-	30, // 45: assay.v1.Operator.Delete:output_type -> assay.v1.DeleteResponse
-	32, // 46: assay.v1.Operator.List:output_type -> assay.v1.ListResponse
-	34, // 47: assay.v1.Operator.CreateToken:output_type -> assay.v1.CreateTokenResponse
-	36, // 48: assay.v1.Operator.IssueOperator:output_type -> assay.v1.IssueOperatorResponse
-	38, // 49: assay.v1.Operator.Check:output_type -> assay.v1.CheckResponse
-	40, // [40:50] is the sub-list for method output_type
-	30, // [30:40] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	12, // 13: assay.v1.ControlUpdate.refused:type_name -> assay.v1.Refused
+	14, // 14: assay.v1.Delta.upsert:type_name -> assay.v1.Resource
+	17, // 15: assay.v1.Resource.workload:type_name -> assay.v1.Workload
+	20, // 16: assay.v1.Resource.service:type_name -> assay.v1.Service
+	19, // 17: assay.v1.Resource.namespace:type_name -> assay.v1.NamespaceConfig
+	18, // 18: assay.v1.Resource.host:type_name -> assay.v1.Host
+	41, // 19: assay.v1.Workload.labels:type_name -> assay.v1.Workload.LabelsEntry
+	16, // 20: assay.v1.Workload.artifacts:type_name -> assay.v1.Artifact
+	21, // 21: assay.v1.Service.ports:type_name -> assay.v1.Port
+	22, // 22: assay.v1.Service.endpoints:type_name -> assay.v1.Endpoint
+	25, // 23: assay.v1.WorkloadReport.signals:type_name -> assay.v1.Signals
+	42, // 24: assay.v1.WorkloadReport.handshake_failures:type_name -> assay.v1.WorkloadReport.HandshakeFailuresEntry
+	43, // 25: assay.v1.WorkloadReport.detections:type_name -> assay.v1.WorkloadReport.DetectionsEntry
+	44, // 26: assay.v1.WorkloadReport.refusals:type_name -> assay.v1.WorkloadReport.RefusalsEntry
+	26, // 27: assay.v1.ApplyRequest.files:type_name -> assay.v1.File
+	29, // 28: assay.v1.ApplyResponse.changes:type_name -> assay.v1.Change
+	15, // 29: assay.v1.IssueOperatorResponse.bundle:type_name -> assay.v1.Bundle
+	23, // 30: assay.v1.CheckResponse.findings:type_name -> assay.v1.Finding
+	0,  // 31: assay.v1.Hosts.Join:input_type -> assay.v1.JoinRequest
+	2,  // 32: assay.v1.Hosts.Renew:input_type -> assay.v1.RenewRequest
+	5,  // 33: assay.v1.Hosts.Sync:input_type -> assay.v1.HostUpdate
+	3,  // 34: assay.v1.Hosts.Issue:input_type -> assay.v1.IssueRequest
+	27, // 35: assay.v1.Operator.Apply:input_type -> assay.v1.ApplyRequest
+	30, // 36: assay.v1.Operator.Delete:input_type -> assay.v1.DeleteRequest
+	32, // 37: assay.v1.Operator.List:input_type -> assay.v1.ListRequest
+	34, // 38: assay.v1.Operator.CreateToken:input_type -> assay.v1.CreateTokenRequest
+	36, // 39: assay.v1.Operator.IssueOperator:input_type -> assay.v1.IssueOperatorRequest
+	38, // 40: assay.v1.Operator.Check:input_type -> assay.v1.CheckRequest
+	1,  // 41: assay.v1.Hosts.Join:output_type -> assay.v1.JoinResponse
+	1,  // 42: assay.v1.Hosts.Renew:output_type -> assay.v1.JoinResponse
+	9,  // 43: assay.v1.Hosts.Sync:output_type -> assay.v1.ControlUpdate
+	4,  // 44: assay.v1.Hosts.Issue:output_type -> assay.v1.IssueResponse
+	28, // 45: assay.v1.Operator.Apply:output_type -> assay.v1.ApplyResponse
+	31, // 46: assay.v1.Operator.Delete:output_type -> assay.v1.DeleteResponse
+	33, // 47: assay.v1.Operator.List:output_type -> assay.v1.ListResponse
+	35, // 48: assay.v1.Operator.CreateToken:output_type -> assay.v1.CreateTokenResponse
+	37, // 49: assay.v1.Operator.IssueOperator:output_type -> assay.v1.IssueOperatorResponse
+	39, // 50: assay.v1.Operator.Check:output_type -> assay.v1.CheckResponse
+	41, // [41:51] is the sub-list for method output_type
+	31, // [31:41] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_assay_proto_init() }
@@ -3205,8 +3292,9 @@ func file_assay_proto_init() {
 		(*ControlUpdate_Delta)(nil),
 		(*ControlUpdate_Bundle)(nil),
 		(*ControlUpdate_Accepted)(nil),
+		(*ControlUpdate_Refused)(nil),
 	}
-	file_assay_proto_msgTypes[13].OneofWrappers = []any{
+	file_assay_proto_msgTypes[14].OneofWrappers = []any{
 		(*Resource_Workload)(nil),
 		(*Resource_Service)(nil),
 		(*Resource_Namespace)(nil),
@@ -3218,7 +3306,7 @@ func file_assay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_assay_proto_rawDesc), len(file_assay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   44,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

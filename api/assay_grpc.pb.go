@@ -268,7 +268,8 @@ const (
 type OperatorClient interface {
 	// Apply validates all files together and stores them, or changes nothing.
 	Apply(ctx context.Context, in *ApplyRequest, opts ...grpc.CallOption) (*ApplyResponse, error)
-	// Delete removes one object of intent.
+	// Delete removes one object of intent, or forgets a host that is gone for good
+	// (kind "host", no namespace; name is the host's ID).
 	Delete(ctx context.Context, in *DeleteRequest, opts ...grpc.CallOption) (*DeleteResponse, error)
 	// List returns objects as JSON documents in the documented -o json form.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
@@ -358,7 +359,8 @@ func (c *operatorClient) Check(ctx context.Context, in *CheckRequest, opts ...gr
 type OperatorServer interface {
 	// Apply validates all files together and stores them, or changes nothing.
 	Apply(context.Context, *ApplyRequest) (*ApplyResponse, error)
-	// Delete removes one object of intent.
+	// Delete removes one object of intent, or forgets a host that is gone for good
+	// (kind "host", no namespace; name is the host's ID).
 	Delete(context.Context, *DeleteRequest) (*DeleteResponse, error)
 	// List returns objects as JSON documents in the documented -o json form.
 	List(context.Context, *ListRequest) (*ListResponse, error)
