@@ -1,0 +1,8 @@
+package main
+
+import "github.com/spf13/cobra"
+
+// hostCommands are the commands that need Linux.
+func hostCommands() []*cobra.Command {
+	return []*cobra.Command{}
+}
