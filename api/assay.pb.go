@@ -1227,6 +1227,67 @@ func (x *Bundle) GetRoots() [][]byte {
 	return nil
 }
 
+// Problem is the detail of a gRPC status: an assay.Error in its parts.
+type Problem struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Op            string                 `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`
+	Cause         string                 `protobuf:"bytes,2,opt,name=cause,proto3" json:"cause,omitempty"`
+	Remedy        string                 `protobuf:"bytes,3,opt,name=remedy,proto3" json:"remedy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Problem) Reset() {
+	*x = Problem{}
+	mi := &file_assay_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Problem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Problem) ProtoMessage() {}
+
+func (x *Problem) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Problem.ProtoReflect.Descriptor instead.
+func (*Problem) Descriptor() ([]byte, []int) {
+	return file_assay_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Problem) GetOp() string {
+	if x != nil {
+		return x.Op
+	}
+	return ""
+}
+
+func (x *Problem) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *Problem) GetRemedy() string {
+	if x != nil {
+		return x.Remedy
+	}
+	return ""
+}
+
 type Artifact struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
@@ -1239,7 +1300,7 @@ type Artifact struct {
 
 func (x *Artifact) Reset() {
 	*x = Artifact{}
-	mi := &file_assay_proto_msgTypes[16]
+	mi := &file_assay_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1251,7 +1312,7 @@ func (x *Artifact) String() string {
 func (*Artifact) ProtoMessage() {}
 
 func (x *Artifact) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[16]
+	mi := &file_assay_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1264,7 +1325,7 @@ func (x *Artifact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Artifact.ProtoReflect.Descriptor instead.
 func (*Artifact) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{16}
+	return file_assay_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Artifact) GetKind() string {
@@ -1316,7 +1377,7 @@ type Workload struct {
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_assay_proto_msgTypes[17]
+	mi := &file_assay_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1328,7 +1389,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[17]
+	mi := &file_assay_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1341,7 +1402,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{17}
+	return file_assay_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Workload) GetId() string {
@@ -1449,7 +1510,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_assay_proto_msgTypes[18]
+	mi := &file_assay_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1461,7 +1522,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[18]
+	mi := &file_assay_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1474,7 +1535,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{18}
+	return file_assay_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Host) GetId() string {
@@ -1530,7 +1591,7 @@ type NamespaceConfig struct {
 
 func (x *NamespaceConfig) Reset() {
 	*x = NamespaceConfig{}
-	mi := &file_assay_proto_msgTypes[19]
+	mi := &file_assay_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1542,7 +1603,7 @@ func (x *NamespaceConfig) String() string {
 func (*NamespaceConfig) ProtoMessage() {}
 
 func (x *NamespaceConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[19]
+	mi := &file_assay_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1555,7 +1616,7 @@ func (x *NamespaceConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamespaceConfig.ProtoReflect.Descriptor instead.
 func (*NamespaceConfig) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{19}
+	return file_assay_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *NamespaceConfig) GetNamespace() string {
@@ -1593,7 +1654,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_assay_proto_msgTypes[20]
+	mi := &file_assay_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1605,7 +1666,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[20]
+	mi := &file_assay_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1618,7 +1679,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{20}
+	return file_assay_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Service) GetNamespace() string {
@@ -1674,7 +1735,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_assay_proto_msgTypes[21]
+	mi := &file_assay_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +1747,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[21]
+	mi := &file_assay_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +1760,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{21}
+	return file_assay_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Port) GetName() string {
@@ -1735,7 +1796,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_assay_proto_msgTypes[22]
+	mi := &file_assay_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1747,7 +1808,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[22]
+	mi := &file_assay_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1760,7 +1821,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{22}
+	return file_assay_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Endpoint) GetWorkload() string {
@@ -1805,7 +1866,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_assay_proto_msgTypes[23]
+	mi := &file_assay_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1817,7 +1878,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[23]
+	mi := &file_assay_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1830,7 +1891,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{23}
+	return file_assay_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Finding) GetTime() int64 {
@@ -1891,7 +1952,7 @@ type WorkloadReport struct {
 
 func (x *WorkloadReport) Reset() {
 	*x = WorkloadReport{}
-	mi := &file_assay_proto_msgTypes[24]
+	mi := &file_assay_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1903,7 +1964,7 @@ func (x *WorkloadReport) String() string {
 func (*WorkloadReport) ProtoMessage() {}
 
 func (x *WorkloadReport) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[24]
+	mi := &file_assay_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1916,7 +1977,7 @@ func (x *WorkloadReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadReport.ProtoReflect.Descriptor instead.
 func (*WorkloadReport) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{24}
+	return file_assay_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WorkloadReport) GetWorkloadId() string {
@@ -1995,7 +2056,7 @@ type Signals struct {
 
 func (x *Signals) Reset() {
 	*x = Signals{}
-	mi := &file_assay_proto_msgTypes[25]
+	mi := &file_assay_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2007,7 +2068,7 @@ func (x *Signals) String() string {
 func (*Signals) ProtoMessage() {}
 
 func (x *Signals) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[25]
+	mi := &file_assay_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2020,7 +2081,7 @@ func (x *Signals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Signals.ProtoReflect.Descriptor instead.
 func (*Signals) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{25}
+	return file_assay_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Signals) GetDirection() string {
@@ -2166,7 +2227,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_assay_proto_msgTypes[26]
+	mi := &file_assay_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2178,7 +2239,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[26]
+	mi := &file_assay_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2191,7 +2252,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{26}
+	return file_assay_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *File) GetName() string {
@@ -2219,7 +2280,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_assay_proto_msgTypes[27]
+	mi := &file_assay_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2231,7 +2292,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[27]
+	mi := &file_assay_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2244,7 +2305,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{27}
+	return file_assay_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ApplyRequest) GetFiles() []*File {
@@ -2277,7 +2338,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_assay_proto_msgTypes[28]
+	mi := &file_assay_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2289,7 +2350,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[28]
+	mi := &file_assay_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2302,7 +2363,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{28}
+	return file_assay_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ApplyResponse) GetChanges() []*Change {
@@ -2324,7 +2385,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_assay_proto_msgTypes[29]
+	mi := &file_assay_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2336,7 +2397,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[29]
+	mi := &file_assay_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2349,7 +2410,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{29}
+	return file_assay_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Change) GetKind() string {
@@ -2391,7 +2452,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_assay_proto_msgTypes[30]
+	mi := &file_assay_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2403,7 +2464,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[30]
+	mi := &file_assay_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2416,7 +2477,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{30}
+	return file_assay_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DeleteRequest) GetKind() string {
@@ -2448,7 +2509,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_assay_proto_msgTypes[31]
+	mi := &file_assay_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2460,7 +2521,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[31]
+	mi := &file_assay_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2473,7 +2534,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{31}
+	return file_assay_proto_rawDescGZIP(), []int{32}
 }
 
 // Kinds: services, workloads, namespaces, meshconfigs, hosts, certificates, signals, edges,
@@ -2489,7 +2550,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_assay_proto_msgTypes[32]
+	mi := &file_assay_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2501,7 +2562,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[32]
+	mi := &file_assay_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2514,7 +2575,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{32}
+	return file_assay_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListRequest) GetKind() string {
@@ -2548,7 +2609,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_assay_proto_msgTypes[33]
+	mi := &file_assay_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2560,7 +2621,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[33]
+	mi := &file_assay_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2573,7 +2634,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{33}
+	return file_assay_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListResponse) GetItems() [][]byte {
@@ -2600,7 +2661,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_assay_proto_msgTypes[34]
+	mi := &file_assay_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2612,7 +2673,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[34]
+	mi := &file_assay_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2625,7 +2686,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{34}
+	return file_assay_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CreateTokenRequest) GetCovers() []string {
@@ -2652,7 +2713,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_assay_proto_msgTypes[35]
+	mi := &file_assay_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2664,7 +2725,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[35]
+	mi := &file_assay_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2677,7 +2738,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{35}
+	return file_assay_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -2706,7 +2767,7 @@ type IssueOperatorRequest struct {
 
 func (x *IssueOperatorRequest) Reset() {
 	*x = IssueOperatorRequest{}
-	mi := &file_assay_proto_msgTypes[36]
+	mi := &file_assay_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2718,7 +2779,7 @@ func (x *IssueOperatorRequest) String() string {
 func (*IssueOperatorRequest) ProtoMessage() {}
 
 func (x *IssueOperatorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[36]
+	mi := &file_assay_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2731,7 +2792,7 @@ func (x *IssueOperatorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueOperatorRequest.ProtoReflect.Descriptor instead.
 func (*IssueOperatorRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{36}
+	return file_assay_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *IssueOperatorRequest) GetName() string {
@@ -2772,7 +2833,7 @@ type IssueOperatorResponse struct {
 
 func (x *IssueOperatorResponse) Reset() {
 	*x = IssueOperatorResponse{}
-	mi := &file_assay_proto_msgTypes[37]
+	mi := &file_assay_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2784,7 +2845,7 @@ func (x *IssueOperatorResponse) String() string {
 func (*IssueOperatorResponse) ProtoMessage() {}
 
 func (x *IssueOperatorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[37]
+	mi := &file_assay_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2797,7 +2858,7 @@ func (x *IssueOperatorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueOperatorResponse.ProtoReflect.Descriptor instead.
 func (*IssueOperatorResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{37}
+	return file_assay_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *IssueOperatorResponse) GetChain() [][]byte {
@@ -2823,7 +2884,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_assay_proto_msgTypes[38]
+	mi := &file_assay_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2835,7 +2896,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[38]
+	mi := &file_assay_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2848,7 +2909,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{38}
+	return file_assay_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CheckRequest) GetExpirySeconds() int64 {
@@ -2867,7 +2928,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_assay_proto_msgTypes[39]
+	mi := &file_assay_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2879,7 +2940,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[39]
+	mi := &file_assay_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2892,7 +2953,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{39}
+	return file_assay_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CheckResponse) GetFindings() []*Finding {
@@ -2992,7 +3053,11 @@ const file_assay_proto_rawDesc = "" +
 	"\x04body\"8\n" +
 	"\x06Bundle\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x14\n" +
-	"\x05roots\x18\x02 \x03(\fR\x05roots\"f\n" +
+	"\x05roots\x18\x02 \x03(\fR\x05roots\"G\n" +
+	"\aProblem\x12\x0e\n" +
+	"\x02op\x18\x01 \x01(\tR\x02op\x12\x14\n" +
+	"\x05cause\x18\x02 \x01(\tR\x05cause\x12\x16\n" +
+	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"f\n" +
 	"\bArtifact\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -3166,7 +3231,7 @@ func file_assay_proto_rawDescGZIP() []byte {
 	return file_assay_proto_rawDescData
 }
 
-var file_assay_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_assay_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_assay_proto_goTypes = []any{
 	(*JoinRequest)(nil),           // 0: assay.v1.JoinRequest
 	(*JoinResponse)(nil),          // 1: assay.v1.JoinResponse
@@ -3184,88 +3249,89 @@ var file_assay_proto_goTypes = []any{
 	(*Delta)(nil),                 // 13: assay.v1.Delta
 	(*Resource)(nil),              // 14: assay.v1.Resource
 	(*Bundle)(nil),                // 15: assay.v1.Bundle
-	(*Artifact)(nil),              // 16: assay.v1.Artifact
-	(*Workload)(nil),              // 17: assay.v1.Workload
-	(*Host)(nil),                  // 18: assay.v1.Host
-	(*NamespaceConfig)(nil),       // 19: assay.v1.NamespaceConfig
-	(*Service)(nil),               // 20: assay.v1.Service
-	(*Port)(nil),                  // 21: assay.v1.Port
-	(*Endpoint)(nil),              // 22: assay.v1.Endpoint
-	(*Finding)(nil),               // 23: assay.v1.Finding
-	(*WorkloadReport)(nil),        // 24: assay.v1.WorkloadReport
-	(*Signals)(nil),               // 25: assay.v1.Signals
-	(*File)(nil),                  // 26: assay.v1.File
-	(*ApplyRequest)(nil),          // 27: assay.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 28: assay.v1.ApplyResponse
-	(*Change)(nil),                // 29: assay.v1.Change
-	(*DeleteRequest)(nil),         // 30: assay.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 31: assay.v1.DeleteResponse
-	(*ListRequest)(nil),           // 32: assay.v1.ListRequest
-	(*ListResponse)(nil),          // 33: assay.v1.ListResponse
-	(*CreateTokenRequest)(nil),    // 34: assay.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 35: assay.v1.CreateTokenResponse
-	(*IssueOperatorRequest)(nil),  // 36: assay.v1.IssueOperatorRequest
-	(*IssueOperatorResponse)(nil), // 37: assay.v1.IssueOperatorResponse
-	(*CheckRequest)(nil),          // 38: assay.v1.CheckRequest
-	(*CheckResponse)(nil),         // 39: assay.v1.CheckResponse
-	nil,                           // 40: assay.v1.HostHello.KnownEntry
-	nil,                           // 41: assay.v1.Workload.LabelsEntry
-	nil,                           // 42: assay.v1.WorkloadReport.HandshakeFailuresEntry
-	nil,                           // 43: assay.v1.WorkloadReport.DetectionsEntry
-	nil,                           // 44: assay.v1.WorkloadReport.RefusalsEntry
+	(*Problem)(nil),               // 16: assay.v1.Problem
+	(*Artifact)(nil),              // 17: assay.v1.Artifact
+	(*Workload)(nil),              // 18: assay.v1.Workload
+	(*Host)(nil),                  // 19: assay.v1.Host
+	(*NamespaceConfig)(nil),       // 20: assay.v1.NamespaceConfig
+	(*Service)(nil),               // 21: assay.v1.Service
+	(*Port)(nil),                  // 22: assay.v1.Port
+	(*Endpoint)(nil),              // 23: assay.v1.Endpoint
+	(*Finding)(nil),               // 24: assay.v1.Finding
+	(*WorkloadReport)(nil),        // 25: assay.v1.WorkloadReport
+	(*Signals)(nil),               // 26: assay.v1.Signals
+	(*File)(nil),                  // 27: assay.v1.File
+	(*ApplyRequest)(nil),          // 28: assay.v1.ApplyRequest
+	(*ApplyResponse)(nil),         // 29: assay.v1.ApplyResponse
+	(*Change)(nil),                // 30: assay.v1.Change
+	(*DeleteRequest)(nil),         // 31: assay.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 32: assay.v1.DeleteResponse
+	(*ListRequest)(nil),           // 33: assay.v1.ListRequest
+	(*ListResponse)(nil),          // 34: assay.v1.ListResponse
+	(*CreateTokenRequest)(nil),    // 35: assay.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),   // 36: assay.v1.CreateTokenResponse
+	(*IssueOperatorRequest)(nil),  // 37: assay.v1.IssueOperatorRequest
+	(*IssueOperatorResponse)(nil), // 38: assay.v1.IssueOperatorResponse
+	(*CheckRequest)(nil),          // 39: assay.v1.CheckRequest
+	(*CheckResponse)(nil),         // 40: assay.v1.CheckResponse
+	nil,                           // 41: assay.v1.HostHello.KnownEntry
+	nil,                           // 42: assay.v1.Workload.LabelsEntry
+	nil,                           // 43: assay.v1.WorkloadReport.HandshakeFailuresEntry
+	nil,                           // 44: assay.v1.WorkloadReport.DetectionsEntry
+	nil,                           // 45: assay.v1.WorkloadReport.RefusalsEntry
 }
 var file_assay_proto_depIdxs = []int32{
 	15, // 0: assay.v1.JoinResponse.bundle:type_name -> assay.v1.Bundle
-	16, // 1: assay.v1.IssueRequest.artifacts:type_name -> assay.v1.Artifact
+	17, // 1: assay.v1.IssueRequest.artifacts:type_name -> assay.v1.Artifact
 	6,  // 2: assay.v1.HostUpdate.hello:type_name -> assay.v1.HostHello
-	17, // 3: assay.v1.HostUpdate.workload_up:type_name -> assay.v1.Workload
+	18, // 3: assay.v1.HostUpdate.workload_up:type_name -> assay.v1.Workload
 	8,  // 4: assay.v1.HostUpdate.bundle_ack:type_name -> assay.v1.BundleAck
-	24, // 5: assay.v1.HostUpdate.report:type_name -> assay.v1.WorkloadReport
-	23, // 6: assay.v1.HostUpdate.finding:type_name -> assay.v1.Finding
+	25, // 5: assay.v1.HostUpdate.report:type_name -> assay.v1.WorkloadReport
+	24, // 6: assay.v1.HostUpdate.finding:type_name -> assay.v1.Finding
 	7,  // 7: assay.v1.HostUpdate.synced:type_name -> assay.v1.Synced
-	40, // 8: assay.v1.HostHello.known:type_name -> assay.v1.HostHello.KnownEntry
+	41, // 8: assay.v1.HostHello.known:type_name -> assay.v1.HostHello.KnownEntry
 	10, // 9: assay.v1.ControlUpdate.welcome:type_name -> assay.v1.Welcome
 	13, // 10: assay.v1.ControlUpdate.delta:type_name -> assay.v1.Delta
 	15, // 11: assay.v1.ControlUpdate.bundle:type_name -> assay.v1.Bundle
 	11, // 12: assay.v1.ControlUpdate.accepted:type_name -> assay.v1.Accepted
 	12, // 13: assay.v1.ControlUpdate.refused:type_name -> assay.v1.Refused
 	14, // 14: assay.v1.Delta.upsert:type_name -> assay.v1.Resource
-	17, // 15: assay.v1.Resource.workload:type_name -> assay.v1.Workload
-	20, // 16: assay.v1.Resource.service:type_name -> assay.v1.Service
-	19, // 17: assay.v1.Resource.namespace:type_name -> assay.v1.NamespaceConfig
-	18, // 18: assay.v1.Resource.host:type_name -> assay.v1.Host
-	41, // 19: assay.v1.Workload.labels:type_name -> assay.v1.Workload.LabelsEntry
-	16, // 20: assay.v1.Workload.artifacts:type_name -> assay.v1.Artifact
-	21, // 21: assay.v1.Service.ports:type_name -> assay.v1.Port
-	22, // 22: assay.v1.Service.endpoints:type_name -> assay.v1.Endpoint
-	25, // 23: assay.v1.WorkloadReport.signals:type_name -> assay.v1.Signals
-	42, // 24: assay.v1.WorkloadReport.handshake_failures:type_name -> assay.v1.WorkloadReport.HandshakeFailuresEntry
-	43, // 25: assay.v1.WorkloadReport.detections:type_name -> assay.v1.WorkloadReport.DetectionsEntry
-	44, // 26: assay.v1.WorkloadReport.refusals:type_name -> assay.v1.WorkloadReport.RefusalsEntry
-	26, // 27: assay.v1.ApplyRequest.files:type_name -> assay.v1.File
-	29, // 28: assay.v1.ApplyResponse.changes:type_name -> assay.v1.Change
+	18, // 15: assay.v1.Resource.workload:type_name -> assay.v1.Workload
+	21, // 16: assay.v1.Resource.service:type_name -> assay.v1.Service
+	20, // 17: assay.v1.Resource.namespace:type_name -> assay.v1.NamespaceConfig
+	19, // 18: assay.v1.Resource.host:type_name -> assay.v1.Host
+	42, // 19: assay.v1.Workload.labels:type_name -> assay.v1.Workload.LabelsEntry
+	17, // 20: assay.v1.Workload.artifacts:type_name -> assay.v1.Artifact
+	22, // 21: assay.v1.Service.ports:type_name -> assay.v1.Port
+	23, // 22: assay.v1.Service.endpoints:type_name -> assay.v1.Endpoint
+	26, // 23: assay.v1.WorkloadReport.signals:type_name -> assay.v1.Signals
+	43, // 24: assay.v1.WorkloadReport.handshake_failures:type_name -> assay.v1.WorkloadReport.HandshakeFailuresEntry
+	44, // 25: assay.v1.WorkloadReport.detections:type_name -> assay.v1.WorkloadReport.DetectionsEntry
+	45, // 26: assay.v1.WorkloadReport.refusals:type_name -> assay.v1.WorkloadReport.RefusalsEntry
+	27, // 27: assay.v1.ApplyRequest.files:type_name -> assay.v1.File
+	30, // 28: assay.v1.ApplyResponse.changes:type_name -> assay.v1.Change
 	15, // 29: assay.v1.IssueOperatorResponse.bundle:type_name -> assay.v1.Bundle
-	23, // 30: assay.v1.CheckResponse.findings:type_name -> assay.v1.Finding
+	24, // 30: assay.v1.CheckResponse.findings:type_name -> assay.v1.Finding
 	0,  // 31: assay.v1.Hosts.Join:input_type -> assay.v1.JoinRequest
 	2,  // 32: assay.v1.Hosts.Renew:input_type -> assay.v1.RenewRequest
 	5,  // 33: assay.v1.Hosts.Sync:input_type -> assay.v1.HostUpdate
 	3,  // 34: assay.v1.Hosts.Issue:input_type -> assay.v1.IssueRequest
-	27, // 35: assay.v1.Operator.Apply:input_type -> assay.v1.ApplyRequest
-	30, // 36: assay.v1.Operator.Delete:input_type -> assay.v1.DeleteRequest
-	32, // 37: assay.v1.Operator.List:input_type -> assay.v1.ListRequest
-	34, // 38: assay.v1.Operator.CreateToken:input_type -> assay.v1.CreateTokenRequest
-	36, // 39: assay.v1.Operator.IssueOperator:input_type -> assay.v1.IssueOperatorRequest
-	38, // 40: assay.v1.Operator.Check:input_type -> assay.v1.CheckRequest
+	28, // 35: assay.v1.Operator.Apply:input_type -> assay.v1.ApplyRequest
+	31, // 36: assay.v1.Operator.Delete:input_type -> assay.v1.DeleteRequest
+	33, // 37: assay.v1.Operator.List:input_type -> assay.v1.ListRequest
+	35, // 38: assay.v1.Operator.CreateToken:input_type -> assay.v1.CreateTokenRequest
+	37, // 39: assay.v1.Operator.IssueOperator:input_type -> assay.v1.IssueOperatorRequest
+	39, // 40: assay.v1.Operator.Check:input_type -> assay.v1.CheckRequest
 	1,  // 41: assay.v1.Hosts.Join:output_type -> assay.v1.JoinResponse
 	1,  // 42: assay.v1.Hosts.Renew:output_type -> assay.v1.JoinResponse
 	9,  // 43: assay.v1.Hosts.Sync:output_type -> assay.v1.ControlUpdate
 	4,  // 44: assay.v1.Hosts.Issue:output_type -> assay.v1.IssueResponse
-	28, // 45: assay.v1.Operator.Apply:output_type -> assay.v1.ApplyResponse
-	31, // 46: assay.v1.Operator.Delete:output_type -> assay.v1.DeleteResponse
-	33, // 47: assay.v1.Operator.List:output_type -> assay.v1.ListResponse
-	35, // 48: assay.v1.Operator.CreateToken:output_type -> assay.v1.CreateTokenResponse
-	37, // 49: assay.v1.Operator.IssueOperator:output_type -> assay.v1.IssueOperatorResponse
-	39, // 50: assay.v1.Operator.Check:output_type -> assay.v1.CheckResponse
+	29, // 45: assay.v1.Operator.Apply:output_type -> assay.v1.ApplyResponse
+	32, // 46: assay.v1.Operator.Delete:output_type -> assay.v1.DeleteResponse
+	34, // 47: assay.v1.Operator.List:output_type -> assay.v1.ListResponse
+	36, // 48: assay.v1.Operator.CreateToken:output_type -> assay.v1.CreateTokenResponse
+	38, // 49: assay.v1.Operator.IssueOperator:output_type -> assay.v1.IssueOperatorResponse
+	40, // 50: assay.v1.Operator.Check:output_type -> assay.v1.CheckResponse
 	41, // [41:51] is the sub-list for method output_type
 	31, // [31:41] is the sub-list for method input_type
 	31, // [31:31] is the sub-list for extension type_name
@@ -3306,7 +3372,7 @@ func file_assay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_assay_proto_rawDesc), len(file_assay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   45,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
