@@ -1,0 +1,161 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// load is one run of the client.
+type load struct {
+	path        string
+	connections int
+	duration    time.Duration
+	fresh       bool // a new connection for every request
+}
+
+// sample is one measurement.
+type sample struct {
+	CPU      float64 // microseconds of both proxies for each request
+	PerMB    float64 // milliseconds of both proxies for each 2^20 bytes of bodies
+	Requests float64 // per second
+	Bytes    float64 // per second
+	P50, P99 float64 // microseconds
+	Memory   memory  // during the load
+	Sockets  int     // between the proxies, during the load
+	Errors   int
+}
+
+// measure runs the client for a while and reads the proxies' accounts before,
+// during and after it.
+func (c *contender) measure(r *run, w load) sample {
+	argv := []string{"wrk", "-t1", "-c" + strconv.Itoa(w.connections), "-d" + wrkTime(w.duration), "--latency", "--timeout", "10s"}
+	if w.fresh {
+		argv = append(argv, "-H", "Connection: close")
+	}
+	argv = append(argv, c.url+w.path)
+	pids := c.proxies()
+	before := cpuOf(pids)
+	p := c.client.Start(r, argv...)
+	var s sample
+	select {
+	case <-time.After(w.duration * 7 / 10):
+		s.Memory, s.Sockets = readMemory(pids), c.sockets(r)
+	case <-p.Done():
+	case <-r.ctx.Done():
+		r.Fatalf("interrupted")
+	}
+	if code := p.Code(); code != 0 {
+		r.Fatalf("%s: wrk: exit code %d\n%s", c.name, code, p.Output())
+	}
+	used := cpuOf(pids) - before
+	requests, bytes, took := s.parse(r, p.Output())
+	if requests == 0 {
+		r.Fatalf("%s: no request was answered\n%s", c.name, p.Output())
+	}
+	s.CPU = used.Seconds() * 1e6 / requests
+	s.Requests = requests / took
+	s.Bytes = bytes / took
+	s.PerMB = used.Seconds() * 1e3 / (bytes / (1 << 20))
+	r.Logf("%-8s c=%-3d %s fresh=%v: %.1f us, %.0f/s, p50 %.0f, p99 %.0f, %d sockets, %d errors", c.name, w.connections, w.path, w.fresh, s.CPU, s.Requests, s.P50, s.P99, s.Sockets, s.Errors)
+	return s
+}
+
+// wrkTime is what wrk understands: whole seconds.
+func wrkTime(d time.Duration) string {
+	return strconv.Itoa(max(1, int(d.Round(time.Second)/time.Second))) + "s"
+}
+
+var (
+	wrkTotal  = regexp.MustCompile(`(\d+) requests in ([\d.]+)(\w+), ([\d.]+)(\w+) read`)
+	wrkP50    = regexp.MustCompile(`50%\s+([\d.]+)(\w+)`)
+	wrkP99    = regexp.MustCompile(`99%\s+([\d.]+)(\w+)`)
+	wrkErrors = regexp.MustCompile(`Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)`)
+	wrkNot2xx = regexp.MustCompile(`Non-2xx or 3xx responses: (\d+)`)
+)
+
+func (s *sample) parse(r *run, out string) (requests, bytes, seconds float64) {
+	m := wrkTotal.FindStringSubmatch(out)
+	if m == nil {
+		r.Fatalf("wrk: output not understood:\n%s", out)
+	}
+	requests = number(m[1])
+	seconds = micros(m[2], m[3]) / 1e6
+	bytes = number(m[4]) * map[string]float64{"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}[m[5]]
+	if m := wrkP50.FindStringSubmatch(out); m != nil {
+		s.P50 = micros(m[1], m[2])
+	}
+	if m := wrkP99.FindStringSubmatch(out); m != nil {
+		s.P99 = micros(m[1], m[2])
+	}
+	if m := wrkErrors.FindStringSubmatch(out); m != nil {
+		for _, n := range m[1:] {
+			s.Errors += int(number(n))
+		}
+	}
+	if m := wrkNot2xx.FindStringSubmatch(out); m != nil {
+		s.Errors += int(number(m[1]))
+	}
+	return requests, bytes, seconds
+}
+
+func number(s string) float64 {
+	v, _ := strconv.ParseFloat(s, 64)
+	return v
+}
+
+func micros(value, unit string) float64 {
+	return number(value) * map[string]float64{"us": 1, "ms": 1e3, "s": 1e6, "m": 60e6}[unit]
+}
+
+// cpuOf returns user plus system time of processes, threads that ended included.
+func cpuOf(pids []int) time.Duration {
+	var ticks float64
+	for _, pid := range pids {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			continue
+		}
+		_, rest, _ := strings.Cut(string(stat), ") ")
+		if f := strings.Fields(rest); len(f) > 12 {
+			ticks += number(f[11]) + number(f[12]) // proc(5): utime, stime
+		}
+	}
+	return time.Duration(ticks * float64(time.Second) / 100) // USER_HZ is 100 on every Linux architecture of today
+}
+
+// memory is in bytes, the sum of several processes.
+type memory struct {
+	RSS       int64 `json:"rss"`
+	PSS       int64 `json:"pss"`
+	Anonymous int64 `json:"anonymous"`
+}
+
+func readMemory(pids []int) memory {
+	var m memory
+	for _, pid := range pids {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(text)) {
+			f := strings.Fields(line)
+			if len(f) != 3 || f[2] != "kB" {
+				continue
+			}
+			v := int64(number(f[1])) << 10
+			switch f[0] {
+			case "Rss:":
+				m.RSS += v
+			case "Pss:":
+				m.PSS += v
+			case "Anonymous:":
+				m.Anonymous += v
+			}
+		}
+	}
+	return m
+}

@@ -1,0 +1,198 @@
+// Command bench compares the hop of the mesh with its peers, in one run on one
+// machine: a client, a proxy, mutual TLS 1.3, a proxy, and nginx behind it. The
+// peers are a pair of nginx, a pair of HAProxy, and no proxy at all; Assay is a
+// real `assay up` with two workloads under `assay run`, signals on.
+//
+// It refuses to compare runs: only numbers of one run share the machine's mood,
+// so every number is printed with its ratio to nginx's of the same run, and each
+// point is measured several times, one contender after the other in turn; the
+// median counts.
+//
+// CPU per request is user plus system time of exactly the proxy processes of the
+// pair (masters and workers; not the client, not the backend) over the requests
+// that the client counted. All contenders stand on the same two kinds of host:
+// network namespaces joined by a bridge.
+//
+// Tour: main.go (the run), contender.go (what is compared), peers.go (nginx and
+// HAProxy), mesh.go (Assay), certs.go, load.go (wrk and reading /proc),
+// report.go (Markdown and JSON).
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"assay.dev/test/lab"
+)
+
+type options struct {
+	short      bool
+	repeats    int
+	duration   time.Duration
+	json       string
+	contenders string
+	verbose    bool
+}
+
+func main() {
+	lab.Init()
+	var o options
+	flag.BoolVar(&o.short, "short", false, "one repeat, short loads: about a minute")
+	flag.IntVar(&o.repeats, "repeats", 3, "how often each point is measured")
+	flag.DurationVar(&o.duration, "duration", 2*time.Second, "how long each load lasts")
+	flag.StringVar(&o.json, "json", "", "write the results as JSON to this `file`")
+	flag.StringVar(&o.contenders, "contenders", "direct,nginx,haproxy,assay", "what to compare, of direct, nginx, haproxy, assay")
+	flag.BoolVar(&o.verbose, "v", false, "show each measurement")
+	flag.Parse()
+	if o.short {
+		o.repeats, o.duration = 1, time.Second
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	r := newRun(ctx, o.verbose)
+	err := r.do(func() { bench(r, o) })
+	lab.RemoveBuilds()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// concurrency are the points of the small-request table.
+var concurrency = []int{1, 8, 64, 256}
+
+const bulkConcurrency = 4
+
+func bench(r *run, o options) {
+	names := strings.Split(o.contenders, ",")
+	lab.Require(r, "nginx", "haproxy", "wrk", "ip", "nft", "ss")
+	res := newResults(o)
+	l := lab.New(r)
+	pki, err := newPKI()
+	if err != nil {
+		r.Fatalf("certificates: %v", err)
+	}
+	var field []*contender
+	for _, name := range names {
+		var c *contender
+		switch name {
+		case "direct":
+			c = newDirect(r, l)
+		case "nginx":
+			c = newNginx(r, l, pki)
+		case "haproxy":
+			c = newHAProxy(r, l, pki)
+		case "assay":
+			c = newAssay(r, l, res)
+		default:
+			r.Fatalf("contender %q: want direct, nginx, haproxy or assay", name)
+		}
+		c.check(r)
+		c.idle = readMemory(c.proxies())
+		res.Idle[c.name] = c.idle
+		field = append(field, c)
+	}
+	for _, c := range field {
+		c.warm(r)
+	}
+	for rep := range o.repeats {
+		for _, n := range concurrency {
+			for _, c := range inTurn(field, rep) {
+				if c.name != "direct" || rep == 0 {
+					res.small(c.name, n, c.measure(r, load{path: "/", connections: n, duration: o.duration}))
+				}
+			}
+		}
+		for _, c := range inTurn(field, rep) {
+			if c.name != "direct" || rep == 0 {
+				res.bulk(c.name, c.measure(r, load{path: "/1m", connections: bulkConcurrency, duration: o.duration}))
+			}
+		}
+		for _, c := range inTurn(field, rep) {
+			if c.name != "direct" || rep == 0 {
+				res.churn(c.name, c.measure(r, load{path: "/", connections: 16, duration: o.duration, fresh: true}))
+			}
+		}
+	}
+	for _, c := range field {
+		res.After[c.name] = readMemory(c.proxies())
+	}
+	res.finish()
+	res.markdown(os.Stdout)
+	if o.json != "" {
+		if err := res.writeJSON(o.json); err != nil {
+			r.Fatalf("write results: %v", err)
+		}
+	}
+}
+
+// inTurn starts each round with another contender, so that none always follows
+// the same one.
+func inTurn(field []*contender, round int) []*contender {
+	k := round % max(len(field), 1)
+	return slices.Concat(field[k:], field[:k])
+}
+
+// run is the lab's test: one that prints instead of failing a suite.
+type run struct {
+	ctx     context.Context
+	verbose bool
+	failed  bool
+	skipped bool
+	clean   []func()
+}
+
+func newRun(ctx context.Context, verbose bool) *run { return &run{ctx: ctx, verbose: verbose} }
+
+type stop struct{ error }
+
+// do runs fn and then, whatever happened, what was to be cleaned up.
+func (r *run) do(fn func()) (err error) {
+	defer func() {
+		switch p := recover().(type) {
+		case nil:
+		case stop:
+			err = p.error
+		default:
+			panic(p)
+		}
+	}()
+	defer func() {
+		for _, f := range slices.Backward(r.clean) {
+			f()
+		}
+	}()
+	fn()
+	if r.failed {
+		return errors.New("something went wrong, see above")
+	}
+	return nil
+}
+
+func (r *run) Helper()                  {}
+func (r *run) Name() string             { return "bench" }
+func (r *run) Context() context.Context { return r.ctx }
+func (r *run) Failed() bool             { return r.failed }
+func (r *run) Cleanup(f func())         { r.clean = append(r.clean, f) }
+func (r *run) Logf(format string, args ...any) {
+	if r.verbose || r.failed {
+		fmt.Fprintf(os.Stderr, format+"\n", args...)
+	}
+}
+func (r *run) Errorf(format string, args ...any) {
+	r.failed = true
+	fmt.Fprintf(os.Stderr, format+"\n", args...)
+}
+func (r *run) Fatalf(format string, args ...any) {
+	r.failed = true
+	panic(stop{fmt.Errorf(format, args...)})
+}
+func (r *run) Skipf(format string, args ...any) { panic(stop{fmt.Errorf(format, args...)}) }

@@ -1,0 +1,189 @@
+package lab
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Mesh is a running `assay up` on the lab's host.
+type Mesh struct {
+	*Lab
+	Assay     string // the command's path inside the lab
+	Data      string // its data folder
+	Up        *Process
+	ReadyTime time.Duration // from start until it took operators and workloads
+
+	args []string
+}
+
+// Where `assay up` of a lab keeps things. The runtime folder is the default one:
+// /run is the lab's own.
+const (
+	dataDir    = "/tmp/assay-data"
+	runtimeDir = "/run/assay"
+)
+
+// StartMesh builds Assay, starts `assay up` with more arguments if wanted, and
+// waits until it is ready.
+func (l *Lab) StartMesh(t TB, args ...string) *Mesh {
+	t.Helper()
+	bin, err := BuildAssay()
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	m := &Mesh{Lab: l, Assay: bin, Data: dataDir, args: args}
+	m.Start(t)
+	return m
+}
+
+// Start starts `assay up` (again) and waits until it is ready.
+func (m *Mesh) Start(t TB) {
+	t.Helper()
+	began := time.Now()
+	m.Up = m.Lab.Start(t, append([]string{m.Assay, "up", "--data", m.Data}, m.args...)...)
+	if err := WaitFor(t.Context(), 20*time.Second, m.ready); err != nil {
+		t.Fatalf("assay up is not ready: %v\n%s", err, m.Up.Output())
+	}
+	m.ReadyTime = time.Since(began)
+}
+
+func (m *Mesh) ready() error {
+	if m.Up.Ended() {
+		return fmt.Errorf("ended with exit code %d", m.Up.Code())
+	}
+	if !strings.Contains(m.Up.Output(), "ready") {
+		return fmt.Errorf("has not said that it is ready")
+	}
+	return nil
+}
+
+// CLI runs `assay` with arguments on the host.
+func (m *Mesh) CLI(t TB, args ...string) Result {
+	t.Helper()
+	return m.Exec(t, append([]string{m.Assay}, args...)...)
+}
+
+// Get decodes `assay get KIND -o json` into items.
+func (m *Mesh) Get(t TB, kind string, items any) {
+	t.Helper()
+	out := m.MustExec(t, m.Assay, "get", kind, "-o", "json")
+	if err := json.Unmarshal([]byte(out), items); err != nil {
+		t.Fatalf("assay get %s: %v\n%s", kind, err, out)
+	}
+}
+
+// Spec is how a workload is to run.
+type Spec struct {
+	Namespace string   // "" is the default one
+	Ports     []int    // declared with --port
+	Args      []string // more arguments of `assay run`
+	Command   []string // nil waits for ever
+}
+
+// Workload is something under `assay run`, or a plain host with the same face.
+type Workload struct {
+	*Space
+	Name    string
+	Main    *Process // what was started: `assay run`, or the command itself
+	PID     int      // of the command
+	IPv4    netip.Addr
+	IPv6    netip.Addr
+	RunTime time.Duration // from start until the command ran
+}
+
+// Run starts a workload and waits until its command runs.
+func (m *Mesh) Run(t TB, name string, spec Spec) *Workload {
+	t.Helper()
+	w, err := m.StartRun(t, name, spec)
+	if err != nil {
+		t.Fatalf("assay run %s: %v\n%s\n--- assay up:\n%s", name, err, w.Main.Output(), m.Up.Output())
+	}
+	return w
+}
+
+// StartRun is Run that returns what went wrong.
+func (m *Mesh) StartRun(t TB, name string, spec Spec) (*Workload, error) {
+	t.Helper()
+	argv := []string{m.Assay, "run", "--service", name}
+	if spec.Namespace != "" {
+		argv = append(argv, "--namespace", spec.Namespace)
+	}
+	for _, p := range spec.Ports {
+		argv = append(argv, "--port", strconv.Itoa(p))
+	}
+	argv = append(append(argv, spec.Args...), "--")
+	if spec.Command == nil {
+		spec.Command = []string{"sleep", "infinity"}
+	}
+	argv = append(argv, spec.Command...)
+	w := &Workload{Name: name}
+	began := time.Now()
+	w.Main = m.Lab.Start(t, argv...)
+	err := WaitFor(t.Context(), 15*time.Second, func() error {
+		if w.Main.Ended() {
+			return fmt.Errorf("ended with exit code %d", w.Main.Code())
+		}
+		for _, p := range m.Children(w.Main.PID) {
+			if p.Parent == w.Main.PID && p.Exe != m.Assay && p.Exe != "" {
+				w.PID = p.PID
+				return nil
+			}
+		}
+		return fmt.Errorf("the command does not run yet")
+	})
+	if err != nil {
+		return w, err
+	}
+	w.RunTime = time.Since(began)
+	if w.Space, err = openSpace(w.PID); err != nil {
+		return w, err
+	}
+	// Programs of the test are born beside the workload, not below it.
+	t.Cleanup(w.Space.Close)
+	w.IPv4, w.IPv6, err = ownAddresses(w.Space)
+	return w, err
+}
+
+// ownAddresses reads a workload's addresses from its namespace.
+func ownAddresses(s *Space) (v4, v6 netip.Addr, err error) {
+	err = s.In(func() error {
+		links, err := interfaceAddrs()
+		for _, a := range links {
+			switch {
+			case a.IsLoopback() || a.IsLinkLocalUnicast():
+			case a.Is4():
+				v4 = a
+			case a.Is6():
+				v6 = a
+			}
+		}
+		return err
+	})
+	return v4, v6, err
+}
+
+// Proxy returns the process number of a workload's proxy, 0 when there is none.
+func (m *Mesh) Proxy(w *Workload) int {
+	inode, err := w.NetInode()
+	if err != nil {
+		return 0
+	}
+	net := fmt.Sprintf("net:[%d]", inode)
+	for _, p := range m.Processes() {
+		if p.Net == net && strings.HasSuffix(p.Exe, "/assay-proxy") {
+			return p.PID
+		}
+	}
+	return 0
+}
+
+// FileExists reports whether the lab has a file.
+func (l *Lab) FileExists(inside string) bool {
+	_, err := os.Lstat(l.Path(inside))
+	return err == nil
+}
