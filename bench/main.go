@@ -72,6 +72,7 @@ var concurrency = []int{1, 8, 64, 256}
 const bulkConcurrency = 4
 
 func bench(r *run, o options) {
+	os.Setenv(lab.EndToEnd, "1")
 	names := strings.Split(o.contenders, ",")
 	lab.Require(r, "nginx", "haproxy", "wrk", "ip", "nft", "ss")
 	res := newResults(o)

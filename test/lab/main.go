@@ -34,10 +34,17 @@ func Main(m interface{ Run() int }) {
 	os.Exit(code)
 }
 
+// EndToEnd is the variable that must be "1" for suites of tests to use labs: they
+// take minutes. `make test` sets it.
+const EndToEnd = "ASSAY_E2E"
+
 // Require skips the test, with what is missing, when the lab cannot be made here
 // or a program is not installed.
 func Require(t TB, programs ...string) {
 	t.Helper()
+	if os.Getenv(EndToEnd) != "1" {
+		t.Skipf("skipped: an end-to-end test; set %s=1 (make test does)", EndToEnd)
+	}
 	if os.Geteuid() != 0 {
 		t.Skipf("skipped: needs root, to make network namespaces")
 	}
