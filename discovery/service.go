@@ -1,0 +1,106 @@
+package discovery
+
+import (
+	"slices"
+	"strings"
+
+	"assay.dev"
+)
+
+// selects reports whether w belongs to s.
+func (s *DeclaredService) selects(w *assay.Workload) bool {
+	if w.Namespace != s.Namespace {
+		return false
+	}
+	if w.Service == s.Name {
+		return true
+	}
+	if len(s.Selector) == 0 {
+		return false
+	}
+	for k, v := range s.Selector {
+		if got, ok := w.Labels[k]; !ok || got != v {
+			return false
+		}
+	}
+	return true
+}
+
+// service computes one service; false when there is none of that key.
+func (c *Catalog) service(key string) (assay.Service, bool) {
+	ns, name, _ := strings.Cut(key, "/")
+	d := c.declared[key]
+	if d == nil {
+		if d = c.implicit(ns, name); d == nil {
+			return assay.Service{}, false
+		}
+	}
+	s := assay.Service{Namespace: ns, Name: name, Headless: d.Headless, VIPs: d.ClusterIPs}
+	for _, p := range d.Ports {
+		s.Ports = append(s.Ports, p.Port)
+	}
+	for _, w := range c.byNS[ns] {
+		if d.selects(w) && !w.MeshedSince.IsZero() && len(w.Addrs) > 0 {
+			s.Endpoints = append(s.Endpoints, c.endpoint(d, w))
+		}
+	}
+	slices.SortFunc(s.Endpoints, compareEndpoints)
+	return s, true
+}
+
+// implicit is the service that `assay run --service NAME --port N` makes when
+// nobody declared one: the ports of all its workloads.
+func (c *Catalog) implicit(ns, name string) *DeclaredService {
+	key := ns + "/" + name
+	d := &DeclaredService{Namespace: ns, Name: name}
+	if c.named[key] == 0 {
+		for _, p := range c.remembered[key] {
+			d.Ports = append(d.Ports, DeclaredPort{Port: p})
+		}
+		if len(d.Ports) == 0 {
+			return nil
+		}
+		return d
+	}
+	var ports []uint16
+	for _, w := range c.byNS[ns] {
+		if w.Service == name {
+			ports = append(ports, w.Ports...)
+		}
+	}
+	slices.Sort(ports)
+	for _, p := range slices.Compact(ports) {
+		d.Ports = append(d.Ports, DeclaredPort{Port: assay.Port{Port: p}})
+	}
+	if len(d.Ports) == 0 {
+		return nil // a client only: it has a name, and nothing to reach
+	}
+	return d
+}
+
+// endpoint says where w can be reached now. A workload that drains, or whose host
+// is lost, stays listed, so that its address keeps its identity, and takes
+// nothing new.
+func (c *Catalog) endpoint(d *DeclaredService, w *assay.Workload) assay.Endpoint {
+	e := assay.Endpoint{Workload: w.ID, Identity: w.Identity, Addrs: w.Addrs, Targets: make([]uint16, len(d.Ports))}
+	if w.Draining || c.lost[w.Host] {
+		return e
+	}
+	for i, p := range d.Ports {
+		target := p.Target
+		if target == 0 {
+			target = p.Port.Port
+		}
+		if slices.Contains(w.Listening, target) {
+			e.Targets[i] = target
+		}
+	}
+	return e
+}
+
+func sameService(a, b *assay.Service) bool {
+	return a.Headless == b.Headless && slices.Equal(a.VIPs, b.VIPs) && slices.Equal(a.Ports, b.Ports) &&
+		slices.EqualFunc(a.Endpoints, b.Endpoints, func(x, y assay.Endpoint) bool {
+			return x.Workload == y.Workload && x.Identity == y.Identity && slices.Equal(x.Addrs, y.Addrs) && slices.Equal(x.Targets, y.Targets)
+		})
+}
