@@ -1,0 +1,65 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"time"
+
+	"assay.dev"
+)
+
+// Certificate is one line of the inventory: a certificate that was issued.
+type Certificate struct {
+	Serial    string       `json:"serial"`  // hexadecimal
+	Subject   string       `json:"subject"` // SPIFFE ID
+	Workload  string       `json:"workload,omitempty"`
+	Host      string       `json:"host,omitempty"`
+	Artifacts assay.Digest `json:"artifacts,omitempty"` // of the set that the leaf names
+	Issuer    string       `json:"issuer"`              // serial of the issuing certificate
+	NotBefore time.Time    `json:"notBefore"`
+	NotAfter  time.Time    `json:"notAfter"`
+	IssuedAt  time.Time    `json:"issuedAt"`
+}
+
+// InsertCertificate records a certificate under its serial. The same again is no
+// error: the first record stands.
+func (db *DB) InsertCertificate(ctx context.Context, c Certificate) error {
+	op := "store certificate " + c.Serial
+	if _, err := encode(op, c.Serial, nil); err != nil {
+		return err
+	}
+	return db.write(ctx, op, func(ctx context.Context, t *tx) error {
+		_, err := t.exec(ctx, `INSERT INTO certificate (serial, subject, workload, host, artifacts, issuer, notbefore, notafter, issued)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (serial) DO NOTHING`,
+			c.Serial, c.Subject, c.Workload, c.Host, string(c.Artifacts), c.Issuer, micros(c.NotBefore), micros(c.NotAfter), micros(c.IssuedAt))
+		return err
+	})
+}
+
+// ListCertificates returns the certificates of a workload, or all for "", that end
+// after the given time, ordered by the time they end.
+func (db *DB) ListCertificates(ctx context.Context, workload string, after time.Time) ([]Certificate, error) {
+	var list []Certificate
+	err := db.read(ctx, "list certificates", func(ctx context.Context, t *tx) (err error) {
+		list, err = all(ctx, t, func(rows *sql.Rows) (c Certificate, err error) {
+			var notBefore, notAfter, issued int64
+			err = rows.Scan(&c.Serial, &c.Subject, &c.Workload, &c.Host, &c.Artifacts, &c.Issuer, &notBefore, &notAfter, &issued)
+			c.NotBefore, c.NotAfter, c.IssuedAt = fromMicros(notBefore), fromMicros(notAfter), fromMicros(issued)
+			return c, err
+		}, `SELECT serial, subject, workload, host, artifacts, issuer, notbefore, notafter, issued FROM certificate
+			WHERE ($1 = '' OR workload = $1) AND notafter > $2 ORDER BY notafter, serial`, workload, micros(after))
+		return err
+	})
+	return list, err
+}
+
+// PruneCertificates forgets up to a thousand certificates that ended before the
+// given time, and returns how many; call it again until it returns 0.
+func (db *DB) PruneCertificates(ctx context.Context, before time.Time) (n int64, err error) {
+	err = db.write(ctx, "prune certificates", func(ctx context.Context, t *tx) error {
+		n, err = t.exec(ctx, `DELETE FROM certificate WHERE serial IN
+			(SELECT serial FROM certificate WHERE notafter < $1 ORDER BY notafter, serial LIMIT 1000)`, micros(before))
+		return err
+	})
+	return n, err
+}
