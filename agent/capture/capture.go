@@ -1,0 +1,296 @@
+package capture
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"assay.dev/agent/netns"
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+)
+
+// Table is the name of the nftables table.
+const Table = "assay"
+
+// Names of the sets: address and port of what may be dialled.
+const (
+	open4 = "open4"
+	open6 = "open6"
+)
+
+// Rules say what is captured. They are compared by value; a nil and an empty list
+// are the same.
+type Rules struct {
+	OutboundPort, InboundPort uint16 // of the proxy's listeners
+	OwnMark, ReturnMark       uint32
+	// Virtual are the networks of virtual addresses: a SYN to an address in one of
+	// them that is not open is refused by the kernel.
+	Virtual []netip.Prefix
+	// Excluded ports pass untouched in both directions.
+	Excluded []uint16
+}
+
+// Capture is the capture of one namespace. It is safe for concurrent use.
+type Capture struct {
+	ns *netns.Namespace
+
+	mu    sync.Mutex
+	rules Rules
+	open  map[netip.AddrPort]bool // as installed
+	want  []listing               // as the kernel listed them after Install
+}
+
+// New returns the capture of ns, which it uses but does not close.
+func New(ns *netns.Namespace) *Capture { return &Capture{ns: ns} }
+
+// Install replaces all rules in one transaction, keeping the open set. Connections
+// that exist are not touched.
+func (c *Capture) Install(r Rules) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.install(r, c.open)
+}
+
+func (c *Capture) install(r Rules, open map[netip.AddrPort]bool) error {
+	if r.OutboundPort == 0 || r.InboundPort == 0 || r.OwnMark == 0 || r.ReturnMark == 0 || r.OwnMark == r.ReturnMark {
+		return errors.New("capture: listeners' ports and two different marks are needed")
+	}
+	if err := c.ns.Do(func() error { return routes(r.ReturnMark) }); err != nil {
+		return err
+	}
+	conn, err := nftables.New(nftables.WithNetNSFd(c.ns.FD()))
+	if err != nil {
+		return fmt.Errorf("capture: nftables: %w", err)
+	}
+	// Added before it is deleted, so that it need not be there; all of it is one
+	// transaction, so no packet ever meets half of it.
+	t := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: Table})
+	conn.DelTable(t)
+	conn.AddTable(t)
+	for _, s := range sets(t) {
+		if err := conn.AddSet(s, elements(s, slices.Collect(maps.Keys(open)))); err != nil {
+			return fmt.Errorf("capture: set %s: %w", s.Name, err)
+		}
+	}
+	for _, ch := range chains(t, r) {
+		added := conn.AddChain(ch.chain)
+		for _, e := range ch.rules {
+			conn.AddRule(&nftables.Rule{Table: t, Chain: added, Exprs: e})
+		}
+	}
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("capture: nftables refused the rules: %w", err)
+	}
+	want, err := c.list()
+	if err != nil {
+		return err
+	}
+	c.rules, c.open, c.want = r, copied(open), want
+	return nil
+}
+
+// copied never returns nil, which means that nothing is installed.
+func copied(open map[netip.AddrPort]bool) map[netip.AddrPort]bool {
+	m := make(map[netip.AddrPort]bool, len(open))
+	maps.Copy(m, open)
+	return m
+}
+
+// SetOpen makes open the virtual addresses and ports that have ready endpoints, in
+// one transaction that holds only what changed.
+func (c *Capture) SetOpen(open map[netip.AddrPort]bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.open == nil {
+		return errors.New("capture: no rules installed")
+	}
+	var add, remove []netip.AddrPort
+	for a := range open {
+		if !c.open[a] {
+			add = append(add, a)
+		}
+	}
+	for a := range c.open {
+		if !open[a] {
+			remove = append(remove, a)
+		}
+	}
+	if len(add)+len(remove) == 0 {
+		return nil
+	}
+	conn, err := nftables.New(nftables.WithNetNSFd(c.ns.FD()))
+	if err != nil {
+		return fmt.Errorf("capture: nftables: %w", err)
+	}
+	for _, s := range sets(&nftables.Table{Family: nftables.TableFamilyINet, Name: Table}) {
+		if e := elements(s, add); len(e) > 0 {
+			err = errors.Join(err, conn.SetAddElements(s, e))
+		}
+		if e := elements(s, remove); len(e) > 0 {
+			err = errors.Join(err, conn.SetDeleteElements(s, e))
+		}
+	}
+	if err == nil {
+		err = conn.Flush()
+	}
+	if err != nil {
+		// What the kernel has is unknown now, so all of it is written anew.
+		if again := c.install(c.rules, open); again != nil {
+			return fmt.Errorf("capture: change of open addresses: %w", errors.Join(err, again))
+		}
+		return nil
+	}
+	c.open = copied(open)
+	return nil
+}
+
+// Verify reads back everything and reports the first difference from what was
+// written. Whoever holds CAP_NET_ADMIN in the namespace can change it; a workload
+// that `assay run` started does not.
+func (c *Capture) Verify() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.open == nil {
+		return errors.New("capture: no rules installed")
+	}
+	got, err := c.list()
+	if err != nil {
+		return err
+	}
+	if len(got) != len(c.want) {
+		return fmt.Errorf("capture: table %s has %d chains, want %d", Table, len(got), len(c.want))
+	}
+	for i, want := range c.want {
+		if got[i].head != want.head {
+			return fmt.Errorf("capture: chain is %q, want %q", got[i].head, want.head)
+		}
+		if !slices.Equal(got[i].rules, want.rules) {
+			return fmt.Errorf("capture: chain %q: its rules were changed", want.head)
+		}
+	}
+	open, err := c.listOpen()
+	if err != nil {
+		return err
+	}
+	if !maps.Equal(open, c.open) {
+		return fmt.Errorf("capture: %d addresses are open, want %d, or they are others", len(open), len(c.open))
+	}
+	return c.ns.Do(func() error { return verifyRoutes(c.rules.ReturnMark) })
+}
+
+// Open returns what is open now.
+func (c *Capture) Open() map[netip.AddrPort]bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.open)
+}
+
+// listing is a chain as the kernel tells it, in a form that can be compared.
+type listing struct {
+	head  string
+	rules []string
+}
+
+func (c *Capture) list() ([]listing, error) {
+	conn, err := nftables.New(nftables.WithNetNSFd(c.ns.FD()))
+	if err != nil {
+		return nil, fmt.Errorf("capture: nftables: %w", err)
+	}
+	all, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return nil, fmt.Errorf("capture: list chains: %w", err)
+	}
+	var list []listing
+	for _, ch := range all {
+		if ch.Table.Name != Table {
+			continue
+		}
+		l := listing{head: ch.Name}
+		if ch.Hooknum != nil && ch.Priority != nil && ch.Policy != nil {
+			l.head = fmt.Sprintf("%s type %s hook %d priority %d policy %d", ch.Name, ch.Type, *ch.Hooknum, *ch.Priority, *ch.Policy)
+		}
+		rules, err := conn.GetRules(ch.Table, ch)
+		if err != nil {
+			return nil, fmt.Errorf("capture: list chain %s: %w", ch.Name, err)
+		}
+		for _, r := range rules {
+			text := ""
+			for _, e := range r.Exprs {
+				text += fmt.Sprintf("%T%+v ", e, e)
+			}
+			l.rules = append(l.rules, text)
+		}
+		list = append(list, l)
+	}
+	slices.SortFunc(list, func(a, b listing) int { return compare(a.head, b.head) })
+	return list, nil
+}
+
+func (c *Capture) listOpen() (map[netip.AddrPort]bool, error) {
+	conn, err := nftables.New(nftables.WithNetNSFd(c.ns.FD()))
+	if err != nil {
+		return nil, fmt.Errorf("capture: nftables: %w", err)
+	}
+	open := map[netip.AddrPort]bool{}
+	for _, s := range sets(&nftables.Table{Family: nftables.TableFamilyINet, Name: Table}) {
+		elems, err := conn.GetSetElements(s)
+		if err != nil {
+			return nil, fmt.Errorf("capture: list set %s: %w", s.Name, err)
+		}
+		for _, e := range elems {
+			n := len(e.Key) - 4
+			a, ok := netip.AddrFromSlice(e.Key[:max(n, 0)])
+			if !ok {
+				return nil, fmt.Errorf("capture: set %s: element %x", s.Name, e.Key)
+			}
+			open[netip.AddrPortFrom(a, binary.BigEndian.Uint16(e.Key[n:]))] = true
+		}
+	}
+	return open, nil
+}
+
+func sets(t *nftables.Table) []*nftables.Set {
+	return []*nftables.Set{
+		{Table: t, ID: 1, Name: open4, Concatenation: true, KeyType: nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)},
+		{Table: t, ID: 2, Name: open6, Concatenation: true, KeyType: nftables.MustConcatSetType(nftables.TypeIP6Addr, nftables.TypeInetService)},
+	}
+}
+
+// elements returns the elements of list that belong into s.
+func elements(s *nftables.Set, list []netip.AddrPort) []nftables.SetElement {
+	var out []nftables.SetElement
+	for _, a := range list {
+		if a.Addr().Is4() == (s.Name == open4) {
+			key := binary.BigEndian.AppendUint16(a.Addr().AsSlice(), a.Port())
+			out = append(out, nftables.SetElement{Key: append(key, 0, 0)})
+		}
+	}
+	return out
+}
+
+func compare(a, b string) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+// Supported reports why the kernel cannot capture in ns, or nil.
+func Supported(ns *netns.Namespace) error {
+	conn, err := nftables.New(nftables.WithNetNSFd(ns.FD()))
+	if err == nil {
+		_, err = conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	}
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("nftables: %w (CAP_NET_ADMIN is missing)", err)
+	}
+	return err
+}

@@ -1,0 +1,97 @@
+package capture
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// returnTable is the routing table in which every address is local.
+const returnTable = 100
+
+// settings give the return mark to what answers the proxy: accepted sockets, and
+// resets and ICMP messages that belong to no socket. A kernel without IPv6 lacks the
+// last one.
+var settings = []string{
+	"/proc/sys/net/ipv4/tcp_fwmark_accept",
+	"/proc/sys/net/ipv4/fwmark_reflect",
+	"/proc/sys/net/ipv6/fwmark_reflect",
+}
+
+func families() []int {
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
+		return []int{unix.AF_INET}
+	}
+	return []int{unix.AF_INET, unix.AF_INET6}
+}
+
+// routes delivers what carries mark on lo, whatever its address, in the calling
+// thread's namespace.
+func routes(mark uint32) error {
+	for i, path := range settings[:1+len(families())] {
+		if err := os.WriteFile(path, []byte("1"), 0); err != nil {
+			return fmt.Errorf("capture: setting %d of %d: %w", i+1, len(settings), err)
+		}
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("capture: lo: %w", err)
+	}
+	for _, f := range families() {
+		rule := policy(f, mark)
+		have, err := netlink.RuleListFiltered(f, rule, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_MARK)
+		if err != nil {
+			return fmt.Errorf("capture: list rules: %w", err)
+		}
+		if len(have) == 0 {
+			if err := netlink.RuleAdd(rule); err != nil && !errors.Is(err, unix.EEXIST) {
+				return fmt.Errorf("capture: rule for mark %#x: %w", mark, err)
+			}
+		}
+		r := &netlink.Route{LinkIndex: lo.Attrs().Index, Dst: everything(f), Table: returnTable, Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST, Family: f}
+		if f == unix.AF_INET6 {
+			r.Scope = netlink.SCOPE_UNIVERSE
+		}
+		if err := netlink.RouteReplace(r); err != nil {
+			return fmt.Errorf("capture: local route in table %d: %w", returnTable, err)
+		}
+	}
+	return nil
+}
+
+func verifyRoutes(mark uint32) error {
+	for _, path := range settings[:1+len(families())] {
+		if v, err := os.ReadFile(path); err != nil || strings.TrimSpace(string(v)) != "1" {
+			return fmt.Errorf("capture: %s is %q, want 1", path, v)
+		}
+	}
+	for _, f := range families() {
+		rules, err := netlink.RuleListFiltered(f, policy(f, mark), netlink.RT_FILTER_TABLE|netlink.RT_FILTER_MARK)
+		if err != nil || len(rules) == 0 {
+			return errors.Join(fmt.Errorf("capture: the rule for mark %#x is missing", mark), err)
+		}
+		list, err := netlink.RouteListFiltered(f, &netlink.Route{Table: returnTable, Type: unix.RTN_LOCAL}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+		if err != nil || len(list) == 0 {
+			return errors.Join(fmt.Errorf("capture: the local route in table %d is missing", returnTable), err)
+		}
+	}
+	return nil
+}
+
+func policy(family int, mark uint32) *netlink.Rule {
+	r := netlink.NewRule()
+	r.Family, r.Mark, r.Table, r.Priority = family, mark, returnTable, returnTable
+	return r
+}
+
+func everything(family int) *net.IPNet {
+	if family == unix.AF_INET {
+		return &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}
+	}
+	return &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
+}

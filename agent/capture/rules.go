@@ -1,0 +1,152 @@
+package capture
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+type chain struct {
+	chain *nftables.Chain
+	rules [][]expr.Any
+}
+
+// chains returns the whole table:
+//
+//	chain local { type filter hook output priority raw
+//		meta mark OWN oif lo meta mark set RETURN notrack
+//		meta mark RETURN notrack }
+//	chain refuse { type filter hook output priority mangle
+//		meta mark OWN accept
+//		tcp SYN, ip daddr in VIRTUAL, ip daddr . tcp dport not in @open4: reject with tcp reset
+//		the same for IPv6 }
+//	chain outbound { type nat hook output priority dstnat
+//		meta mark OWN accept
+//		oif lo accept, fib daddr type local accept
+//		tcp dport EXCLUDED accept
+//		tcp SYN redirect to OUTBOUND }
+//	chain inbound { type nat hook prerouting priority dstnat
+//		iif lo accept
+//		tcp dport EXCLUDED accept
+//		tcp SYN redirect to INBOUND }
+//
+// In which SYN is: SYN set; FIN, RST and ACK not.
+func chains(t *nftables.Table, r Rules) []chain {
+	base := func(name string, kind nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority, rules ...[]expr.Any) chain {
+		accept := nftables.ChainPolicyAccept
+		return chain{&nftables.Chain{Name: name, Table: t, Type: kind, Hooknum: hook, Priority: prio, Policy: &accept}, rules}
+	}
+	accept := &expr.Verdict{Kind: expr.VerdictAccept}
+	rule := func(parts ...[]expr.Any) []expr.Any {
+		var all []expr.Any
+		for _, p := range parts {
+			all = append(all, p...)
+		}
+		return all
+	}
+	one := func(e ...expr.Any) []expr.Any { return e }
+
+	local := base("local", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityRaw,
+		rule(mark(r.OwnMark), loopback(expr.MetaKeyOIFNAME), one(
+			&expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint32(r.ReturnMark)},
+			&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1},
+			&expr.Notrack{})),
+		rule(mark(r.ReturnMark), one(&expr.Notrack{})),
+	)
+
+	refuse := base("refuse", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityMangle,
+		rule(mark(r.OwnMark), one(accept)))
+	for _, p := range r.Virtual {
+		refuse.rules = append(refuse.rules, rule(syn(), notOpen(p.Masked()), one(
+			&expr.Reject{Type: unix.NFT_REJECT_TCP_RST})))
+	}
+
+	outbound := base("outbound", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest,
+		rule(mark(r.OwnMark), one(accept)),
+		rule(loopback(expr.MetaKeyOIFNAME), one(accept)),
+		rule(one(
+			&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
+			accept)),
+	)
+	inbound := base("inbound", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest,
+		rule(loopback(expr.MetaKeyIIFNAME), one(accept)),
+	)
+	for _, port := range r.Excluded {
+		outbound.rules = append(outbound.rules, rule(dport(port), one(accept)))
+		inbound.rules = append(inbound.rules, rule(dport(port), one(accept)))
+	}
+	outbound.rules = append(outbound.rules, rule(syn(), redirect(r.OutboundPort)))
+	inbound.rules = append(inbound.rules, rule(syn(), redirect(r.InboundPort)))
+	return []chain{local, refuse, outbound, inbound}
+}
+
+func mark(m uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(m)},
+	}
+}
+
+func loopback(key expr.MetaKey) []expr.Any {
+	name := make([]byte, unix.IFNAMSIZ)
+	copy(name, "lo")
+	return []expr.Any{
+		&expr.Meta{Key: key, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name},
+	}
+}
+
+func tcp() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+	}
+}
+
+// syn matches the first packet of a connection: RFC 9293 section 3.1 has the flags
+// in the header's 14th byte.
+func syn() []expr.Any {
+	const fin, syn, rst, ack = 0x01, 0x02, 0x04, 0x10
+	return append(tcp(),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{fin | syn | rst | ack}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{syn}})
+}
+
+func dport(port uint16) []expr.Any {
+	return append(tcp(),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, port)})
+}
+
+func redirect(port uint16) []expr.Any {
+	return []expr.Any{
+		&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, port)},
+		&expr.Redir{RegisterProtoMin: 1},
+	}
+}
+
+// notOpen matches a destination in p whose address and port are not in the set.
+func notOpen(p netip.Prefix) []expr.Any {
+	nfproto, offset, n, set, second := byte(unix.NFPROTO_IPV4), uint32(16), uint32(4), open4, uint32(unix.NFT_REG32_01)
+	if p.Addr().Is6() {
+		nfproto, offset, n, set, second = unix.NFPROTO_IPV6, 24, 16, open6, unix.NFT_REG32_04
+	}
+	mask := net.CIDRMask(p.Bits(), p.Addr().BitLen())
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{nfproto}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: n},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: n, Mask: mask, Xor: make([]byte, n)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: p.Addr().AsSlice()},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: n},
+		&expr.Payload{DestRegister: second, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Lookup{SourceRegister: 1, SetName: set, Invert: true},
+	}
+}

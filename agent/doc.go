@@ -1,0 +1,2 @@
+// Package agent is one host of the mesh.
+package agent
