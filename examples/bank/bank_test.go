@@ -243,7 +243,7 @@ func TestLoadFails(t *testing.T) {
 
 func TestLoadKeepsItsRate(t *testing.T) {
 	b := startBank(t)
-	l := &Load{Target: b.web, Accounts: 5, Clients: 4, Rate: 50, Duration: time.Second, Wait: 10 * time.Second}
+	l := &Load{Target: b.web, Accounts: 5, Clients: 4, Rate: 50, Duration: time.Second, Wait: 10 * time.Second, Fresh: true}
 	s, err := l.Run(t.Context())
 	if err != nil || s.Failures > 0 {
 		t.Fatal(err, s)
@@ -260,7 +260,7 @@ func TestProbe(t *testing.T) {
 		t.Fatal(err)
 	}
 	var s ProbeSummary
-	if err := json.Unmarshal(out.Bytes(), &s); err != nil || len(s.MS) != 3 || s.Max < s.P50 || s.P50 <= 0 {
+	if err := json.Unmarshal(out.Bytes(), &s); err != nil || len(s.Probed.MS) != 3 || len(s.Direct.MS) != 3 || s.Probed.Max < s.Probed.P50 || s.Direct.P50 <= 0 {
 		t.Errorf("%s %v", out.Bytes(), err)
 	}
 	if err := run(t.Context(), []string{"probe", "--target", b.events, "--want", "SSH-"}, &out, io.Discard); err == nil {

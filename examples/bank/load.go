@@ -25,6 +25,7 @@ type Load struct {
 	Count     int64         // requests; 0: no bound
 	Transfers float64       // share of transfers, 0 to 1
 	Wait      time.Duration // how long web may take to appear; not counted
+	Fresh     bool          // a new connection, and so a new name look-up, for each request
 
 	client  *http.Client
 	next    atomic.Int64 // tickets drawn
@@ -56,6 +57,7 @@ type Quantile struct {
 // Run drives the target until its bound or until ctx ends, which is no failure.
 func (l *Load) Run(ctx context.Context) (Summary, error) {
 	l.client = newClient()
+	l.client.Transport.(*http.Transport).DisableKeepAlives = l.Fresh
 	defer l.client.CloseIdleConnections()
 	if err := l.await(ctx); err != nil {
 		return Summary{}, err

@@ -138,6 +138,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		f.DurationVar(&l.Duration, "duration", 10*time.Second, "how long; 0: until --count or a signal")
 		f.Int64Var(&l.Count, "count", 0, "how many requests; 0: until --duration")
 		f.Float64Var(&l.Transfers, "transfers", 0.4, "share of transfers, 0 to 1")
+		f.BoolVar(&l.Fresh, "fresh", false, "a new connection for each request")
 		f.DurationVar(&l.Wait, "wait", 30*time.Second, "how long web may take to answer at first")
 		start = func() error {
 			if l.Accounts < 2 || l.Clients < 1 || l.Rate < 0 || l.Transfers < 0 || l.Transfers > 1 {

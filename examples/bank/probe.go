@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -13,41 +14,71 @@ import (
 )
 
 // Probe measures how long a server that speaks first takes to be heard: from the
-// call of connect() to the first byte, each time on a new connection.
+// call of connect() to the first byte, each time on a new connection. For
+// comparison it does the same with a NATS server of its own on loopback, where
+// nothing is between them.
 type Probe struct {
 	Target string // host:port
 	Count  int
 	Want   string // what the first line begins with
 }
 
-// ProbeSummary is what a probe prints, in milliseconds.
+// ProbeSummary is what a probe prints.
 type ProbeSummary struct {
-	Target string    `json:"target"`
-	MS     []float64 `json:"first_byte_ms"` // in the order they were measured
-	P50    float64   `json:"p50"`
-	Max    float64   `json:"max"`
+	Target string `json:"target"`
+	Probed Times  `json:"probed"`
+	Direct Times  `json:"direct"`
 }
 
-// Run connects Count times, one after the other.
+// Times are in milliseconds.
+type Times struct {
+	MS  []float64 `json:"first_byte_ms"` // in the order they were measured
+	P50 float64   `json:"p50"`
+	Max float64   `json:"max"`
+}
+
+// Run connects Count times to each, one connection after the other.
 func (p *Probe) Run(ctx context.Context, w io.Writer) error {
 	s := ProbeSummary{Target: p.Target}
-	for range p.Count {
-		d, err := p.once(ctx)
-		if err != nil {
-			return fmt.Errorf("probe %s: %w", p.Target, err)
-		}
-		s.MS = append(s.MS, millis(d))
+	var err error
+	if s.Probed, err = p.measure(ctx, p.Target); err != nil {
+		return err
 	}
-	sorted := slices.Sorted(slices.Values(s.MS))
-	s.P50, s.Max = sorted[(len(sorted)-1)/2], sorted[len(sorted)-1]
+	own, err := newEvents("127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	own.Start()
+	defer own.WaitForShutdown()
+	defer own.Shutdown()
+	if !own.ReadyForConnections(10 * time.Second) {
+		return errors.New("probe: the server for comparison does not start")
+	}
+	direct := Probe{Count: p.Count, Want: "INFO "}
+	if s.Direct, err = direct.measure(ctx, own.Addr().String()); err != nil {
+		return err
+	}
 	return json.NewEncoder(w).Encode(&s)
 }
 
-func (p *Probe) once(ctx context.Context) (time.Duration, error) {
+func (p *Probe) measure(ctx context.Context, target string) (t Times, err error) {
+	for range p.Count {
+		d, err := p.once(ctx, target)
+		if err != nil {
+			return t, fmt.Errorf("probe %s: %w", target, err)
+		}
+		t.MS = append(t.MS, millis(d))
+	}
+	sorted := slices.Sorted(slices.Values(t.MS))
+	t.P50, t.Max = sorted[(len(sorted)-1)/2], sorted[len(sorted)-1]
+	return t, nil
+}
+
+func (p *Probe) once(ctx context.Context, target string) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	start := time.Now()
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", p.Target)
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", target)
 	if err != nil {
 		return 0, err
 	}
