@@ -1,0 +1,37 @@
+package assay
+
+import "time"
+
+// Party is one end of an edge.
+type Party struct {
+	Identity  Identity `json:"identity,omitzero"`   // nobody: outside the mesh
+	Artifacts Digest   `json:"artifacts,omitempty"` // ArtifactSet.Digest, as its certificate said
+}
+
+// Edge is who talks to whom, put together from what the proxies at both ends counted.
+// Two edges differ in at least one of Client, Server, Service, Port, Protocol,
+// Security and Reason.
+type Edge struct {
+	Client   Party    `json:"client"`
+	Server   Party    `json:"server"`
+	Service  string   `json:"service,omitempty"` // "NAMESPACE/NAME", "" for an address without a service
+	Port     uint16   `json:"port,omitempty"`    // as dialled by the client
+	Protocol Protocol `json:"protocol"`
+	Security Security `json:"security"`
+	Reason   string   `json:"reason,omitempty"` // why it is not mutual TLS
+	// SeenBy names the ends that counted it: Outbound is the client's proxy, Inbound
+	// the server's. Between meshed workloads it is both, or one of them lies or has
+	// not reported yet.
+	SeenBy []Direction `json:"seenBy"`
+	// The numbers are the client's proxy's where there is one, else the server's; for
+	// the life of the proxies.
+	Requests  uint64    `json:"requests"`
+	Failures  uint64    `json:"failures"`
+	Opened    uint64    `json:"opened"`
+	Open      int64     `json:"open"`
+	BytesUp   uint64    `json:"bytesUp"`   // from the client
+	BytesDown uint64    `json:"bytesDown"` // to the client
+	Latency   Latency   `json:"latency"`
+	FirstSeen time.Time `json:"firstSeen"`
+	LastSeen  time.Time `json:"lastSeen"`
+}
