@@ -6,15 +6,33 @@
 // stream's Handler, which writes into its own socket without blocking; there is no
 // hand-off to another goroutine. Every stream has credit of its own, so one that
 // nobody drains holds up no other, and memory is bounded by Config.Window for each.
+// The wire format is in docs/transport.md.
 //
-// It refuses to know what it carries: the open payload and the data are bytes.
+// It refuses to know what it carries: the open payload and the data are bytes. It
+// refuses a peer that breaks a rule: the session ends and the Error names the rule.
 //
-// Goroutines: the caller's, in Run (the reader), and whoever writes.
+// Invariants:
+//   - The reader never waits for a writer. Over a Socket no write waits at all; over
+//     another connection the reader's frames are written by the flusher. So two
+//     peers that both write with full buffers go on reading, and both get on.
+//   - A stream's number is never used twice in a session, and a direction ends
+//     exactly once, by FIN or RESET. After both, DATA on it is an error.
+//   - Everything is bounded: open streams, bytes received and not consumed, bytes
+//     queued, frames that cost the receiver work without carrying data.
+//   - A frame costs no allocation, a stream none in the steady state.
+//
+// Goroutines: the caller's, in Run (the reader), and whoever writes. Two more exist
+// only while they are needed: the flusher, while the connection accepts no more
+// bytes, and the notifier, while streams that waited for the queue are told of
+// room. A timer keeps the session alive. Run ends them all before it returns.
+//
+// Tour: frame.go (bytes on the wire), session.go (life of a session), read.go and
+// write.go (one file for each direction), stream.go (a stream and its states),
+// keepalive.go, socket.go (writes that never block, under TLS), table.go.
 package mux
 
 import (
 	"errors"
-	"net"
 	"time"
 )
 
@@ -32,14 +50,50 @@ const (
 	Denied                      // a rule forbids it; unread
 )
 
-// Config bounds a session. Zero fields take the defaults in parentheses.
+var codeNames = [...]string{"", "cancelled", "refused", "unreachable", "app-reset", "bad-request", "overloaded", "broken", "denied"}
+
+// String returns a name that is fit for a metric label; codes of a newer peer are
+// all "unknown".
+func (c Code) String() string {
+	if c == 0 || int(c) >= len(codeNames) {
+		return "unknown"
+	}
+	return codeNames[c]
+}
+
+// Unread reports whether the code promises that nobody has acted on the stream, so
+// that it may be tried elsewhere.
+func (c Code) Unread() bool { return c == Refused || c == Overloaded || c == Denied }
+
+// Config bounds a session. Zero fields take the defaults in parentheses; smaller
+// values than the protocol's minimum take the minimum.
 type Config struct {
-	Window      int           // bytes in flight on a stream without credit (256 KiB, at least 16 KiB)
-	MaxStreams  int           // open streams that the peer may have (10,000)
-	MaxQueued   int           // bytes waiting for the writer before Write blocks (1 MiB)
-	MaxOpen     int           // bytes of an open payload (8 KiB)
+	Window      int           // bytes in flight on a stream without credit (256 KiB; 16 KiB to 16 MiB)
+	MaxStreams  int           // open streams that the peer may have (10,000; at least 1)
+	MaxQueued   int           // bytes waiting for the writer before Write blocks (1 MiB; at least 64 KiB)
+	MaxOpen     int           // bytes of an open payload (8 KiB; 4 KiB to 15 KiB)
 	PingEvery   time.Duration // silence after which the peer is asked (10 s)
 	PingTimeout time.Duration // silence after which it is dead (5 s more)
+}
+
+func (c Config) withDefaults() Config {
+	def := func(v *int, def, low, high int) {
+		if *v == 0 {
+			*v = def
+		}
+		*v = min(max(*v, low), high)
+	}
+	def(&c.Window, 256<<10, initialWindow, 16<<20)
+	def(&c.MaxStreams, 10_000, 1, 1<<20)
+	def(&c.MaxQueued, 1<<20, bulkQueued, 64<<20)
+	def(&c.MaxOpen, 8<<10, initialOpen, 15<<10)
+	if c.PingEvery <= 0 {
+		c.PingEvery = 10 * time.Second
+	}
+	if c.PingTimeout <= 0 {
+		c.PingTimeout = 5 * time.Second
+	}
+	return c
 }
 
 // Handler receives what the peer sends on one stream, in order and never
@@ -76,87 +130,38 @@ var (
 	// ErrEnded is returned for what is asked of a stream that ended, or that sent
 	// its fin. Handler.Reset tells why.
 	ErrEnded = errors.New("mux: stream ended")
+	// ErrOpenTooLong is returned by Open for a payload that the peer does not take.
+	ErrOpenTooLong = errors.New("mux: open payload is longer than the peer allows")
 )
-
-// New makes a session over conn. The client side opens streams with odd numbers,
-// the server side with even ones; both may open. accept may be nil.
-//
-// conn should be a TLS connection over a Socket: then no write blocks, whoever
-// makes it. Over any other connection writes of the reader and of TryWrite go
-// through a goroutine.
-func New(conn net.Conn, client bool, cfg Config, accept Accept) *Session { panic("mux") }
-
-// Session is one connection's state.
-type Session struct{}
-
-// Run reads until the connection ends, calls handlers, closes the connection and
-// returns why it ended: nil after a drain, an *Error otherwise. All streams have been reset with
-// Broken when it returns. It is called exactly once.
-func (s *Session) Run() error { panic("mux") }
-
-// Close ends the session at once with a reason for the peer's log.
-func (s *Session) Close(reason error) {}
-
-// Drain accepts and opens no further stream; Run returns when the last one ended.
-func (s *Session) Drain() {}
-
-// Open starts a stream. data and fin travel in the same frame as open when they
-// fit: a small request costs one frame. The handler may be called before Open
-// returns. It never blocks: n bytes of data were taken; when n < len(data), fin was
-// not sent and Handler.Writable follows.
-func (s *Session) Open(open, data []byte, fin bool, h Handler) (st Stream, n int, err error) {
-	panic("mux")
-}
-
-// Streams returns how many streams are open, for balancing and pooling.
-func (s *Session) Streams() int { panic("mux") }
-
-// Usable reports whether Open may succeed: neither ended nor draining.
-func (s *Session) Usable() bool { panic("mux") }
-
-// Stream is one direction pair: a small comparable value. Its methods may be called
-// by any goroutine, each direction by one at a time. All of them are harmless on a
-// stream that ended, however long ago; the zero Stream has ended.
-type Stream struct {
-	c  *stream
-	id uint32
-}
-
-type stream struct{}
-
-// ID returns the stream's number in its session, for logs.
-func (st Stream) ID() uint32 { return st.id }
-
-// IsZero reports whether st is no stream at all.
-func (st Stream) IsZero() bool { return st.c == nil }
-
-// Write queues p, and fin after it, blocking for credit and for the writer's queue.
-// A handler must not call it.
-func (st Stream) Write(p []byte, fin bool) error { panic("mux") }
-
-// TryWrite queues what fits now and never blocks. n == len(p) means that everything
-// was taken, fin included; otherwise fin was not, and Handler.Writable follows.
-func (st Stream) TryWrite(p []byte, fin bool) (n int, err error) { panic("mux") }
-
-// Consumed gives the peer credit for n received bytes.
-func (st Stream) Consumed(n int) { panic("mux") }
-
-// Reset ends both directions at once. The handler is not called again, though a
-// call that runs in another goroutine may still have to return.
-func (st Stream) Reset(code Code) { panic("mux") }
 
 // Error says why a session ended.
 type Error struct {
-	Reason string // one of a small fixed set, for metrics: "timeout", "protocol", "flood", "io", "closed", "peer-closed"
-	Detail string
-	Err    error // the cause, if there is one
+	Reason string // one of the Reason constants, for metrics
+	Detail string // what exactly; for a broken rule, its name in docs/transport.md
+	Err    error  // the cause, if there is one
 }
 
-func (e *Error) Error() string { panic("mux") }
+// Reasons of an Error.
+const (
+	ReasonClosed     = "closed"      // Session.Close
+	ReasonPeerClosed = "peer-closed" // the peer said goodbye, or just went
+	ReasonProtocol   = "protocol"    // the peer broke a rule
+	ReasonFlood      = "flood"       // the peer sent too much of what only costs
+	ReasonTimeout    = "timeout"     // the peer fell silent or stopped reading
+	ReasonIO         = "io"          // the connection failed
+)
+
+func (e *Error) Error() string {
+	s := "mux: session ended: " + e.Reason
+	if e.Detail != "" {
+		s += ": " + e.Detail
+	}
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	return s
+}
+
 func (e *Error) Unwrap() error { return e.Err }
 
-// NewSocket prepares a TCP connection for tls.Client or tls.Server and New.
-func NewSocket(c *net.TCPConn) *Socket { panic("mux") }
-
-// Socket is a TCP connection whose writes stop blocking once a Session uses it.
-type Socket struct{ *net.TCPConn }
+func broken(rule string) *Error { return &Error{Reason: ReasonProtocol, Detail: rule} }
