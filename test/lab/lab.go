@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -108,7 +109,10 @@ func setUpUplink() error {
 	if err != nil {
 		return err
 	}
-	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: uplinkName}}
+	// An address of its own: without one a bridge takes the lowest of its ports',
+	// and every neighbour's memory is wrong when that port goes.
+	mac := net.HardwareAddr{0x02, 0, 0, 0x90, 0, 1}
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: uplinkName, HardwareAddr: mac}}
 	if err := errors.Join(netlink.LinkSetUp(lo), netlink.LinkAdd(bridge)); err != nil {
 		return err
 	}

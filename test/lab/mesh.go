@@ -187,3 +187,37 @@ func (l *Lab) FileExists(inside string) bool {
 	_, err := os.Lstat(l.Path(inside))
 	return err == nil
 }
+
+// ServiceStatus is what the tests read of `assay get services -o json`.
+type ServiceStatus struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	Ports     []struct {
+		Port int `json:"port"`
+	} `json:"ports"`
+	VIPs      []netip.Addr `json:"vips"`
+	Endpoints []struct {
+		Workload string `json:"workload"`
+		Targets  []int  `json:"targets"`
+	} `json:"endpoints"`
+}
+
+// EndpointReady returns nil once a service has an endpoint that listens.
+func (m *Mesh) EndpointReady(t TB, service string, port int) error {
+	var list []ServiceStatus
+	m.Get(t, "services", &list)
+	for _, s := range list {
+		if s.Name != service {
+			continue
+		}
+		for i, p := range s.Ports {
+			for _, e := range s.Endpoints {
+				if p.Port == port && i < len(e.Targets) && e.Targets[i] != 0 {
+					return nil
+				}
+			}
+		}
+		return fmt.Errorf("%s has no ready endpoint on port %d: %+v", service, port, s)
+	}
+	return fmt.Errorf("there is no service %s among %d", service, len(list))
+}

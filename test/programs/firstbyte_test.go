@@ -1,0 +1,104 @@
+package programs
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"assay.dev/test/lab"
+)
+
+// What a client of a server-first protocol may wait longer than it does direct.
+const (
+	firstMore = 20 * time.Millisecond   // on the first connection of a pair
+	laterMore = 1500 * time.Microsecond // on later ones: the price of the way, no waiting in it
+	pairs     = 5                       // fresh pairs of workloads
+	later     = 40                      // later connections of each
+	greeting  = "220 the server speaks first\r\n"
+)
+
+// TestFirstByte measures how long a client waits for the first byte of a server
+// that speaks first, over fresh pairs of hosts.
+func TestFirstByte(t *testing.T) {
+	lab.Require(t, "ip", "nft", "getent")
+	first, rest := map[lab.Mode][]time.Duration{}, map[lab.Mode][]time.Duration{}
+	lab.Modes(t, func(t *testing.T, w *lab.World) {
+		for i := range pairs {
+			server := w.Workload(t, fmt.Sprintf("greeter%d", i), lab.Spec{Ports: []int{2500}})
+			client := w.Workload(t, fmt.Sprintf("greeted%d", i), lab.Spec{})
+			server.Serve(t, 2500, func(c *net.TCPConn) {
+				io.WriteString(c, greeting)
+				io.Copy(io.Discard, c)
+			})
+			to := awaitReady(t, w, client, server.Name, 2500)
+			first[w.Mode] = append(first[w.Mode], firstByte(t, client, to))
+			for range later {
+				rest[w.Mode] = append(rest[w.Mode], firstByte(t, client, to))
+			}
+		}
+	})
+	if len(first[lab.Meshed]) == 0 || len(first[lab.Direct]) == 0 {
+		return // said already
+	}
+	d, m := median(first[lab.Direct]), slices.Max(first[lab.Meshed])
+	t.Logf("first connection: direct %s (median), meshed %s (median), %s (longest)", d, median(first[lab.Meshed]), m)
+	if m-d > firstMore {
+		t.Errorf("first byte of a first connection: %s meshed, %s direct, want at most %s more", m, d, firstMore)
+	}
+	d, m = median(rest[lab.Direct]), median(rest[lab.Meshed])
+	p90 := quantile(rest[lab.Meshed], 0.9)
+	t.Logf("later connections: direct %s, meshed %s (median), %s (90 of 100)", d, m, p90)
+	if m-d > laterMore {
+		t.Errorf("first byte of later connections: %s meshed, %s direct, want at most %s more", m, d, laterMore)
+	}
+}
+
+// awaitReady waits until the client's host knows a ready endpoint, without
+// opening a connection: the first one is what is measured.
+func awaitReady(t *testing.T, w *lab.World, client *lab.Workload, service string, port int) netip.AddrPort {
+	t.Helper()
+	var to netip.AddrPort
+	lab.Eventually(t, 10*time.Second, service+" is ready", func() error {
+		addrs := client.Resolve(t, service)
+		if len(addrs) == 0 {
+			return fmt.Errorf("no address")
+		}
+		to = netip.AddrPortFrom(addrs[0], uint16(port))
+		if w.Mode == lab.Direct {
+			return nil
+		}
+		return w.Mesh.EndpointReady(t, service, port)
+	})
+	return to
+}
+
+func firstByte(t *testing.T, client *lab.Workload, to netip.AddrPort) time.Duration {
+	t.Helper()
+	began := time.Now()
+	c, err := client.Dial(to)
+	if err != nil {
+		t.Fatalf("connect: %v", err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	b := make([]byte, len(greeting))
+	if _, err := c.Read(b[:1]); err != nil {
+		t.Fatalf("first byte: %v", err)
+	}
+	took := time.Since(began)
+	if _, err := io.ReadFull(c, b[1:]); err != nil || string(b) != greeting {
+		t.Fatalf("greeting %q, %v", b, err)
+	}
+	return took
+}
+
+func median(d []time.Duration) time.Duration { return quantile(d, 0.5) }
+
+func quantile(d []time.Duration, q float64) time.Duration {
+	d = slices.Sorted(slices.Values(d))
+	return d[min(int(q*float64(len(d))), len(d)-1)]
+}
