@@ -120,3 +120,34 @@ func CertificateArtifacts(leaf *x509.Certificate) (Digest, error) {
 	}
 	return found, nil
 }
+
+// Certificate policies (RFC 5280 section 4.2.1.4) in intermediates and leaves: what
+// signs workloads cannot make a host or an operator, and the other way round. See
+// CheckPolicy.
+var (
+	WorkloadPolicy       = policy(2)
+	InfrastructurePolicy = policy(3)
+)
+
+// CheckPolicy requires a policy of every certificate of a verified chain but the
+// root, which is last. crypto/x509 builds the chain and does not ask for a policy
+// unless the certificates themselves demand one.
+func CheckPolicy(chain []*x509.Certificate, policy x509.OID) error {
+	if len(chain) < 2 {
+		return fmt.Errorf("certificate chain of %d: a leaf and its root at least", len(chain))
+	}
+	for _, c := range chain[:len(chain)-1] {
+		if !slices.ContainsFunc(c.Policies, policy.Equal) {
+			return fmt.Errorf("certificate %x of %s: was not made for this purpose (policy %s is missing)", c.SerialNumber, c.Subject, policy)
+		}
+	}
+	return nil
+}
+
+func policy(n uint64) x509.OID {
+	oid, err := x509.OIDFromInts([]uint64{2, 25, 1094931321, n})
+	if err != nil {
+		panic(err) // the numbers are constants
+	}
+	return oid
+}
