@@ -42,7 +42,7 @@ func openSQLite(path string) (*engine, error) {
 	}
 	f.Close()
 
-	pragmas := url.Values{"_pragma": {"busy_timeout(5000)", "journal_mode(WAL)", "synchronous(FULL)", "temp_store(MEMORY)"}}
+	pragmas := url.Values{"_pragma": {"busy_timeout(1000)", "journal_mode(WAL)", "synchronous(FULL)", "temp_store(MEMORY)"}}
 	dsn := (&url.URL{Scheme: "file", Path: path, RawQuery: pragmas.Encode()}).String()
 	w, err := sql.Open("sqlite", dsn)
 	if err != nil {
