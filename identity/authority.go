@@ -20,9 +20,10 @@ import (
 
 // Config says what authority to open.
 type Config struct {
-	Dir         string // holds keys and state; made when it is not there
-	TrustDomain string // of a new mesh; of an old one it must be the same, or empty
-	Policy      Policy // zero: DefaultPolicy
+	Dir         string        // holds keys and state; made when it is not there
+	TrustDomain string        // of a new mesh; of an old one it must be the same, or empty
+	Policy      Policy        // zero: DefaultPolicy
+	LeafLife    time.Duration // of workloads' certificates; zero: WorkloadLife
 	Now         func() time.Time
 }
 
@@ -30,6 +31,7 @@ type Config struct {
 type Authority struct {
 	trustDomain string
 	policy      Policy
+	leafLife    time.Duration
 	now         func() time.Time
 	folder      *folder
 
@@ -59,6 +61,9 @@ func Open(cfg Config) (*Authority, error) {
 	if cfg.Policy == (Policy{}) {
 		cfg.Policy = DefaultPolicy
 	}
+	if cfg.LeafLife <= 0 {
+		cfg.LeafLife = WorkloadLife
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -66,7 +71,7 @@ func Open(cfg Config) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Authority{trustDomain: cfg.TrustDomain, policy: cfg.Policy, now: cfg.Now, folder: f, pairs: map[string]*pair{}}
+	a := &Authority{trustDomain: cfg.TrustDomain, policy: cfg.Policy, leafLife: cfg.LeafLife, now: cfg.Now, folder: f, pairs: map[string]*pair{}}
 	if err := a.load(); err != nil {
 		return nil, errors.Join(err, f.close())
 	}

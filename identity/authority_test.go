@@ -462,3 +462,31 @@ func BenchmarkIssueWorkload(b *testing.B) {
 		}
 	}
 }
+
+// A short life is what it was asked to be, and no reason to complain about the issuer.
+func TestLeafLife(t *testing.T) {
+	a, err := Open(Config{Dir: t.TempDir() + "/ca", TrustDomain: "test", LeafLife: 8 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	c, err := a.IssueWorkload(csr, assay.Identity{TrustDomain: "test", Namespace: "default", Account: "web"}, assay.DigestOf(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if life := c.Leaf.NotAfter.Sub(now); life > 9*time.Second || life < 6*time.Second {
+		t.Errorf("the leaf lives %s, want 8 s", life)
+	}
+	if c.RenewAt.After(c.Leaf.NotAfter) || c.RenewAt.Before(now) {
+		t.Errorf("renewed at %s, ends at %s", c.RenewAt, c.Leaf.NotAfter)
+	}
+}

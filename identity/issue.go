@@ -52,7 +52,7 @@ func (a *Authority) IssueWorkload(csr []byte, id assay.Identity, artifacts assay
 	}
 	tmpl := &x509.Certificate{}
 	tmpl.ExtraExtensions = append(tmpl.ExtraExtensions, ext)
-	return a.sign(Workloads, id.URL(), key, WorkloadLife, tmpl)
+	return a.sign(Workloads, id.URL(), key, a.leafLife, tmpl)
 }
 
 // IssueHost signs a host's certificate.
@@ -121,7 +121,7 @@ func (a *Authority) sign(use Use, id *url.URL, key crypto.PublicKey, life time.D
 	tmpl.SerialNumber = newSerial()
 	tmpl.NotBefore = latest(now.Add(-a.policy.Skew), issuer.cert.NotBefore, root.cert.NotBefore)
 	tmpl.NotAfter = earliest(now.Add(life), issuer.cert.NotAfter, root.cert.NotAfter)
-	if tmpl.NotAfter.Sub(now) < 2*a.policy.Skew {
+	if left := tmpl.NotAfter.Sub(now); left < life && left < 2*a.policy.Skew {
 		return nil, &assay.Error{Kind: assay.Internal, Op: "sign " + id.String(), Err: fmt.Errorf("%s ends at %s", issuer.id, issuer.cert.NotAfter),
 			Remedy: "check the clock of this machine and that rotation runs"}
 	}
