@@ -1,5 +1,5 @@
 // Package lab gives the end-to-end suites and the benchmark a machine of their
-// own inside this one: a process, mount, network and IPC namespace with private
+// own inside this one: process, mount and network namespaces with private
 // /run and /tmp, an uplink bridge, a DNS server for names outside the mesh, and
 // hosts made of network namespaces. Real, unmodified programs run in it, either
 // as plain hosts on the bridge (Direct) or as workloads of a real `assay up`

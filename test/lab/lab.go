@@ -63,7 +63,7 @@ func newLab(t TB) (*Lab, error) {
 	cmd := exec.Command("/proc/self/exe", "lab")
 	cmd.Env = []string{initEnv + "=" + dir, "GOMAXPROCS=1", "GODEBUG=madvdontneed=1"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
+		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET,
 		Setpgid:    true, // a terminal's Ctrl-C is for the test, which ends the lab itself
 	}
 	in, err := cmd.StdinPipe()

@@ -32,10 +32,13 @@ type World struct {
 func NewWorld(t TB, mode Mode, args ...string) *World {
 	t.Helper()
 	w := &World{Lab: New(t), Mode: mode}
-	if mode == Meshed {
-		w.Mesh = w.StartMesh(t, args...)
-		t.Cleanup(func() { w.Mesh.Finish(t) })
+	if mode == Direct {
+		// A router's answers for what is beyond it; a mesh's host routes by itself.
+		w.MustExec(t, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding")
+		return w
 	}
+	w.Mesh = w.StartMesh(t, args...)
+	t.Cleanup(func() { w.Mesh.Finish(t) })
 	return w
 }
 
