@@ -19,6 +19,11 @@ const (
 	commitPatience = 10 * time.Second // how long one COMMIT or ROLLBACK may take
 	keyRetention   = time.Hour        // a commit's key is needed for patience; clocks may differ
 	pruneEvery     = 10 * time.Minute
+
+	// A server lets some writer win each time, not each writer some time. One that
+	// has lost so often gets its turn alone, as far as this process is concerned.
+	losses = 4
+	crowd  = 1 << 10 // writers that may try at once
 )
 
 // dialect is everything in which the two engines differ.
@@ -152,7 +157,21 @@ func (db *DB) write(ctx context.Context, op string, fn func(context.Context, *tx
 
 func (db *DB) transact(ctx context.Context, op, key string, fn func(context.Context, *tx) error) error {
 	unknown := false
-	return db.persist(ctx, op, &unknown, func() (diagnosis, error) {
+	lost := 0
+	return db.persist(ctx, op, &unknown, func() (d diagnosis, err error) {
+		weight := int64(1)
+		if lost >= losses {
+			weight = crowd
+		}
+		if err := db.turns.Acquire(ctx, weight); err != nil {
+			return diagnosis{}, err
+		}
+		defer db.turns.Release(weight)
+		defer func() {
+			if err != nil && d.then == again {
+				lost++
+			}
+		}()
 		t, end, err := db.start(ctx, db.w, db.begin)
 		if err != nil {
 			return db.diagnose(err), err

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
+	"golang.org/x/sync/semaphore"
 
 	"assay.dev"
 )
@@ -49,7 +50,7 @@ func openPostgres(ctx context.Context, url string) (*engine, error) {
 	pool.SetMaxIdleConns(serverConns)
 	pool.SetConnMaxLifetime(serverConnLife)
 	e := &engine{
-		name: fmt.Sprintf("postgres://%s:%d/%s", config.Host, config.Port, config.Database), w: pool, r: pool, patience: patience,
+		name: fmt.Sprintf("postgres://%s:%d/%s", config.Host, config.Port, config.Database), w: pool, r: pool, patience: patience, turns: semaphore.NewWeighted(crowd),
 		dialect: dialect{
 			begin:     "BEGIN ISOLATION LEVEL SERIALIZABLE",
 			beginRead: "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY",

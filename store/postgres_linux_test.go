@@ -181,6 +181,40 @@ func TestPostgresSerialisationFailure(t *testing.T) {
 	}
 }
 
+// A server lets one of many writers win each time, but not each of them some time:
+// eight that write without pause must all get on.
+func TestPostgresNobodyStarves(t *testing.T) {
+	db := openTest(t, sharedPostgres(t).newDatabase(t))
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	var wg sync.WaitGroup
+	const writers, enough = 8, 60
+	var behind atomic.Int64
+	behind.Store(writers)
+	for w := range writers {
+		wg.Go(func() {
+			for n := 1; ctx.Err() == nil; n++ {
+				began := time.Now()
+				if err := db.AppendFinding(t.Context(), assay.Finding{Kind: "k", Subject: fmt.Sprint(w), Time: now()}); err != nil {
+					t.Error(err)
+				}
+				if took := time.Since(began); took > patience/3 {
+					t.Errorf("a write took %v", took)
+				}
+				if n == enough && behind.Add(-1) == 0 {
+					stop()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for _, f := range must(db.ListFindings(t.Context(), 100))(t) {
+		if f.Count < enough {
+			t.Errorf("writer %s: %d writes", f.Subject, f.Count)
+		}
+	}
+}
+
 func TestPostgresDeadlock(t *testing.T) {
 	db := openTest(t, sharedPostgres(t).newDatabase(t))
 	ctx := t.Context()

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -59,7 +60,7 @@ func openSQLite(path string) (*engine, error) {
 	r.SetMaxOpenConns(sqliteReaders)
 	r.SetMaxIdleConns(sqliteReaders)
 	return &engine{
-		name: path, w: w, r: r, lock: lock, patience: patience,
+		name: path, w: w, r: r, lock: lock, patience: patience, turns: semaphore.NewWeighted(crowd),
 		dialect: dialect{
 			begin:     "BEGIN IMMEDIATE",
 			beginRead: "BEGIN",

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"assay.dev"
 )
 
@@ -80,9 +82,10 @@ func (db *DB) Audited(a Audit) *DB { return &DB{engine: db.engine, audit: &a} }
 // engine is one database behind two pools.
 type engine struct {
 	dialect
-	name   string       // for error messages; never holds a password
-	w, r   *sql.DB      // writers and readers, the same pool on a server
-	lock   io.Closer    // what makes this process the owner; nil on a server
+	name   string    // for error messages; never holds a password
+	w, r   *sql.DB   // writers and readers, the same pool on a server
+	lock   io.Closer // what makes this process the owner; nil on a server
+	turns  *semaphore.Weighted
 	pruned atomic.Int64 // when old keys were last forgotten, microseconds
 	// patience is how long one call keeps retrying.
 	patience time.Duration
