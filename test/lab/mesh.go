@@ -15,7 +15,9 @@ type Mesh struct {
 	*Lab
 	Assay     string // the command's path inside the lab
 	Data      string // its data folder
-	Up        *Process
+	Up        *Process // `assay up`; nil when the roles run apart
+	Control   *Process // `assay control`, or Up
+	Agent     *Process // `assay agent`, or Up
 	ReadyTime time.Duration // from start until it took operators and workloads
 
 	args []string
@@ -50,6 +52,7 @@ func (m *Mesh) Start(t TB) {
 		t.Fatalf("assay up is not ready: %v\n%s", err, m.Up.Output())
 	}
 	m.ReadyTime = time.Since(began)
+	m.Control, m.Agent = m.Up, m.Up
 }
 
 func (m *Mesh) ready() error {

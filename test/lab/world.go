@@ -52,8 +52,13 @@ func Modes(t *testing.T, scenario func(t *testing.T, w *World)) {
 // Finish stops `assay up` and fails the test when anything is left but its data.
 func (m *Mesh) Finish(t TB) {
 	t.Helper()
-	if code, willingly := m.Up.Stop(15 * time.Second); code != 0 || !willingly {
-		t.Errorf("assay up: asked to end: exit code %d, by itself: %v\n%s", code, willingly, m.Up.Output())
+	for _, p := range []*Process{m.Agent, m.Control} {
+		if p == nil || p.Ended() && p == m.Up {
+			continue
+		}
+		if code, willingly := p.Stop(15 * time.Second); code != 0 || !willingly {
+			t.Errorf("%s: asked to end: exit code %d, by itself: %v\n%s", strings.Join(p.cmd.Args, " "), code, willingly, p.Output())
+		}
 	}
 	m.ExpectNoLeaks(t)
 }
