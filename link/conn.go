@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -131,15 +132,18 @@ func (c *Conn) Send(kind Kind, id uint64, body any, files ...int) error {
 // The body is the caller's; so are the descriptors, also with an error.
 func (c *Conn) Receive() (Message, error) {
 	n, oobn, flags, _, err := c.unix.ReadMsgUnix(c.buf, c.oob)
+	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
+		return Message{}, io.EOF // with unread packets in it the kernel calls it a reset
+	}
 	if err != nil {
-		return Message{}, err
+		return Message{}, fmt.Errorf("link: receive: %w", err)
 	}
 	m := Message{}
 	if m.Files, err = parseRights(c.oob[:oobn]); err != nil {
 		return m, err
 	}
 	if n == 0 && oobn == 0 {
-		return m, errEOF
+		return m, io.EOF
 	}
 	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
 		closeAll(m.Files)

@@ -2,13 +2,10 @@ package link
 
 import (
 	"fmt"
-	"io"
 	"runtime"
 
 	"golang.org/x/sys/unix"
 )
-
-var errEOF = io.EOF
 
 func parseRights(oob []byte) ([]int, error) {
 	if len(oob) == 0 {
