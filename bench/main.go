@@ -147,7 +147,6 @@ type run struct {
 	ctx     context.Context
 	verbose bool
 	failed  bool
-	skipped bool
 	clean   []func()
 }
 

@@ -13,11 +13,11 @@ import (
 // Mesh is a running `assay up` on the lab's host.
 type Mesh struct {
 	*Lab
-	Assay     string // the command's path inside the lab
-	Data      string // its data folder
-	Up        *Process // `assay up`; nil when the roles run apart
-	Control   *Process // `assay control`, or Up
-	Agent     *Process // `assay agent`, or Up
+	Assay     string        // the command's path inside the lab
+	Data      string        // its data folder
+	Up        *Process      // `assay up`; nil when the roles run apart
+	Control   *Process      // `assay control`, or Up
+	Agent     *Process      // `assay agent`, or Up
 	ReadyTime time.Duration // from start until it took operators and workloads
 
 	args []string
