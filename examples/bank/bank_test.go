@@ -243,7 +243,7 @@ func TestLoadFails(t *testing.T) {
 
 func TestLoadKeepsItsRate(t *testing.T) {
 	b := startBank(t)
-	l := &Load{Target: b.web, Accounts: 5, Clients: 4, Rate: 50, Duration: time.Second, Wait: 10 * time.Second, Fresh: true}
+	l := &Load{Target: b.web, Accounts: 5, Clients: 4, Rate: 50, Duration: time.Second, Wait: 10 * time.Second, Fresh: true, Log: b.log}
 	s, err := l.Run(t.Context())
 	if err != nil || s.Failures > 0 {
 		t.Fatal(err, s)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math"
 	"math/rand/v2"
 	"net/http"
@@ -26,6 +27,7 @@ type Load struct {
 	Transfers float64       // share of transfers, 0 to 1
 	Wait      time.Duration // how long web may take to appear; not counted
 	Fresh     bool          // a new connection, and so a new name look-up, for each request
+	Log       *slog.Logger
 
 	client  *http.Client
 	next    atomic.Int64 // tickets drawn
@@ -62,6 +64,7 @@ func (l *Load) Run(ctx context.Context) (Summary, error) {
 	if err := l.await(ctx); err != nil {
 		return Summary{}, err
 	}
+	l.Log.Info("load begins", "target", l.Target)
 	start := time.Now()
 	stop := ctx
 	if l.Duration > 0 {

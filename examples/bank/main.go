@@ -130,7 +130,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return runEvents(ctx, s)
 		}
 	case "load":
-		var l Load
+		l := Load{Log: log}
 		f.StringVar(&l.Target, "target", "http://web:8080", "`URL` of web")
 		f.IntVar(&l.Accounts, "accounts", 20, "number of accounts that exist")
 		f.IntVar(&l.Clients, "clients", 8, "requests in flight at most")
