@@ -40,6 +40,7 @@ type options struct {
 	json       string
 	contenders string
 	verbose    bool
+	check      bool
 }
 
 func main() {
@@ -50,6 +51,7 @@ func main() {
 	flag.DurationVar(&o.duration, "duration", 2*time.Second, "how long each load lasts")
 	flag.StringVar(&o.json, "json", "", "write the results as JSON to this `file`")
 	flag.StringVar(&o.contenders, "contenders", "direct,nginx,haproxy,assay", "what to compare, of direct, nginx, haproxy, assay")
+	flag.BoolVar(&o.check, "check", false, "exit with 2 when a goal is missed")
 	flag.BoolVar(&o.verbose, "v", false, "show each measurement")
 	flag.Parse()
 	if o.short {
@@ -58,11 +60,15 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	r := newRun(ctx, o.verbose)
-	err := r.do(func() { bench(r, o) })
+	var res *results
+	err := r.do(func() { res = bench(r, o) })
 	lab.RemoveBuilds()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
+	}
+	if o.check && slices.ContainsFunc(res.goals(), func(g goal) bool { return !g.met() }) {
+		os.Exit(2)
 	}
 }
 
@@ -71,7 +77,7 @@ var concurrency = []int{1, 8, 64, 256}
 
 const bulkConcurrency = 4
 
-func bench(r *run, o options) {
+func bench(r *run, o options) *results {
 	os.Setenv(lab.EndToEnd, "1")
 	names := strings.Split(o.contenders, ",")
 	lab.Require(r, "nginx", "haproxy", "wrk", "ip", "nft", "ss")
@@ -133,6 +139,7 @@ func bench(r *run, o options) {
 			r.Fatalf("write results: %v", err)
 		}
 	}
+	return res
 }
 
 // inTurn starts each round with another contender, so that none always follows
