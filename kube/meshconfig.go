@@ -1,0 +1,60 @@
+package kube
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"slices"
+
+	"assay.dev"
+	"assay.dev/kube/v1alpha1"
+)
+
+var meshConfigType = reflect.TypeFor[v1alpha1.MeshConfig]()
+
+// maxExcluded keeps the exceptions of a namespace readable, and its rules short.
+const maxExcluded = 128
+
+// meshConfig reads an assay.dev/v1alpha1 MeshConfig.
+func (d *document) meshConfig() {
+	var in struct {
+		Spec v1alpha1.MeshConfigSpec `json:"spec"`
+	}
+	if err := json.Unmarshal(d.value, &in); err != nil {
+		d.at("spec", "%v", err)
+		return
+	}
+	if d.meta.Name != v1alpha1.DefaultName {
+		d.at("metadata.name", "a namespace has one MeshConfig, named %s", v1alpha1.DefaultName)
+		return
+	}
+	out := assay.NamespaceConfig{Namespace: d.namespace, Mode: assay.Observe}
+	switch mode := assay.Mode(in.Spec.Mode); mode {
+	case assay.Observe, assay.Strict:
+		out.Mode = mode
+	case "":
+	default:
+		d.at("spec.mode", "%q: want observe or strict", in.Spec.Mode)
+	}
+	for i, p := range in.Spec.ExcludedPorts {
+		path := fmt.Sprintf("spec.excludedPorts[%d]", i)
+		switch {
+		case !validPort(p):
+			d.missing(path, "want a number from 1 to 65535")
+		case slices.Contains(out.ExcludedPorts, uint16(p)):
+			d.at(path, "%d is there already", p)
+		default:
+			out.ExcludedPorts = append(out.ExcludedPorts, uint16(p))
+		}
+	}
+	if len(in.Spec.ExcludedPorts) > maxExcluded {
+		d.at("spec.excludedPorts", "%d ports; %d are supported", len(in.Spec.ExcludedPorts), maxExcluded)
+	}
+	slices.Sort(out.ExcludedPorts)
+	kept := v1alpha1.MeshConfigSpec{Mode: string(out.Mode)}
+	for _, p := range out.ExcludedPorts {
+		kept.ExcludedPorts = append(kept.ExcludedPorts, int32(p))
+	}
+	d.intent.Namespaces = append(d.intent.Namespaces, out)
+	d.keep(kept)
+}
