@@ -13,6 +13,7 @@ import (
 // Mesh is a running `assay up` on the lab's host.
 type Mesh struct {
 	*Lab
+	Host      *Space        // where workloads are started: the lab's own host, or another
 	Assay     string        // the command's path inside the lab
 	Data      string        // its data folder
 	Up        *Process      // `assay up`; nil when the roles run apart
@@ -38,7 +39,7 @@ func (l *Lab) StartMesh(t TB, args ...string) *Mesh {
 	if err != nil {
 		t.Fatalf("%v", err)
 	}
-	m := &Mesh{Lab: l, Assay: bin, Data: dataDir, args: args}
+	m := &Mesh{Lab: l, Host: l.Space, Assay: bin, Data: dataDir, args: args}
 	m.Start(t)
 	return m
 }
@@ -126,7 +127,7 @@ func (m *Mesh) StartRun(t TB, name string, spec Spec) (*Workload, error) {
 	argv = append(argv, spec.Command...)
 	w := &Workload{Name: name}
 	began := time.Now()
-	w.Main = m.Lab.Start(t, argv...)
+	w.Main = m.Host.Start(t, argv...)
 	err := WaitFor(t.Context(), 15*time.Second, func() error {
 		if w.Main.Ended() {
 			return fmt.Errorf("ended with exit code %d", w.Main.Code())

@@ -16,7 +16,7 @@ func NewRoles(t TB, args ...string) *World {
 	if err != nil {
 		t.Fatalf("%v", err)
 	}
-	w.Mesh = &Mesh{Lab: w.Lab, Assay: bin, Data: dataDir, args: args}
+	w.Mesh = &Mesh{Lab: w.Lab, Host: w.Lab.Space, Assay: bin, Data: dataDir, args: args}
 	w.Mesh.StartControl(t)
 	w.Mesh.join(t)
 	w.Mesh.StartAgent(t)
@@ -58,7 +58,7 @@ func (m *Mesh) StartAgent(t TB) {
 		m.Start(t)
 		return
 	}
-	m.Agent = m.Lab.Start(t, m.Assay, "agent", "--data", filepath.Join(m.Data, "agent"), "--control", controlAddress, "--token-file", "/tmp/token")
+	m.Agent = m.Host.Start(t, m.Assay, "agent", "--data", filepath.Join(m.Data, "agent"), "--control", controlAddress, "--token-file", "/tmp/token")
 	Eventually(t, 20*time.Second, "the agent is ready", func() error {
 		if m.Agent.Ended() {
 			return fmt.Errorf("ended with exit code %d: %s", m.Agent.Code(), m.Agent.Output())
@@ -103,4 +103,34 @@ type CertificateStatus struct {
 // Names reports whether the certificate is an account's.
 func (c CertificateStatus) Names(account string) bool {
 	return strings.HasSuffix(c.Identity, "/sa/"+account) || strings.HasSuffix(c.Subject, "/sa/"+account)
+}
+
+// SecondHost adds a machine to the mesh's network, with an agent of its own, and
+// returns the mesh as seen from there: its workloads start on that machine.
+func (m *Mesh) SecondHost(t TB, name string) *Mesh {
+	t.Helper()
+	node := m.Node(t, name)
+	// A mount namespace with a runtime folder of its own; everything else is shared.
+	holder := node.Start(t, "unshare", "--mount", "--propagation", "private", "sh", "-c",
+		"mkdir -p "+runtimeDir+" && mount -t tmpfs tmpfs "+runtimeDir+" && echo mounted && exec sleep infinity")
+	Eventually(t, 5*time.Second, "the machine is there", func() error {
+		if !strings.Contains(holder.Output(), "mounted") {
+			return fmt.Errorf("%s", holder.Output())
+		}
+		return nil
+	})
+	host, err := openSpace(holder.PID)
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	t.Cleanup(host.Close)
+	second := &Mesh{Lab: m.Lab, Host: host, Assay: m.Assay, Data: m.Data + "-" + name, Control: m.Control}
+	second.join(t)
+	second.StartAgent(t)
+	t.Cleanup(func() {
+		if code, willingly := second.Agent.Stop(15 * time.Second); code != 0 || !willingly {
+			t.Errorf("assay agent on %s: asked to end: exit code %d, by itself: %v", name, code, willingly)
+		}
+	})
+	return second
 }
