@@ -1,0 +1,197 @@
+// Package balance chooses among a service's endpoints: power of two choices on
+// peak EWMA of what an endpoint took to answer, times what it has in hand.
+//
+// It refuses to know how an endpoint is reached. A Set is immutable; the endpoints
+// in it are shared between a set and its successors, so that what was learned about
+// one survives a change of the others.
+//
+// Invariants: Pick, Begin and Done take no lock and allocate nothing. Goroutines:
+// none; everything may be called by any.
+package balance
+
+import (
+	"math"
+	"math/rand/v2"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"assay.dev"
+)
+
+// decay is the time in which an observation loses 1-1/e of its weight.
+const decay = 10 * time.Second
+
+// failure is what a failed attempt counts as: so much worse than any answer that
+// an endpoint that failed is chosen only when the other one of two failed too.
+const failure = 5 * time.Second
+
+// Endpoint is one address that a service's port can be reached at.
+type Endpoint struct {
+	Addr     netip.AddrPort
+	Identity assay.Identity // nobody when it is not meshed
+	Workload string
+	// Value is the caller's own, set by the function that New was given.
+	Value any
+
+	inFlight atomic.Int64
+	// cost packs the average in nanoseconds as a float32 (low half) and when it was
+	// taken in units of 2^20 ns (high half; wraps in 52 days, which reads as old).
+	cost atomic.Uint64
+}
+
+// InFlight returns how many attempts are between Begin and Done.
+func (e *Endpoint) InFlight() int64 { return e.inFlight.Load() }
+
+// Begin counts an attempt in.
+func (e *Endpoint) Begin() { e.inFlight.Add(1) }
+
+// Done counts it out.
+func (e *Endpoint) Done() { e.inFlight.Add(-1) }
+
+// Answered takes how long the endpoint needed.
+func (e *Endpoint) Answered(took time.Duration, now time.Time) { e.observe(took, now) }
+
+// Failed notes that it could not be reached or broke off.
+func (e *Endpoint) Failed(now time.Time) { e.observe(failure, now) }
+
+func stamp(now time.Time) uint32 { return uint32(now.UnixNano() >> 20) }
+
+func (e *Endpoint) observe(took time.Duration, now time.Time) {
+	at := stamp(now)
+	for {
+		old := e.cost.Load()
+		avg := decayed(old, at)
+		if t := float64(took); t > avg {
+			avg = t // peak: bad news at once, good news slowly
+		} else {
+			w := math.Exp(-float64(at-uint32(old>>32)) * (1 << 20) / float64(decay))
+			avg = float64(math.Float32frombits(uint32(old)))*w + t*(1-w)
+		}
+		if e.cost.CompareAndSwap(old, uint64(at)<<32|uint64(math.Float32bits(float32(avg)))) {
+			return
+		}
+	}
+}
+
+// decayed is the average as it counts at a later time: an endpoint that nobody
+// chose because it was bad is forgiven in time.
+func decayed(cost uint64, at uint32) float64 {
+	avg := float64(math.Float32frombits(uint32(cost)))
+	if avg == 0 {
+		return 0
+	}
+	return avg * math.Exp(-float64(at-uint32(cost>>32))*(1<<20)/float64(decay))
+}
+
+func (e *Endpoint) load(at uint32) float64 {
+	const floor = float64(time.Microsecond) // an unknown endpoint is tried, but not by everybody at once
+	return max(decayed(e.cost.Load(), at), floor) * float64(e.inFlight.Load()+1)
+}
+
+// Set is the ready endpoints of one port of a service.
+type Set struct{ list []*Endpoint }
+
+// Want describes an endpoint to New.
+type Want struct {
+	Addr     netip.AddrPort
+	Identity assay.Identity
+	Workload string
+}
+
+// New makes a set, taking from old (which may be nil) the endpoints that are in
+// both. value makes Endpoint.Value for the new ones.
+func New(old *Set, want []Want, value func(Want) any) *Set {
+	known := map[Want]*Endpoint{}
+	if old != nil {
+		for _, e := range old.list {
+			known[Want{e.Addr, e.Identity, e.Workload}] = e
+		}
+	}
+	s := &Set{list: make([]*Endpoint, 0, len(want))}
+	for _, w := range want {
+		e := known[w]
+		if e == nil {
+			e = &Endpoint{Addr: w.Addr, Identity: w.Identity, Workload: w.Workload}
+			if value != nil {
+				e.Value = value(w)
+			}
+		}
+		s.list = append(s.list, e)
+	}
+	return s
+}
+
+// Of makes a set of existing endpoints.
+func Of(list []*Endpoint) *Set { return &Set{list: list} }
+
+// Len returns the number of endpoints; a nil set has none.
+func (s *Set) Len() int {
+	if s == nil {
+		return 0
+	}
+	return len(s.list)
+}
+
+// Endpoints returns the endpoints, which the caller must not change.
+func (s *Set) Endpoints() []*Endpoint {
+	if s == nil {
+		return nil
+	}
+	return s.list
+}
+
+// Pick returns the better of two random endpoints that are not in tried, or nil
+// when all were tried.
+func (s *Set) Pick(now time.Time, tried []*Endpoint) *Endpoint {
+	n := s.Len()
+	switch n {
+	case 0:
+		return nil
+	case 1:
+		if contains(tried, s.list[0]) {
+			return nil
+		}
+		return s.list[0]
+	}
+	at := stamp(now)
+	if len(tried) > 0 {
+		return s.pickUntried(at, tried)
+	}
+	i := rand.IntN(n)
+	j := rand.IntN(n - 1)
+	if j >= i {
+		j++
+	}
+	a, b := s.list[i], s.list[j]
+	if b.load(at) < a.load(at) {
+		return b
+	}
+	return a
+}
+
+// pickUntried is the rare case: the best of what is left.
+func (s *Set) pickUntried(at uint32, tried []*Endpoint) *Endpoint {
+	var best *Endpoint
+	least := math.Inf(1)
+	start := rand.IntN(len(s.list))
+	for i := range s.list {
+		e := s.list[(start+i)%len(s.list)]
+		if contains(tried, e) {
+			continue
+		}
+		if l := e.load(at); l < least {
+			best, least = e, l
+		}
+	}
+	return best
+}
+
+func contains(list []*Endpoint, e *Endpoint) bool {
+	for _, x := range list {
+		if x == e {
+			return true
+		}
+	}
+	return false
+}
