@@ -1,0 +1,36 @@
+// Package proxy is one workload's proxy: it takes every TCP connection that the
+// workload's network namespace redirects to it, and carries it to the peer's proxy
+// under mutual TLS, or refuses it.
+//
+// A connection's life is a list of steps, one method each: accept, original
+// destination, detect (who speaks first), route (who lives there), balance (which
+// endpoint), forward. outbound.go reads so for what the application dials, inbound.go
+// for what is dialled to it.
+//
+// What it refuses to do: dial a meshed address in plaintext, whatever has failed;
+// dial an address of the mesh's own networks that the table does not know; take
+// configuration from anywhere but its link; talk to control; write its key anywhere;
+// turn a peer's reset or refusal into a clean close.
+//
+// Invariants:
+//   - What it knows (services, address table, settings) is one immutable snapshot
+//     behind an atomic pointer. A connection loads it once and keeps it.
+//   - It serves what it knows when the agent is gone, and dials the agent's socket
+//     until there is one again.
+//   - A request takes no lock shared with other connections and allocates nothing in
+//     the steady state; what allocates is per connection.
+//   - The server's proxy believes the table and the certificate, never the stream
+//     header: that is a hint (see Header).
+//
+// Goroutines: one for each accepted connection, one for each session with a peer
+// (its reader), one for each opaque stream on the server's side, and a fixed few: the
+// link's reader, certificate renewal, the janitor of idle sessions, DNS. Proxy.Run
+// starts them and waits for all of them.
+//
+// Tour: proxy.go (life), agent.go (the link), credentials.go (certificates),
+// snapshot.go (what it knows), outbound.go, inbound.go (the steps), sniff.go
+// (waiting for whoever speaks first), peers.go and session.go (sessions with other
+// proxies), pipe.go and splice.go (bytes), http.go (the HTTP/1 engine's two sides),
+// socket.go (marks, source addresses, original destinations), header.go (the
+// per-stream header).
+package proxy

@@ -1,0 +1,285 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"assay.dev"
+	"assay.dev/link"
+	"assay.dev/proxy/detect"
+	"assay.dev/proxy/mtls"
+	"assay.dev/proxy/mux"
+)
+
+const (
+	// helloTimeout bounds how long a connection that may be the mesh's can take to
+	// say so.
+	helloTimeout = 10 * time.Second
+	// guestPatience is how long a silent client from outside is waited for before the
+	// application is dialled: it may be one that waits for the server.
+	guestPatience    = 10 * time.Millisecond
+	appDialTimeout   = 10 * time.Second
+	handshakeTimeout = 10 * time.Second
+)
+
+// inbound is a connection that somebody dialled to the workload.
+type inbound struct {
+	p           *Proxy
+	ctx         context.Context
+	conn        *net.TCPConn
+	raw         syscall.RawConn
+	remote, dst netip.AddrPort
+	snap        *snapshot
+	accepted    time.Time
+	meshed      bool // the table knows the remote address
+	who         link.Meshed
+	app         *net.TCPConn // dialled while the client was silent
+}
+
+// serveInbound carries one connection from its beginning to its end.
+func (p *Proxy) serveInbound(ctx context.Context, c *net.TCPConn) {
+	p.begin()
+	defer p.end()
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { abort(c) })
+	defer stop()
+	i := &inbound{p: p, ctx: ctx, conn: c, snap: p.snap.Load(), accepted: time.Now(), remote: addrPort(c.RemoteAddr())}
+	if err := i.serve(); err != nil {
+		i.refuse(err)
+	}
+}
+
+func (i *inbound) serve() (err error) {
+	if i.raw, err = i.conn.SyscallConn(); err != nil {
+		return err
+	}
+	if err := i.original(); err != nil {
+		return err
+	}
+	i.who, i.meshed = i.snap.table.Lookup(i.remote.Addr())
+	mesh, err := i.sniff()
+	switch {
+	case err != nil:
+		return err
+	case mesh:
+		return i.mesh()
+	}
+	return i.plaintext()
+}
+
+// original learns which of the workload's ports is meant.
+func (i *inbound) original() (err error) {
+	local := addrPort(i.conn.LocalAddr())
+	if i.dst, err = originalDst(i.conn); err != nil || i.dst == local {
+		return &refusal{refusedLoop, err}
+	}
+	if !i.snap.own(i.dst.Addr()) {
+		return &refusal{refusedForeign, nil}
+	}
+	return nil
+}
+
+// guest reports whether plaintext would be served.
+func (i *inbound) guest() bool { return !i.meshed && i.snap.mode() == assay.Observe }
+
+// sniff decides by the first bytes whether this is another proxy.
+func (i *inbound) sniff() (mesh bool, err error) {
+	sn := newSniffer(i.conn, i.raw)
+	defer sn.free()
+	limit := i.accepted.Add(helloTimeout)
+	for {
+		switch detect.ClientHello(sn.bytes(), mtls.ALPN) {
+		case detect.HelloOurs:
+			i.conn.SetReadDeadline(time.Time{})
+			return true, nil
+		case detect.HelloForeign, detect.HelloNone:
+			i.conn.SetReadDeadline(time.Time{})
+			return false, nil
+		}
+		if sn.end {
+			i.conn.SetReadDeadline(time.Time{})
+			if !i.guest() && sn.n == 0 {
+				return false, &refusal{} // a check: it connected and that was all
+			}
+			return false, nil
+		}
+		if sn.n == 0 && i.guest() {
+			i.conn.SetReadDeadline(i.accepted.Add(guestPatience))
+		} else {
+			i.conn.SetReadDeadline(limit)
+		}
+		err := sn.more()
+		switch {
+		case err == nil:
+		case !isTimeout(err):
+			return false, &refusal{err: err}
+		case sn.n == 0 && i.guest():
+			return i.awaitEither(sn)
+		default:
+			return false, &refusal{refusedSilent, nil}
+		}
+	}
+}
+
+// awaitEither dials the application for a client that says nothing and waits for
+// whoever speaks first. A proxy that the table does not know yet and whose first
+// record is late is still recognised, unless the application spoke.
+func (i *inbound) awaitEither(sn *sniffer) (mesh bool, err error) {
+	clearWake(i.conn)
+	if err := i.dial(); err != nil {
+		return false, err
+	}
+	raw, err := i.app.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	other := newSniffer(i.app, raw)
+	watch := make(chan struct{})
+	i.p.wg.Go(func() {
+		defer close(watch)
+		defer other.free()
+		other.more() // bytes, the end or a reset: all are for the client
+		wakeReads(i.conn)
+	})
+	err = sn.more()
+	wakeReads(i.app)
+	<-watch
+	clearWake(i.app)
+	clearWake(i.conn)
+	if err != nil && !isTimeout(err) {
+		abort(i.app)
+		return false, &refusal{err: err}
+	}
+	for err == nil && !sn.end {
+		switch detect.ClientHello(sn.bytes(), mtls.ALPN) {
+		case detect.HelloOurs:
+			i.app.Close()
+			return true, nil
+		case detect.HelloMore:
+			i.conn.SetReadDeadline(time.Now().Add(helloTimeout))
+			err = sn.more()
+			clearWake(i.conn)
+			continue
+		}
+		break
+	}
+	return false, nil
+}
+
+// dial connects to the application as the client.
+func (i *inbound) dial() (err error) {
+	ctx, cancel := context.WithTimeout(i.ctx, appDialTimeout)
+	defer cancel()
+	if i.app, err = dialAs(ctx, i.remote, i.dst, i.snap.OwnMark); err != nil {
+		return &refusal{refusedApplication, err}
+	}
+	return nil
+}
+
+// plaintext serves a client from outside the mesh, or refuses it.
+func (i *inbound) plaintext() error {
+	if i.meshed {
+		i.p.finding(refusedFromMeshed, i.remote.Addr().String(),
+			"plaintext to "+i.dst.String()+" from the address of "+i.who.Identity.String(),
+			"a process of that workload escaped its capture, or its port is excluded there")
+		return &refusal{refusedFromMeshed, nil}
+	}
+	if i.snap.mode() != assay.Observe {
+		return &refusal{refusedStrict, nil}
+	}
+	if i.app == nil {
+		if err := i.dial(); err != nil {
+			return err
+		}
+	}
+	app := i.app
+	stop := context.AfterFunc(i.ctx, func() { abort(app) })
+	defer stop()
+	series := i.p.rec.Series(i.key(reasonOutside))
+	series.Opened(i.accepted)
+	series.Begin()
+	ok := i.p.splice(app, i.conn, series)
+	series.End(time.Since(i.accepted), !ok, time.Now())
+	series.Closed()
+	return nil
+}
+
+func (i *inbound) key(reason string) assay.SignalKey {
+	key := assay.SignalKey{
+		Direction: assay.Inbound, Port: i.dst.Port(), Protocol: assay.Opaque, Security: assay.Plaintext, Reason: reason,
+	}
+	if sp := i.snap.targets[i.dst]; sp != nil {
+		key.Service, key.Port = sp.service, sp.port
+	}
+	return key
+}
+
+// mesh completes mutual TLS and serves the session's streams until it ends.
+func (i *inbound) mesh() error {
+	p := i.p
+	select {
+	case p.sift <- struct{}{}:
+	case <-i.ctx.Done():
+		return &refusal{}
+	}
+	s, err := i.handshake()
+	<-p.sift
+	if err != nil {
+		return err
+	}
+	if err := s.run(); err != nil {
+		p.log.Debug("session ended", "peer", s.peer.Identity.String(), "address", i.remote.String(), "error", err)
+	}
+	return nil
+}
+
+func (i *inbound) handshake() (*session, error) {
+	p := i.p
+	id, err := p.creds.await(i.ctx)
+	if err != nil {
+		return nil, &refusal{refusedNoCertificate, err}
+	}
+	sock := mux.NewSocket(i.conn)
+	ctx, cancel := context.WithTimeout(i.ctx, handshakeTimeout)
+	defer cancel()
+	tc := tls.Server(sock, id.Server())
+	peer, err := mtls.Handshake(ctx, tc)
+	if err != nil {
+		p.handshakeFailed(i.remote, err)
+		return nil, &refusal{refusedHandshake, err}
+	}
+	p.rec.Handshakes.Inc()
+	s := &session{p: p, peer: peer, security: assay.MutualTLS, born: time.Now(), remote: i.remote, local: i.dst}
+	s.mux = mux.New(tc, false, mux.Config{}, s.accept)
+	return s, nil
+}
+
+// refuse resets the client's connection and says why.
+func (i *inbound) refuse(err error) {
+	r, ok := errors.AsType[*refusal](err)
+	if !ok {
+		r = &refusal{"internal", err}
+	}
+	if i.app != nil {
+		abort(i.app)
+	}
+	if r.reason == "" {
+		if r.err != nil {
+			abort(i.conn)
+		}
+		return // the client went away by itself
+	}
+	if r.reason == refusedHandshake {
+		i.conn.Close() // not a reset: it would overtake the alert that says why
+	} else {
+		abort(i.conn)
+	}
+	i.p.rec.Refusals.Inc(r.reason)
+	i.p.rec.Series(i.key(r.reason)).Refused(time.Now())
+	i.p.log.Info("refused", "direction", assay.Inbound, "source", i.remote.String(), "destination", i.dst.String(), "reason", r.reason, "error", r.err)
+}

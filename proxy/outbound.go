@@ -1,0 +1,453 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"assay.dev"
+	"assay.dev/proxy/balance"
+	"assay.dev/proxy/detect"
+	"assay.dev/proxy/golden"
+	"assay.dev/proxy/mux"
+)
+
+const (
+	maxAttempts = 3        // endpoints that are tried for one connection
+	maxReplay   = 16 << 10 // first bytes that are kept to be sent to another endpoint
+)
+
+// outbound is a connection that the application dialled.
+type outbound struct {
+	p        *Proxy
+	ctx      context.Context
+	conn     *net.TCPConn
+	raw      syscall.RawConn
+	src, dst netip.AddrPort
+	snap     *snapshot
+	accepted time.Time
+
+	// route
+	port    *servicePort // nil when the address is no service's
+	set     *balance.Set // endpoints; nil: direct
+	direct  *peer        // nil: set
+	outside bool
+
+	protocol assay.Protocol
+	outcome  detect.Outcome
+
+	// forward
+	tried    []*balance.Endpoint
+	attempts int
+	endpoint *balance.Endpoint // of the stream that is open
+	session  *session
+	stream   mux.Stream
+	pipe     *pipe
+	sent     []byte // everything that was sent so far
+	lost     bool   // it is no longer kept: nothing can be sent again
+	finished bool   // the application finished sending
+}
+
+// serveOutbound carries one connection from its beginning to its end.
+func (p *Proxy) serveOutbound(ctx context.Context, c *net.TCPConn) {
+	p.begin()
+	defer p.end()
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { abort(c) })
+	defer stop()
+	o := &outbound{p: p, ctx: ctx, conn: c, snap: p.snap.Load(), accepted: time.Now(), src: addrPort(c.RemoteAddr())}
+	if err := o.serve(); err != nil {
+		o.refuse(err)
+	}
+}
+
+func (o *outbound) serve() (err error) {
+	if o.raw, err = o.conn.SyscallConn(); err != nil {
+		return err
+	}
+	if err := o.original(); err != nil {
+		return err
+	}
+	if err := o.route(); err != nil {
+		return err
+	}
+	if o.outside {
+		return o.passThrough()
+	}
+	if err := o.detect(); err != nil {
+		return err
+	}
+	return o.relay()
+}
+
+// original learns where the application wanted to go.
+func (o *outbound) original() (err error) {
+	local := addrPort(o.conn.LocalAddr())
+	if o.dst, err = originalDst(o.conn); err != nil || o.dst == local {
+		return &refusal{refusedLoop, err}
+	}
+	return nil
+}
+
+// route decides who that is. The order matters: what is known as meshed is never
+// treated as anything else.
+func (o *outbound) route() error {
+	s, a := o.snap, o.dst.Addr()
+	if svc := s.vips[a]; svc != nil {
+		if o.port = svc.port(o.dst.Port()); o.port == nil {
+			return &refusal{refusedNoPort, nil}
+		}
+		if o.set = o.port.endpoints(a); o.set.Len() == 0 {
+			return &refusal{refusedNoEndpoint, nil}
+		}
+		return nil
+	}
+	if who, ok := s.table.Lookup(a); ok {
+		o.port = s.targets[o.dst]
+		o.direct = o.p.peers.get(peerKey{o.dst, who.Identity})
+		return nil
+	}
+	if s.own(a) {
+		o.port = s.targets[o.dst]
+		o.direct = o.p.peers.get(peerKey{o.dst, s.Identity})
+		return nil
+	}
+	if s.meshPrefix(a) {
+		return &refusal{refusedUnknown, nil}
+	}
+	o.outside = true
+	return nil
+}
+
+// detect waits until it is settled what is spoken. On the way the stream to the
+// peer may have been opened, with nothing forwarded in either direction.
+func (o *outbound) detect() error {
+	sn := newSniffer(o.conn, o.raw)
+	defer sn.free()
+	var first time.Time // of the client
+	in := detect.Input{}
+	if o.port != nil {
+		in.Declared, in.Learned = o.port.declared, o.port.memory.ServerFirst(o.accepted)
+	}
+	for {
+		now := time.Now()
+		in.Client, in.ClientEnd, in.Age = sn.bytes(), sn.end, now.Sub(o.accepted)
+		if len(in.Client) > 0 {
+			if first.IsZero() {
+				first = now
+			}
+			in.ClientAge = now.Sub(first)
+		}
+		var st pipeState
+		if o.pipe != nil {
+			st = o.pipe.look()
+			if st.reset != 0 && !st.anything {
+				if err := o.retry(st.reset); err != nil {
+					return err
+				}
+				continue
+			}
+			in.Opened, in.Server, in.ServerEnd = true, st.server[:st.n], st.fin || st.reset != 0
+			if st.anything {
+				in.ServerAge = now.Sub(st.since)
+			}
+		}
+		d := detect.Decide(in)
+		switch d.Action {
+		case detect.Settle:
+			o.protocol, o.outcome = d.Protocol, d.Outcome
+			o.p.rec.Detections.Inc(string(d.Outcome))
+			if o.port != nil && o.outcome != detect.Declared {
+				o.port.memory.Observe(d.Outcome, now)
+			}
+			clearWake(o.conn)
+			return nil
+		case detect.Open:
+			if err := o.open(nil, false); err != nil {
+				return err
+			}
+			continue
+		}
+		deadline := time.Time{}
+		if d.For > 0 {
+			deadline = now.Add(d.For)
+		}
+		o.conn.SetReadDeadline(deadline)
+		if o.pipe != nil { // it wakes us by the deadline that was just overwritten
+			if is := o.pipe.look(); is.n != st.n || is.fin != st.fin || is.reset != st.reset {
+				continue
+			}
+		}
+		if err := sn.more(); err != nil && !isTimeout(err) {
+			o.drop(mux.AppReset)
+			return &refusal{err: err} // the application is gone
+		}
+	}
+}
+
+// header is what the server's proxy is told.
+func (o *outbound) header(proto assay.Protocol) *Header {
+	h := &Header{Protocol: proto, Port: o.dst.Port(), ClientPort: o.src.Port(), Destination: o.dst}
+	if proto == assay.Detect {
+		h.Protocol = assay.Opaque
+	}
+	if o.port != nil {
+		h.Service = o.port.service
+	}
+	return h
+}
+
+// choose picks the next endpoint and its peer.
+func (o *outbound) choose() (*balance.Endpoint, *peer) {
+	if o.direct != nil {
+		if o.attempts > 0 {
+			return nil, nil
+		}
+		return nil, o.direct
+	}
+	e := o.set.Pick(time.Now(), o.tried)
+	if e == nil {
+		return nil, nil
+	}
+	return e, e.Value.(*peer)
+}
+
+// open opens a stream with data to an endpoint that takes it: the chosen one or, as
+// nothing has been read there, another.
+func (o *outbound) open(data []byte, fin bool) error {
+	payload := o.header(o.protocol).AppendTo(make([]byte, 0, maxHeader))
+	last := error(&refusal{refusedUnreachable, nil})
+	for ; o.attempts < maxAttempts; o.attempts++ {
+		e, pe := o.choose()
+		if pe == nil {
+			break
+		}
+		if e != nil {
+			o.tried = append(o.tried, e)
+			if e.Identity.IsZero() {
+				// Not meshed, says the service; never in plaintext, says the table.
+				who, ok := o.snap.table.Lookup(e.Addr.Addr())
+				if !ok {
+					last = &refusal{refusedUnknown, nil}
+					continue
+				}
+				pe = o.p.peers.get(peerKey{e.Addr, who.Identity})
+			}
+			e.Begin()
+		}
+		k := newPipe(o.p, o.conn)
+		s, st, n, err := pe.open(o.ctx, payload, data, fin, k)
+		if err == nil {
+			o.attempts++
+			o.endpoint, o.session, o.stream, o.pipe = e, s, st, k
+			if n < len(data) {
+				st.Write(data[n:], fin) // its failure is the pipe's to tell
+			}
+			return nil
+		}
+		last = err
+		if e != nil {
+			e.Failed(time.Now())
+			e.Done()
+		}
+	}
+	if r, ok := errors.AsType[*refusal](last); ok {
+		return r
+	}
+	return &refusal{refusedUnreachable, last}
+}
+
+// drop forgets the open stream.
+func (o *outbound) drop(code mux.Code) {
+	if o.pipe == nil {
+		return
+	}
+	o.stream.Reset(code)
+	if o.endpoint != nil {
+		o.endpoint.Done()
+	}
+	o.endpoint, o.session, o.stream, o.pipe = nil, nil, mux.Stream{}, nil
+}
+
+// retry opens the stream that ended with code elsewhere, if that is safe: nobody
+// has read it, and everything that was sent can be sent again.
+func (o *outbound) retry(code mux.Code) error {
+	safe := code == mux.Unreachable || code == mux.Refused || code == mux.Overloaded
+	if safe && o.endpoint != nil {
+		o.endpoint.Failed(time.Now())
+	}
+	o.drop(mux.Cancelled)
+	clearWake(o.conn)
+	if !safe || o.lost {
+		return &refusal{refusedPeer + "-" + code.String(), nil}
+	}
+	if err := o.open(o.sent, o.finished); err != nil {
+		if r, ok := errors.AsType[*refusal](err); ok && r.err == nil {
+			return &refusal{refusedPeer + "-" + code.String(), nil}
+		}
+		return err
+	}
+	return nil
+}
+
+// series is what the connection is counted under.
+func (o *outbound) series() *golden.Series {
+	key := o.key()
+	if s := o.session; s != nil {
+		key.Peer, key.PeerArtifacts = s.peer.Identity, s.peer.Artifacts
+		key.Security, key.Reason = s.security, s.reason
+	}
+	return o.p.rec.Series(key)
+}
+
+// key is the series of a connection before it has a session.
+func (o *outbound) key() assay.SignalKey {
+	key := assay.SignalKey{Direction: assay.Outbound, Port: o.dst.Port(), Protocol: o.protocol, Security: assay.MutualTLS}
+	if o.port != nil {
+		key.Service = o.port.service
+	}
+	switch {
+	case o.outside:
+		key.Security, key.Reason = assay.Plaintext, reasonOutside
+	case o.direct != nil:
+		key.Peer = o.direct.key.id
+	}
+	return key
+}
+
+// relay carries opaque bytes both ways.
+func (o *outbound) relay() error {
+	if o.pipe == nil {
+		if err := o.open(nil, false); err != nil {
+			return err
+		}
+	}
+	series := o.series()
+	series.Opened(o.accepted)
+	series.Begin()
+	err := o.pump(series)
+	failed := err != nil
+	if o.endpoint != nil {
+		o.endpoint.Done()
+	}
+	series.End(time.Since(o.accepted), failed, time.Now())
+	series.Closed()
+	if failed {
+		abort(o.conn)
+		var r *refusal
+		if errors.As(err, &r) && r.reason != "" {
+			o.p.rec.Refusals.Inc(r.reason)
+			o.log(r)
+		}
+	}
+	return nil
+}
+
+// pump moves bytes until both directions have ended, or one broke. Only it decides
+// what a stream's early end means.
+func (o *outbound) pump(series *golden.Series) error {
+	from := newSource(o.raw)
+	o.pipe.release(o.conn, o.raw, series)
+	for {
+		if !o.finished {
+			clearWake(o.conn)
+		}
+		st := o.pipe.look()
+		switch {
+		case st.broken != nil:
+			o.stream.Reset(mux.AppReset)
+			return st.broken
+		case st.reset != 0 && !st.anything:
+			if err := o.retry(st.reset); err != nil {
+				return err
+			}
+			o.pipe.release(o.conn, o.raw, series)
+			continue
+		case st.reset != 0:
+			return &refusal{err: errPeerReset}
+		case st.anything:
+			o.sent, o.lost = nil, true
+		}
+		if o.finished {
+			<-o.pipe.done
+			if st := o.pipe.look(); st.reset == 0 && st.broken == nil {
+				return nil
+			}
+			continue
+		}
+		b, err := from.read()
+		switch {
+		case err == nil:
+			series.Out(len(b))
+			if !o.lost {
+				if len(o.sent)+len(b) > maxReplay {
+					o.sent, o.lost = nil, true
+				} else {
+					o.sent = append(o.sent, b...)
+				}
+			}
+			o.stream.Write(b, false) // a failure shows in the pipe
+			from.free()
+		case isTimeout(err): // woken
+		case isEOF(err):
+			o.finished = true
+			o.stream.Write(nil, true)
+		default:
+			o.stream.Reset(mux.AppReset)
+			return err
+		}
+	}
+}
+
+var errPeerReset = errors.New("the peer reset the connection")
+
+// passThrough carries a connection to where there is no mesh.
+func (o *outbound) passThrough() error {
+	o.protocol = assay.Opaque
+	ctx, cancel := context.WithTimeout(o.ctx, 2*time.Minute) // the kernel gives up by itself in about this time
+	peer, err := dialNetwork(ctx, o.dst, o.snap.OwnMark)
+	cancel()
+	if err != nil {
+		return &refusal{refusedOutside, err}
+	}
+	stop := context.AfterFunc(o.ctx, func() { abort(peer) })
+	defer stop()
+	series := o.series()
+	series.Opened(o.accepted)
+	series.Begin()
+	ok := o.p.splice(o.conn, peer, series)
+	series.End(time.Since(o.accepted), !ok, time.Now())
+	series.Closed()
+	return nil
+}
+
+// refuse resets the application's connection and says why.
+func (o *outbound) refuse(err error) {
+	abort(o.conn)
+	r, ok := errors.AsType[*refusal](err)
+	if !ok {
+		r = &refusal{"internal", err}
+	}
+	if r.reason == "" {
+		return // the application went away by itself
+	}
+	o.p.rec.Refusals.Inc(r.reason)
+	if o.protocol == assay.Detect {
+		o.protocol = assay.Opaque
+	}
+	key := o.key()
+	key.Reason = r.reason
+	o.p.rec.Series(key).Refused(time.Now())
+	o.log(r)
+}
+
+func (o *outbound) log(r *refusal) {
+	service := ""
+	if o.port != nil {
+		service = o.port.service
+	}
+	o.p.log.Info("refused", "direction", assay.Outbound, "destination", o.dst.String(), "service", service, "reason", r.reason, "error", r.err)
+}

@@ -1,0 +1,307 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"assay.dev"
+	"assay.dev/link"
+	"assay.dev/proxy/dns"
+	"assay.dev/proxy/golden"
+	"golang.org/x/sys/unix"
+)
+
+// Options are what a proxy needs besides its link.
+type Options struct {
+	Log   *slog.Logger
+	Build string // version, for Hello
+	// Notes are told to the agent in the log once it is there: what of the sandbox
+	// this kernel does not have.
+	Notes []string
+}
+
+// Proxy is one workload's proxy.
+type Proxy struct {
+	log     *slog.Logger
+	build   string
+	started time.Time
+
+	snap  atomic.Pointer[snapshot]
+	creds *credentials
+	peers *peers
+	agent *agent
+	rec   *golden.Recorder
+	names *dns.Server
+	pipes kernelPipes
+	sift  chan struct{} // slots for handshakes as a server
+
+	listeners map[string]int // descriptors by role: what the agent gave, to be handed back
+	accepting atomic.Bool
+
+	ctx      context.Context // of Run, for what outlives the connection that asked for it
+	wg       sync.WaitGroup  // everything that Run waits for
+	draining chan struct{}   // closed: accept nothing more
+	drain    sync.Once
+	deadline time.Time // of the drain; written before draining is closed
+
+	mu       sync.Mutex
+	sessions map[*session]struct{} // all that run, of both sides
+	work     int                   // connections being served
+	idle     chan struct{}         // closed when a drain has nothing to wait for any more
+}
+
+// maxHandshakes bounds the handshakes that run at once: each costs a signature.
+const maxHandshakes = 64
+
+// New makes a proxy over its link, which it closes when Run returns.
+func New(conn *link.Conn, o Options) *Proxy {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	p := &Proxy{
+		log:       o.Log,
+		build:     o.Build,
+		started:   time.Now(),
+		rec:       golden.New(0),
+		pipes:     make(kernelPipes, 64),
+		sift:      make(chan struct{}, maxHandshakes),
+		listeners: map[string]int{},
+		draining:  make(chan struct{}),
+		sessions:  map[*session]struct{}{},
+		idle:      make(chan struct{}),
+	}
+	p.snap.Store(&snapshot{})
+	p.creds = newCredentials(p)
+	p.peers = newPeers(p)
+	p.agent = newAgent(p, conn, o.Notes)
+	p.names = dns.NewServer(dns.Options{Snapshot: func() *dns.Snapshot { return p.snap.Load().names }, Log: o.Log})
+	return p
+}
+
+// Run serves until ctx ends, or a drain is complete (nil).
+func (p *Proxy) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	p.ctx = ctx
+	p.wg.Go(func() { p.creds.run(ctx) })
+	p.wg.Go(func() { p.peers.janitor(ctx) })
+	p.wg.Go(func() {
+		if err := p.agent.run(ctx); err != nil {
+			cancel(err)
+		}
+	})
+	p.wg.Go(func() { p.awaitDrain(ctx, cancel) })
+	<-ctx.Done()
+	p.closeListeners()
+	p.closeSessions(errors.New("proxy ends"))
+	p.wg.Wait()
+	p.pipes.closeAll()
+	for _, fd := range p.listeners {
+		unix.Close(fd)
+	}
+	if err := context.Cause(ctx); !errors.Is(err, errDrained) {
+		return err
+	}
+	return nil
+}
+
+var errDrained = errors.New("drained")
+
+// takeListeners keeps the descriptors that came with Configure.
+func (p *Proxy) takeListeners(roles []string, files []int) error {
+	if len(roles) != len(files) {
+		return fmt.Errorf("configure: %d listener roles with %d descriptors", len(roles), len(files))
+	}
+	for i, role := range roles {
+		if _, has := p.listeners[role]; has {
+			unix.Close(files[i]) // and accepts on it
+			continue
+		}
+		p.listeners[role] = files[i]
+	}
+	return nil
+}
+
+// accept starts to accept once everything that a connection needs is known, and
+// says so. Connections made before wait in the backlog.
+func (p *Proxy) accept(ctx context.Context) error {
+	if p.accepting.Load() || !p.snap.Load().ready() {
+		return nil
+	}
+	for role, fd := range p.listeners {
+		// The descriptor itself is kept untouched, to be handed back.
+		fd, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("listener %s: %w", role, err)
+		}
+		f := os.NewFile(uintptr(fd), role)
+		defer f.Close()
+		switch role {
+		case link.ListenOutbound, link.ListenInbound, link.ListenDNSTCP:
+			l, err := net.FileListener(f)
+			if err != nil {
+				return fmt.Errorf("listener %s: %w", role, err)
+			}
+			tcp, ok := l.(*net.TCPListener)
+			if !ok {
+				l.Close()
+				return fmt.Errorf("listener %s: is for %s", role, l.Addr().Network())
+			}
+			serve := p.serveOutbound
+			switch role {
+			case link.ListenInbound:
+				serve = p.serveInbound
+			case link.ListenDNSTCP:
+				serve = p.serveNames
+			}
+			p.wg.Go(func() { <-p.draining; tcp.Close() })
+			p.wg.Go(func() { p.acceptLoop(ctx, tcp, serve) })
+		case link.ListenDNSUDP:
+			c, err := net.FilePacketConn(f)
+			if err != nil {
+				return fmt.Errorf("listener %s: %w", role, err)
+			}
+			udp, ok := c.(*net.UDPConn)
+			if !ok {
+				c.Close()
+				return fmt.Errorf("listener %s: is for %s", role, c.LocalAddr().Network())
+			}
+			p.wg.Go(func() { <-p.draining; udp.Close() })
+			p.wg.Go(func() { p.names.ServeUDP(ctx, udp) })
+		default:
+			return fmt.Errorf("listener %s: unknown role", role)
+		}
+	}
+	p.accepting.Store(true)
+	return nil
+}
+
+func (p *Proxy) serveNames(ctx context.Context, c *net.TCPConn) { p.names.ServeTCP(ctx, c) }
+
+// closeListeners stops accepting. The sockets stay open: they are the agent's too.
+func (p *Proxy) closeListeners() { p.drain.Do(func() { close(p.draining) }) }
+
+// Drain accepts nothing more, lets what runs end until the deadline, then ends Run.
+func (p *Proxy) Drain(deadline time.Time) {
+	p.drain.Do(func() {
+		p.deadline = deadline
+		close(p.draining)
+	})
+}
+
+func (p *Proxy) awaitDrain(ctx context.Context, cancel context.CancelCauseFunc) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-p.draining:
+	}
+	p.mu.Lock()
+	for s := range p.sessions {
+		s.mux.Drain()
+	}
+	p.checkIdle()
+	p.mu.Unlock()
+	t := time.NewTimer(time.Until(p.deadline))
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-p.idle:
+	case <-t.C:
+	}
+	cancel(errDrained)
+}
+
+// begin and end count a connection that is being served.
+func (p *Proxy) begin() {
+	p.mu.Lock()
+	p.work++
+	p.mu.Unlock()
+}
+
+func (p *Proxy) end() {
+	p.mu.Lock()
+	p.work--
+	p.checkIdle()
+	p.mu.Unlock()
+}
+
+// checkIdle ends the wait of a drain; p.mu is held.
+func (p *Proxy) checkIdle() {
+	select {
+	case <-p.draining:
+	default:
+		return
+	}
+	if p.work == 0 {
+		select {
+		case <-p.idle:
+		default:
+			close(p.idle)
+		}
+	}
+}
+
+// addSession and removeSession keep the set of sessions that run.
+func (p *Proxy) addSession(s *session) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.sessions[s] = struct{}{}
+	select {
+	case <-p.draining:
+		s.mux.Drain()
+	default:
+	}
+}
+
+func (p *Proxy) removeSession(s *session) {
+	p.mu.Lock()
+	delete(p.sessions, s)
+	p.mu.Unlock()
+}
+
+func (p *Proxy) closeSessions(reason error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for s := range p.sessions {
+		s.mux.Close(reason)
+	}
+}
+
+// report is everything that was counted.
+func (p *Proxy) report() link.Report {
+	return link.Report{Started: p.started, Signals: p.rec.Signals(), Counters: p.rec.Counters()}
+}
+
+// finding tells the agent of something that a person should look at.
+func (p *Proxy) finding(kind, subject, detail, remedy string) {
+	p.agent.find(assay.Finding{
+		Time: time.Now(), Workload: p.snap.Load().Workload,
+		Kind: kind, Subject: subject, Detail: detail, Remedy: remedy,
+	})
+}
+
+// Reasons of refusals, in the metric and the log.
+const (
+	refusedLoop          = "own-listener"          // the original destination is the listener itself
+	refusedNoPort        = "no-such-port"          // the service has no such port
+	refusedNoEndpoint    = "no-ready-endpoint"     // nobody is ready
+	refusedUnknown       = "unknown-mesh-address"  // in a mesh network, not in the table
+	refusedUnreachable   = "peer-unreachable"      // no session with any endpoint
+	refusedPeer          = "refused-by-peer"       // the peer's proxy or application did
+	refusedOutside       = "outside-unreachable"   // a plain destination did not answer
+	refusedStrict        = "plaintext-in-strict"   // plaintext from outside the mesh
+	refusedFromMeshed    = "plaintext-from-meshed" // plaintext from a meshed address
+	refusedForeign       = "not-our-address"       // an inbound connection to somebody else
+	refusedSilent        = "silent"                // a mesh or strict connection that says nothing
+	refusedHandshake     = "handshake"             // mutual TLS as a server
+	refusedNoCertificate = "no-certificate"        // mutual TLS before there is one
+	refusedHeader        = "bad-header"            // a stream whose header cannot be read
+	refusedApplication   = "application"           // the application did not take it
+)

@@ -1,0 +1,141 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"assay.dev"
+	"assay.dev/proxy/mux"
+)
+
+func isEOF(err error) bool { return errors.Is(err, io.EOF) }
+
+// accept takes a stream that a peer opened. It is the session's reader.
+func (s *session) accept(st mux.Stream, open []byte) (mux.Handler, mux.Code) {
+	h, rest, err := ParseHeader(open)
+	if err != nil || len(rest) > 0 {
+		s.p.rec.Refusals.Inc(refusedHeader)
+		return nil, mux.BadRequest
+	}
+	v := &served{s: s, header: h, stream: st, pipe: newPipe(s.p, nil), accepted: time.Now()}
+	s.p.begin()
+	s.p.wg.Go(v.run)
+	return v.pipe, 0
+}
+
+// served is an opaque stream of a peer, and the connection to the application.
+type served struct {
+	s        *session
+	header   Header
+	stream   mux.Stream
+	pipe     *pipe
+	accepted time.Time
+}
+
+// run dials the application and carries bytes both ways.
+func (v *served) run() {
+	p := v.s.p
+	defer p.end()
+	app, err := v.dial()
+	series := p.rec.Series(v.key())
+	if err != nil {
+		v.stream.Reset(mux.Unreachable)
+		p.rec.Refusals.Inc(refusedApplication)
+		series.Refused(time.Now())
+		p.log.Info("refused", "direction", assay.Inbound, "peer", v.s.peer.Identity.String(), "destination", v.s.local.String(), "reason", refusedApplication, "error", err)
+		return
+	}
+	defer app.Close()
+	stop := context.AfterFunc(p.ctx, func() { abort(app) })
+	defer stop()
+	raw, err := app.SyscallConn()
+	if err != nil {
+		v.stream.Reset(mux.Unreachable)
+		return
+	}
+	series.Opened(v.accepted)
+	series.Begin()
+	v.pipe.release(app, raw, series)
+	err = v.pump(app, raw, series.Out)
+	series.End(time.Since(v.accepted), err != nil, time.Now())
+	series.Closed()
+}
+
+func (v *served) dial() (*net.TCPConn, error) {
+	from := netip.AddrPortFrom(v.s.remote.Addr(), v.header.ClientPort)
+	ctx, cancel := context.WithTimeout(v.s.p.ctx, appDialTimeout)
+	defer cancel()
+	return v.s.p.dialApp(ctx, from, v.s.local)
+}
+
+// dialApp connects to the workload's own application. A workload that calls itself
+// is seen as itself.
+func (p *Proxy) dialApp(ctx context.Context, from, to netip.AddrPort) (*net.TCPConn, error) {
+	snap := p.snap.Load()
+	if snap.own(from.Addr()) {
+		return dialNetwork(ctx, to, snap.OwnMark)
+	}
+	return dialAs(ctx, from, to, snap.OwnMark)
+}
+
+// pump moves bytes until both directions have ended, or one broke.
+func (v *served) pump(app *net.TCPConn, raw syscall.RawConn, count func(int)) error {
+	from := newSource(raw)
+	finished := false
+	for {
+		if !finished {
+			clearWake(app)
+		}
+		switch st := v.pipe.look(); {
+		case st.broken != nil:
+			v.stream.Reset(mux.AppReset)
+			return st.broken
+		case st.reset == mux.Cancelled && !st.anything:
+			return nil // opened to see who speaks first: it was the client, on another stream
+		case st.reset != 0:
+			abort(app)
+			return errPeerReset
+		}
+		if finished {
+			<-v.pipe.done
+			if st := v.pipe.look(); st.reset == 0 && st.broken == nil {
+				return nil
+			}
+			continue
+		}
+		b, err := from.read()
+		switch {
+		case err == nil:
+			count(len(b))
+			v.stream.Write(b, false) // a failure shows in the pipe
+			from.free()
+		case isTimeout(err): // woken
+		case isEOF(err):
+			finished = true
+			v.stream.Write(nil, true)
+		default:
+			v.stream.Reset(mux.AppReset)
+			return err
+		}
+	}
+}
+
+// key is what the stream is counted under. The service is the peer's word, so only
+// names that we know count.
+func (v *served) key() assay.SignalKey { return v.s.key(&v.header) }
+
+func (s *session) key(h *Header) assay.SignalKey {
+	key := assay.SignalKey{
+		Direction: assay.Inbound, Peer: s.peer.Identity, PeerArtifacts: s.peer.Artifacts,
+		Port: h.Port, Protocol: h.Protocol, Security: s.security, Reason: s.reason,
+	}
+	if s.p.snap.Load().services[h.Service] != nil {
+		key.Service = h.Service
+	}
+	return key
+}

@@ -1,0 +1,180 @@
+package proxy
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"assay.dev"
+	"assay.dev/link"
+	"assay.dev/proxy/balance"
+	"assay.dev/proxy/detect"
+	"assay.dev/proxy/dns"
+)
+
+// snapshot is everything that a proxy knows. It never changes; the link's reader
+// makes the next one.
+type snapshot struct {
+	link.Configure
+	settings        assay.NamespaceConfig
+	services        map[string]*service
+	vips            map[netip.Addr]*service
+	targets         map[netip.AddrPort]*servicePort // of endpoints, for those that are dialled directly
+	table           *link.AddressTable
+	names           *dns.Snapshot
+	servicesVersion uint64
+	hasServices     bool
+	tableVersion    uint64
+}
+
+// service is one service with its ports.
+type service struct {
+	assay.Service
+	ports []*servicePort
+}
+
+// servicePort is where connections to one port of a service go.
+type servicePort struct {
+	service  string // key
+	port     uint16 // as dialled
+	declared assay.Protocol
+	memory   *detect.Memory // outlives the snapshot
+	// v4 and v6 are the ready endpoints by the family that they are dialled in: the
+	// application's own, when the endpoint has an address of it.
+	v4, v6 *balance.Set
+}
+
+// endpoints returns the set for a client that dialled an address like a.
+func (sp *servicePort) endpoints(a netip.Addr) *balance.Set {
+	if a.Is4() {
+		return sp.v4
+	}
+	return sp.v6
+}
+
+func (s *service) port(n uint16) *servicePort {
+	for _, sp := range s.ports {
+		if sp.port == n {
+			return sp
+		}
+	}
+	return nil
+}
+
+// withConfigure, withServices and withTable return the next snapshot.
+func (s *snapshot) withConfigure(c link.Configure) *snapshot {
+	next := *s
+	next.Configure = c
+	next.settings = c.Config
+	next.index()
+	return &next
+}
+
+func (s *snapshot) withTable(t *link.AddressTable, version uint64) *snapshot {
+	next := *s
+	next.table, next.tableVersion = t, version
+	return &next
+}
+
+func (s *snapshot) withServices(d link.Services, value func(balance.Want) any) *snapshot {
+	next := *s
+	next.services = make(map[string]*service, len(s.services)+len(d.Upsert))
+	if !d.Full {
+		maps.Copy(next.services, s.services)
+	}
+	for _, key := range d.Remove {
+		delete(next.services, key)
+	}
+	for i := range d.Upsert {
+		svc := &d.Upsert[i]
+		next.services[svc.Key()] = newService(svc, s.services[svc.Key()], value)
+	}
+	if d.Config != nil {
+		next.settings = *d.Config
+	}
+	next.servicesVersion, next.hasServices = d.Version, true
+	next.index()
+	return &next
+}
+
+// index makes the maps that connections and names are looked up in.
+func (s *snapshot) index() {
+	s.vips = make(map[netip.Addr]*service, 2*len(s.services))
+	s.targets = map[netip.AddrPort]*servicePort{}
+	list := make([]*assay.Service, 0, len(s.services))
+	for _, key := range slices.Sorted(maps.Keys(s.services)) {
+		svc := s.services[key]
+		list = append(list, &svc.Service)
+		for _, a := range svc.VIPs {
+			s.vips[a.Unmap()] = svc
+		}
+		for _, sp := range svc.ports {
+			for _, set := range []*balance.Set{sp.v4, sp.v6} {
+				for _, e := range set.Endpoints() {
+					if s.targets[e.Addr] == nil {
+						s.targets[e.Addr] = sp
+					}
+				}
+			}
+		}
+	}
+	s.names = dns.NewSnapshot(s.settings.Namespace, s.DNS.Domain, list, s.DNS.Upstreams)
+}
+
+func newService(svc *assay.Service, old *service, value func(balance.Want) any) *service {
+	out := &service{Service: *svc}
+	for i, port := range svc.Ports {
+		sp := &servicePort{service: svc.Key(), port: port.Port, declared: port.Protocol}
+		var v4, v6 *balance.Set
+		if old != nil {
+			if was := old.port(port.Port); was != nil {
+				sp.memory, v4, v6 = was.memory, was.v4, was.v6
+			}
+		}
+		if sp.memory == nil {
+			sp.memory = new(detect.Memory)
+		}
+		var want4, want6 []balance.Want
+		for _, e := range svc.Endpoints {
+			if i >= len(e.Targets) || e.Targets[i] == 0 || len(e.Addrs) == 0 {
+				continue
+			}
+			at := func(is4 bool) balance.Want {
+				a := e.Addrs[0].Unmap()
+				for _, x := range e.Addrs {
+					if x.Unmap().Is4() == is4 {
+						a = x.Unmap()
+						break
+					}
+				}
+				return balance.Want{Addr: netip.AddrPortFrom(a, e.Targets[i]), Identity: e.Identity, Workload: e.Workload}
+			}
+			want4, want6 = append(want4, at(true)), append(want6, at(false))
+		}
+		// An endpoint that is in both sets (it has one family) is one endpoint.
+		sp.v4 = balance.New(v4, want4, value)
+		sp.v6 = balance.New(merge(v6, sp.v4), want6, value)
+		out.ports = append(out.ports, sp)
+	}
+	return out
+}
+
+// merge is a set of the endpoints of both, for New to take from.
+func merge(a, b *balance.Set) *balance.Set {
+	return balance.Of(slices.Concat(a.Endpoints(), b.Endpoints()))
+}
+
+// own reports whether a is the workload's.
+func (s *snapshot) own(a netip.Addr) bool { return slices.Contains(s.Addrs, a) }
+
+// meshed reports whether a can only be the mesh's.
+func (s *snapshot) meshPrefix(a netip.Addr) bool {
+	return slices.ContainsFunc(s.MeshPrefixes, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// ready reports whether everything that a connection needs has arrived.
+func (s *snapshot) ready() bool { return s.Workload != "" && s.hasServices && s.table != nil }
+
+// mode is how plaintext is treated; what is not said is the safe start.
+func (s *snapshot) mode() assay.Mode { return cmp.Or(s.settings.Mode, assay.Observe) }
