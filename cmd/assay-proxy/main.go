@@ -1,0 +1,74 @@
+// Command assay-proxy is the data plane: one workload's proxy. An agent starts it in
+// the workload's network namespace with its link on descriptor 3; it takes no other
+// configuration.
+//
+// Exit codes: 0 after a drain or SIGTERM, 1 otherwise, with the reason as the last
+// line of its log (JSON, standard error).
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"assay.dev/link"
+	"assay.dev/proxy"
+)
+
+// linkFD is where the agent puts the link.
+const linkFD = 3
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+func run(args []string, stdout, stderr io.Writer) int {
+	if len(args) > 0 {
+		if args[0] == "-version" && len(args) == 1 {
+			fmt.Fprintln(stdout, "assay-proxy", build())
+			return 0
+		}
+		fmt.Fprintln(stderr, "assay-proxy is started by `assay up`; it takes no arguments but -version")
+		return 1
+	}
+	// Reading the machine's time zone would need a file.
+	time.Local = time.UTC
+	log := slog.New(slog.NewJSONHandler(stderr, nil))
+	debug.SetMemoryLimit(512 << 20)
+
+	if err := serve(log); err != nil && !errors.Is(err, context.Canceled) {
+		log.Error("stopped", "error", err)
+		return 1
+	}
+	return 0
+}
+
+func serve(log *slog.Logger) error {
+	conn, err := link.FileConn(os.NewFile(linkFD, "link"))
+	if err != nil {
+		return fmt.Errorf("%w (assay-proxy is started by `assay up`, with its link on descriptor %d)", err, linkFD)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	return proxy.New(conn, proxy.Options{Log: log, Build: build()}).Run(ctx)
+}
+
+// build is the version that the Go tool stamped.
+func build() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	version := info.Main.Version
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && len(s.Value) >= 12 {
+			version += " " + s.Value[:12]
+		}
+	}
+	return version
+}
