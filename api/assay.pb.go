@@ -2875,6 +2875,94 @@ func (x *IssueOperatorResponse) GetBundle() *Bundle {
 	return nil
 }
 
+type RotateRequest struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	DeadlineSeconds int64                  `protobuf:"varint,1,opt,name=deadline_seconds,json=deadlineSeconds,proto3" json:"deadline_seconds,omitempty"` // 0: wait for all
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *RotateRequest) Reset() {
+	*x = RotateRequest{}
+	mi := &file_assay_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateRequest) ProtoMessage() {}
+
+func (x *RotateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateRequest.ProtoReflect.Descriptor instead.
+func (*RotateRequest) Descriptor() ([]byte, []int) {
+	return file_assay_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *RotateRequest) GetDeadlineSeconds() int64 {
+	if x != nil {
+		return x.DeadlineSeconds
+	}
+	return 0
+}
+
+type RotateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	BundleVersion uint64                 `protobuf:"varint,1,opt,name=bundle_version,json=bundleVersion,proto3" json:"bundle_version,omitempty"` // the first that holds the new root
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateResponse) Reset() {
+	*x = RotateResponse{}
+	mi := &file_assay_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateResponse) ProtoMessage() {}
+
+func (x *RotateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateResponse.ProtoReflect.Descriptor instead.
+func (*RotateResponse) Descriptor() ([]byte, []int) {
+	return file_assay_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *RotateResponse) GetBundleVersion() uint64 {
+	if x != nil {
+		return x.BundleVersion
+	}
+	return 0
+}
+
 type CheckRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ExpirySeconds int64                  `protobuf:"varint,1,opt,name=expiry_seconds,json=expirySeconds,proto3" json:"expiry_seconds,omitempty"` // report what expires within this time
@@ -2884,7 +2972,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_assay_proto_msgTypes[39]
+	mi := &file_assay_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2896,7 +2984,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[39]
+	mi := &file_assay_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2909,7 +2997,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{39}
+	return file_assay_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CheckRequest) GetExpirySeconds() int64 {
@@ -2928,7 +3016,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_assay_proto_msgTypes[40]
+	mi := &file_assay_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2940,7 +3028,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[40]
+	mi := &file_assay_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2953,7 +3041,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{40}
+	return file_assay_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CheckResponse) GetFindings() []*Finding {
@@ -3201,7 +3289,11 @@ const file_assay_proto_rawDesc = "" +
 	"ttlSeconds\"W\n" +
 	"\x15IssueOperatorResponse\x12\x14\n" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\x12(\n" +
-	"\x06bundle\x18\x02 \x01(\v2\x10.assay.v1.BundleR\x06bundle\"5\n" +
+	"\x06bundle\x18\x02 \x01(\v2\x10.assay.v1.BundleR\x06bundle\":\n" +
+	"\rRotateRequest\x12)\n" +
+	"\x10deadline_seconds\x18\x01 \x01(\x03R\x0fdeadlineSeconds\"7\n" +
+	"\x0eRotateResponse\x12%\n" +
+	"\x0ebundle_version\x18\x01 \x01(\x04R\rbundleVersion\"5\n" +
 	"\fCheckRequest\x12%\n" +
 	"\x0eexpiry_seconds\x18\x01 \x01(\x03R\rexpirySeconds\">\n" +
 	"\rCheckResponse\x12-\n" +
@@ -3210,13 +3302,14 @@ const file_assay_proto_rawDesc = "" +
 	"\x04Join\x12\x15.assay.v1.JoinRequest\x1a\x16.assay.v1.JoinResponse\x127\n" +
 	"\x05Renew\x12\x16.assay.v1.RenewRequest\x1a\x16.assay.v1.JoinResponse\x129\n" +
 	"\x04Sync\x12\x14.assay.v1.HostUpdate\x1a\x17.assay.v1.ControlUpdate(\x010\x01\x128\n" +
-	"\x05Issue\x12\x16.assay.v1.IssueRequest\x1a\x17.assay.v1.IssueResponse2\x90\x03\n" +
+	"\x05Issue\x12\x16.assay.v1.IssueRequest\x1a\x17.assay.v1.IssueResponse2\xcd\x03\n" +
 	"\bOperator\x128\n" +
 	"\x05Apply\x12\x16.assay.v1.ApplyRequest\x1a\x17.assay.v1.ApplyResponse\x12;\n" +
 	"\x06Delete\x12\x17.assay.v1.DeleteRequest\x1a\x18.assay.v1.DeleteResponse\x125\n" +
 	"\x04List\x12\x15.assay.v1.ListRequest\x1a\x16.assay.v1.ListResponse\x12J\n" +
 	"\vCreateToken\x12\x1c.assay.v1.CreateTokenRequest\x1a\x1d.assay.v1.CreateTokenResponse\x12P\n" +
-	"\rIssueOperator\x12\x1e.assay.v1.IssueOperatorRequest\x1a\x1f.assay.v1.IssueOperatorResponse\x128\n" +
+	"\rIssueOperator\x12\x1e.assay.v1.IssueOperatorRequest\x1a\x1f.assay.v1.IssueOperatorResponse\x12;\n" +
+	"\x06Rotate\x12\x17.assay.v1.RotateRequest\x1a\x18.assay.v1.RotateResponse\x128\n" +
 	"\x05Check\x12\x16.assay.v1.CheckRequest\x1a\x17.assay.v1.CheckResponseB\x0fZ\rassay.dev/apib\x06proto3"
 
 var (
@@ -3231,7 +3324,7 @@ func file_assay_proto_rawDescGZIP() []byte {
 	return file_assay_proto_rawDescData
 }
 
-var file_assay_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_assay_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_assay_proto_goTypes = []any{
 	(*JoinRequest)(nil),           // 0: assay.v1.JoinRequest
 	(*JoinResponse)(nil),          // 1: assay.v1.JoinResponse
@@ -3272,13 +3365,15 @@ var file_assay_proto_goTypes = []any{
 	(*CreateTokenResponse)(nil),   // 36: assay.v1.CreateTokenResponse
 	(*IssueOperatorRequest)(nil),  // 37: assay.v1.IssueOperatorRequest
 	(*IssueOperatorResponse)(nil), // 38: assay.v1.IssueOperatorResponse
-	(*CheckRequest)(nil),          // 39: assay.v1.CheckRequest
-	(*CheckResponse)(nil),         // 40: assay.v1.CheckResponse
-	nil,                           // 41: assay.v1.HostHello.KnownEntry
-	nil,                           // 42: assay.v1.Workload.LabelsEntry
-	nil,                           // 43: assay.v1.WorkloadReport.HandshakeFailuresEntry
-	nil,                           // 44: assay.v1.WorkloadReport.DetectionsEntry
-	nil,                           // 45: assay.v1.WorkloadReport.RefusalsEntry
+	(*RotateRequest)(nil),         // 39: assay.v1.RotateRequest
+	(*RotateResponse)(nil),        // 40: assay.v1.RotateResponse
+	(*CheckRequest)(nil),          // 41: assay.v1.CheckRequest
+	(*CheckResponse)(nil),         // 42: assay.v1.CheckResponse
+	nil,                           // 43: assay.v1.HostHello.KnownEntry
+	nil,                           // 44: assay.v1.Workload.LabelsEntry
+	nil,                           // 45: assay.v1.WorkloadReport.HandshakeFailuresEntry
+	nil,                           // 46: assay.v1.WorkloadReport.DetectionsEntry
+	nil,                           // 47: assay.v1.WorkloadReport.RefusalsEntry
 }
 var file_assay_proto_depIdxs = []int32{
 	15, // 0: assay.v1.JoinResponse.bundle:type_name -> assay.v1.Bundle
@@ -3289,7 +3384,7 @@ var file_assay_proto_depIdxs = []int32{
 	25, // 5: assay.v1.HostUpdate.report:type_name -> assay.v1.WorkloadReport
 	24, // 6: assay.v1.HostUpdate.finding:type_name -> assay.v1.Finding
 	7,  // 7: assay.v1.HostUpdate.synced:type_name -> assay.v1.Synced
-	41, // 8: assay.v1.HostHello.known:type_name -> assay.v1.HostHello.KnownEntry
+	43, // 8: assay.v1.HostHello.known:type_name -> assay.v1.HostHello.KnownEntry
 	10, // 9: assay.v1.ControlUpdate.welcome:type_name -> assay.v1.Welcome
 	13, // 10: assay.v1.ControlUpdate.delta:type_name -> assay.v1.Delta
 	15, // 11: assay.v1.ControlUpdate.bundle:type_name -> assay.v1.Bundle
@@ -3300,14 +3395,14 @@ var file_assay_proto_depIdxs = []int32{
 	21, // 16: assay.v1.Resource.service:type_name -> assay.v1.Service
 	20, // 17: assay.v1.Resource.namespace:type_name -> assay.v1.NamespaceConfig
 	19, // 18: assay.v1.Resource.host:type_name -> assay.v1.Host
-	42, // 19: assay.v1.Workload.labels:type_name -> assay.v1.Workload.LabelsEntry
+	44, // 19: assay.v1.Workload.labels:type_name -> assay.v1.Workload.LabelsEntry
 	17, // 20: assay.v1.Workload.artifacts:type_name -> assay.v1.Artifact
 	22, // 21: assay.v1.Service.ports:type_name -> assay.v1.Port
 	23, // 22: assay.v1.Service.endpoints:type_name -> assay.v1.Endpoint
 	26, // 23: assay.v1.WorkloadReport.signals:type_name -> assay.v1.Signals
-	43, // 24: assay.v1.WorkloadReport.handshake_failures:type_name -> assay.v1.WorkloadReport.HandshakeFailuresEntry
-	44, // 25: assay.v1.WorkloadReport.detections:type_name -> assay.v1.WorkloadReport.DetectionsEntry
-	45, // 26: assay.v1.WorkloadReport.refusals:type_name -> assay.v1.WorkloadReport.RefusalsEntry
+	45, // 24: assay.v1.WorkloadReport.handshake_failures:type_name -> assay.v1.WorkloadReport.HandshakeFailuresEntry
+	46, // 25: assay.v1.WorkloadReport.detections:type_name -> assay.v1.WorkloadReport.DetectionsEntry
+	47, // 26: assay.v1.WorkloadReport.refusals:type_name -> assay.v1.WorkloadReport.RefusalsEntry
 	27, // 27: assay.v1.ApplyRequest.files:type_name -> assay.v1.File
 	30, // 28: assay.v1.ApplyResponse.changes:type_name -> assay.v1.Change
 	15, // 29: assay.v1.IssueOperatorResponse.bundle:type_name -> assay.v1.Bundle
@@ -3321,19 +3416,21 @@ var file_assay_proto_depIdxs = []int32{
 	33, // 37: assay.v1.Operator.List:input_type -> assay.v1.ListRequest
 	35, // 38: assay.v1.Operator.CreateToken:input_type -> assay.v1.CreateTokenRequest
 	37, // 39: assay.v1.Operator.IssueOperator:input_type -> assay.v1.IssueOperatorRequest
-	39, // 40: assay.v1.Operator.Check:input_type -> assay.v1.CheckRequest
-	1,  // 41: assay.v1.Hosts.Join:output_type -> assay.v1.JoinResponse
-	1,  // 42: assay.v1.Hosts.Renew:output_type -> assay.v1.JoinResponse
-	9,  // 43: assay.v1.Hosts.Sync:output_type -> assay.v1.ControlUpdate
-	4,  // 44: assay.v1.Hosts.Issue:output_type -> assay.v1.IssueResponse
-	29, // 45: assay.v1.Operator.Apply:output_type -> assay.v1.ApplyResponse
-	32, // 46: assay.v1.Operator.Delete:output_type -> assay.v1.DeleteResponse
-	34, // 47: assay.v1.Operator.List:output_type -> assay.v1.ListResponse
-	36, // 48: assay.v1.Operator.CreateToken:output_type -> assay.v1.CreateTokenResponse
-	38, // 49: assay.v1.Operator.IssueOperator:output_type -> assay.v1.IssueOperatorResponse
-	40, // 50: assay.v1.Operator.Check:output_type -> assay.v1.CheckResponse
-	41, // [41:51] is the sub-list for method output_type
-	31, // [31:41] is the sub-list for method input_type
+	39, // 40: assay.v1.Operator.Rotate:input_type -> assay.v1.RotateRequest
+	41, // 41: assay.v1.Operator.Check:input_type -> assay.v1.CheckRequest
+	1,  // 42: assay.v1.Hosts.Join:output_type -> assay.v1.JoinResponse
+	1,  // 43: assay.v1.Hosts.Renew:output_type -> assay.v1.JoinResponse
+	9,  // 44: assay.v1.Hosts.Sync:output_type -> assay.v1.ControlUpdate
+	4,  // 45: assay.v1.Hosts.Issue:output_type -> assay.v1.IssueResponse
+	29, // 46: assay.v1.Operator.Apply:output_type -> assay.v1.ApplyResponse
+	32, // 47: assay.v1.Operator.Delete:output_type -> assay.v1.DeleteResponse
+	34, // 48: assay.v1.Operator.List:output_type -> assay.v1.ListResponse
+	36, // 49: assay.v1.Operator.CreateToken:output_type -> assay.v1.CreateTokenResponse
+	38, // 50: assay.v1.Operator.IssueOperator:output_type -> assay.v1.IssueOperatorResponse
+	40, // 51: assay.v1.Operator.Rotate:output_type -> assay.v1.RotateResponse
+	42, // 52: assay.v1.Operator.Check:output_type -> assay.v1.CheckResponse
+	42, // [42:53] is the sub-list for method output_type
+	31, // [31:42] is the sub-list for method input_type
 	31, // [31:31] is the sub-list for extension type_name
 	31, // [31:31] is the sub-list for extension extendee
 	0,  // [0:31] is the sub-list for field type_name
@@ -3372,7 +3469,7 @@ func file_assay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_assay_proto_rawDesc), len(file_assay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   46,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -255,6 +255,7 @@ const (
 	Operator_List_FullMethodName          = "/assay.v1.Operator/List"
 	Operator_CreateToken_FullMethodName   = "/assay.v1.Operator/CreateToken"
 	Operator_IssueOperator_FullMethodName = "/assay.v1.Operator/IssueOperator"
+	Operator_Rotate_FullMethodName        = "/assay.v1.Operator/Rotate"
 	Operator_Check_FullMethodName         = "/assay.v1.Operator/Check"
 )
 
@@ -277,6 +278,9 @@ type OperatorClient interface {
 	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error)
 	// IssueOperator signs a certificate for remote use.
 	IssueOperator(ctx context.Context, in *IssueOperatorRequest, opts ...grpc.CallOption) (*IssueOperatorResponse, error)
+	// Rotate begins the replacement of the root: the new one is published, and
+	// signs once every live proxy and host trusts it, or at the deadline.
+	Rotate(ctx context.Context, in *RotateRequest, opts ...grpc.CallOption) (*RotateResponse, error)
 	// Check returns what is wrong or will be.
 	Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (*CheckResponse, error)
 }
@@ -339,6 +343,16 @@ func (c *operatorClient) IssueOperator(ctx context.Context, in *IssueOperatorReq
 	return out, nil
 }
 
+func (c *operatorClient) Rotate(ctx context.Context, in *RotateRequest, opts ...grpc.CallOption) (*RotateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotateResponse)
+	err := c.cc.Invoke(ctx, Operator_Rotate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *operatorClient) Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (*CheckResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CheckResponse)
@@ -368,6 +382,9 @@ type OperatorServer interface {
 	CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error)
 	// IssueOperator signs a certificate for remote use.
 	IssueOperator(context.Context, *IssueOperatorRequest) (*IssueOperatorResponse, error)
+	// Rotate begins the replacement of the root: the new one is published, and
+	// signs once every live proxy and host trusts it, or at the deadline.
+	Rotate(context.Context, *RotateRequest) (*RotateResponse, error)
 	// Check returns what is wrong or will be.
 	Check(context.Context, *CheckRequest) (*CheckResponse, error)
 	mustEmbedUnimplementedOperatorServer()
@@ -394,6 +411,9 @@ func (UnimplementedOperatorServer) CreateToken(context.Context, *CreateTokenRequ
 }
 func (UnimplementedOperatorServer) IssueOperator(context.Context, *IssueOperatorRequest) (*IssueOperatorResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method IssueOperator not implemented")
+}
+func (UnimplementedOperatorServer) Rotate(context.Context, *RotateRequest) (*RotateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Rotate not implemented")
 }
 func (UnimplementedOperatorServer) Check(context.Context, *CheckRequest) (*CheckResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Check not implemented")
@@ -509,6 +529,24 @@ func _Operator_IssueOperator_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Operator_Rotate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorServer).Rotate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operator_Rotate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorServer).Rotate(ctx, req.(*RotateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Operator_Check_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CheckRequest)
 	if err := dec(in); err != nil {
@@ -553,6 +591,10 @@ var Operator_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "IssueOperator",
 			Handler:    _Operator_IssueOperator_Handler,
+		},
+		{
+			MethodName: "Rotate",
+			Handler:    _Operator_Rotate_Handler,
 		},
 		{
 			MethodName: "Check",

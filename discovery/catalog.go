@@ -194,6 +194,9 @@ func (c *Catalog) Workload(id string) (*assay.Workload, bool) {
 	return w, ok
 }
 
+// Workloads returns all workloads, sorted by ID.
+func (c *Catalog) Workloads() []*assay.Workload { return sortedValues(c.workloads) }
+
 // Services returns all services, sorted by key.
 func (c *Catalog) Services() []assay.Service { return sortedValues(c.services) }
 

@@ -157,6 +157,18 @@ func (a *Authority) State() State {
 	return s
 }
 
+// Waiting reports whether a root waits to be acknowledged.
+func (a *Authority) Waiting() bool {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	for _, r := range a.state.Roots {
+		if r.Phase == Published {
+			return true
+		}
+	}
+	return false
+}
+
 // Bundle returns the trust bundle.
 func (a *Authority) Bundle() Bundle {
 	a.mu.RLock()
@@ -188,6 +200,27 @@ func (a *Authority) SigningRoot() []byte {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
 	return a.pairs[a.state.Infrastructure.Root].cert.Raw
+}
+
+// Line is one certificate of the authority's own.
+type Line struct {
+	ID          string // "root-1", "workload-2", "infrastructure-3"
+	Certificate *x509.Certificate
+	Phase       Phase // of a root
+}
+
+// Certificates lists the roots and intermediates in use.
+func (a *Authority) Certificates() []Line {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	var out []Line
+	for _, r := range a.state.Roots {
+		out = append(out, Line{r.ID, a.pairs[r.ID].cert, r.Phase})
+	}
+	for _, im := range []Intermediate{a.state.Workload, a.state.Infrastructure} {
+		out = append(out, Line{im.ID, a.pairs[im.ID].cert, ""})
+	}
+	return out
 }
 
 // Step tells the authority what happened and carries out what follows. It returns

@@ -30,6 +30,7 @@ type Certificate struct {
 	Chain   [][]byte // DER, leaf first, without the root
 	Leaf    *x509.Certificate
 	Issuer  *x509.Certificate
+	Issued  time.Time
 	RenewAt time.Time
 }
 
@@ -140,7 +141,7 @@ func (a *Authority) sign(use Use, id *url.URL, key crypto.PublicKey, life time.D
 	}
 	a.remember(im.Root, leaf.NotAfter)
 	return &Certificate{
-		Chain: [][]byte{der, issuer.cert.Raw}, Leaf: leaf, Issuer: issuer.cert,
+		Chain: [][]byte{der, issuer.cert.Raw}, Leaf: leaf, Issuer: issuer.cert, Issued: now,
 		RenewAt: RenewAt(now, leaf.NotAfter, mathrand.Float64()),
 	}, nil
 }

@@ -1,0 +1,38 @@
+// Package control is the role that knows the whole mesh: it holds what people
+// declared and what hosts report, serves every host the snapshot that follows, and
+// signs certificates after checking what it can check.
+//
+// It refuses to read the store to serve a request: everything is loaded once, at
+// the start. Facts that hosts report (workloads, certificates issued, findings)
+// are stored behind the request, bounded; what people ask for (intent, tokens,
+// hosts that join) is stored before it is answered, and fails with Unavailable
+// when the store is away. So with the store lost nothing new is taken from
+// people, and serving, renewals and discovery go on.
+//
+// It trusts a host with the host's own workloads and nothing else: a host's
+// certificate names the host, its join token says which namespaces and services
+// it may run, its prefixes say which addresses, and what is outside is refused
+// and recorded.
+//
+// Invariants: an address belongs to one workload at a time; a resource in the
+// snapshot is never changed, only replaced under a higher version; what is queued
+// for a stream is the difference between two versions and nothing else, so a slow
+// stream costs no memory and skips to the newest; a workload of a host that does
+// not come back stays in the address table (its address is meshed, not plaintext)
+// and is ready nowhere; a method without a line in the access table is denied.
+//
+// Goroutines: Run owns the writer to the store, the clock's tick, the watcher of
+// the intent folder and the server of the local host. Each Sync stream has two:
+// gRPC's own, which sends, and one that receives, which ends with the stream.
+// Serve functions block until their context ends.
+//
+// One mutex guards the model; under it there is no I/O. The order of locks is
+// intent, model.
+//
+// Tour: control.go (the role), model.go (what is known), snapshot.go (versions and
+// deltas), sync.go (a host's stream), hosts.go (join, renew, issue), access.go and
+// peers.go (who calls and may), operator.go (what people call), apply.go and
+// folder.go (intent), views.go and list.go (JSON for people), edges.go, check.go,
+// rotate.go (certificates over time), persist.go (the store behind), network.go
+// (addresses).
+package control

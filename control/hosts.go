@@ -1,0 +1,164 @@
+package control
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+
+	"assay.dev"
+	"assay.dev/api"
+	"assay.dev/identity"
+	"assay.dev/store"
+)
+
+// Join exchanges a token and a request for a host's certificate. The host's ID
+// follows from the token and the key, so that a join whose answer was lost can be
+// repeated with the same key, and with no other.
+func (c *Control) Join(ctx context.Context, req *api.JoinRequest) (*api.JoinResponse, error) {
+	fail := func(kind assay.Kind, err error, remedy string) (*api.JoinResponse, error) {
+		return nil, &assay.Error{Kind: kind, Op: "join", Err: err, Remedy: remedy}
+	}
+	k := callOf(ctx)
+	token, err := assay.ParseJoinToken(req.GetToken())
+	if err != nil {
+		return fail(assay.Invalid, err, "make a new one with: assay token create")
+	}
+	k.who, k.subject = "token "+token.ID, cut(req.GetHostName(), 253)
+	name, err := api.HostName(req.GetHostName())
+	if err != nil {
+		return fail(assay.Invalid, err, "")
+	}
+	csr, err := x509.ParseCertificateRequest(req.GetCsr())
+	if err != nil {
+		return fail(assay.Invalid, fmt.Errorf("certificate request: %w", err), "")
+	}
+	id := hostID(token.ID, csr.RawSubjectPublicKeyInfo)
+	// The request is checked, with its signature, before the token is spent.
+	cert, err := c.authority.IssueHost(req.GetCsr(), id)
+	if err != nil {
+		return nil, err
+	}
+	now := c.now()
+	spent, err := c.store.ConsumeToken(ctx, token.ID, identity.TokenHash(token), id, now)
+	if err != nil {
+		return nil, err
+	}
+	if !now.Before(spent.Expires) { // a repeated join of its own consumer
+		return fail(assay.Denied, errors.New("the token has expired"), "make a new one with: assay token create")
+	}
+	number, err := c.store.AllocatePrefix(ctx, id, c.model.network.hosts())
+	if err != nil {
+		return nil, err
+	}
+	prefixes, err := c.model.network.hostPrefixes(number)
+	if err != nil {
+		return fail(assay.Unavailable, err, "configure a larger network")
+	}
+	h := store.Host{Host: assay.Host{ID: id, Name: name, Prefixes: prefixes, Covers: spent.Covers}, Joined: now, Seen: now}
+	if err := c.storeFor(ctx, "host "+id+" ("+name+")").PutHost(ctx, h); err != nil {
+		return nil, err
+	}
+	c.model.setHost(h)
+	c.model.consumed(spent)
+	c.inventory(cert, "", id, "")
+	return c.joined(id, cert), nil
+}
+
+// hostID names a host after its token and key.
+func hostID(token string, spki []byte) string {
+	sum := sha256.Sum256(append([]byte(token+"\x00"), spki...))
+	return "host-" + hex.EncodeToString(sum[:8])
+}
+
+func (c *Control) joined(id string, cert *identity.Certificate) *api.JoinResponse {
+	b := c.authority.Bundle()
+	return &api.JoinResponse{HostId: id, TrustDomain: c.authority.TrustDomain(), Chain: cert.Chain,
+		Bundle: api.FromBundle(b.Version, b.Roots), RenewAt: api.FromTime(cert.RenewAt)}
+}
+
+// Renew replaces a host's certificate.
+func (c *Control) Renew(ctx context.Context, req *api.RenewRequest) (*api.JoinResponse, error) {
+	who := callerOf(ctx)
+	cert, err := c.authority.IssueHost(req.GetCsr(), who.name)
+	if err != nil {
+		return nil, err
+	}
+	c.inventory(cert, "", who.name, "")
+	return c.joined(who.name, cert), nil
+}
+
+// Issue signs a workload's certificate. It asks nobody: what it checks is in
+// memory, so renewals go on while the store is away.
+func (c *Control) Issue(ctx context.Context, req *api.IssueRequest) (*api.IssueResponse, error) {
+	who := callerOf(ctx)
+	w, err := c.model.mayIssue(who.name, req.GetWorkloadId())
+	if err != nil {
+		if assay.KindOf(err) != assay.Denied {
+			return nil, err
+		}
+		c.model.finding(assay.Finding{Kind: "certificate-refused", Subject: cut(req.GetWorkloadId(), 128), Detail: "host " + who.name + ": " + err.Error()})
+		return refusal(err), nil
+	}
+	set, err := api.Artifacts(req.GetArtifacts())
+	if err != nil {
+		return nil, &assay.Error{Kind: assay.Invalid, Op: "issue for workload " + w.ID, Err: err}
+	}
+	if len(set) == 0 {
+		return refusal(&assay.Error{Err: errors.New("the agent attested no artifact"), Remedy: "start the workload through the agent"}), nil
+	}
+	cert, err := c.authority.IssueWorkload(req.GetCsr(), w.Identity, set.Digest())
+	if err != nil {
+		return nil, err
+	}
+	c.inventory(cert, w.ID, w.Host, set.Digest())
+	return &api.IssueResponse{Chain: cert.Chain, RenewAt: api.FromTime(cert.RenewAt)}, nil
+}
+
+func refusal(err error) *api.IssueResponse {
+	r := &api.IssueResponse{Refused: err.Error()}
+	if e, ok := errors.AsType[*assay.Error](err); ok {
+		r.Refused, r.Remedy = strings.TrimSuffix(e.Err.Error(), "."), e.Remedy
+	}
+	return r
+}
+
+// mayIssue returns the workload that a host asks a certificate for. Everything that
+// was true when the workload was reported is asked again: a host's covers may have
+// changed.
+func (m *model) mayIssue(hostID, id string) (*assay.Workload, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	op := "issue for workload " + cut(id, 128)
+	h := m.hosts[hostID]
+	if h == nil {
+		return nil, unknownHost(hostID)
+	}
+	w, ok := m.catalog.Workload(id)
+	switch {
+	case !ok:
+		return nil, &assay.Error{Kind: assay.NotFound, Op: op, Err: errors.New("it was not reported, or not yet"), Remedy: "report the workload and wait until it is accepted"}
+	case w.Host != hostID:
+		return nil, &assay.Error{Kind: assay.Denied, Op: op, Err: fmt.Errorf("it runs on another host")}
+	case !covers(h.Covers, w.Namespace, w.Name) || w.Service != "" && !covers(h.Covers, w.Namespace, w.Service):
+		return nil, &assay.Error{Kind: assay.Denied, Op: op, Err: fmt.Errorf("the host may run %s, not %s/%s", strings.Join(h.Covers, " "), w.Namespace, w.Name),
+			Remedy: fmt.Sprintf("join the host with a token made by: assay token create --cover %s/%s", w.Namespace, w.Name)}
+	}
+	return w, nil
+}
+
+// inventory records a certificate that was issued.
+func (c *Control) inventory(cert *identity.Certificate, workload, host string, artifacts assay.Digest) {
+	c.model.issued(inventoryLine(cert, workload, host, artifacts))
+}
+
+func inventoryLine(cert *identity.Certificate, workload, host string, artifacts assay.Digest) store.Certificate {
+	return store.Certificate{
+		Serial: fmt.Sprintf("%032x", cert.Leaf.SerialNumber), Subject: cert.Leaf.URIs[0].String(), Workload: workload, Host: host,
+		Artifacts: artifacts, Issuer: fmt.Sprintf("%032x", cert.Issuer.SerialNumber),
+		NotBefore: cert.Leaf.NotBefore, NotAfter: cert.Leaf.NotAfter, IssuedAt: cert.Issued,
+	}
+}

@@ -1,0 +1,327 @@
+package control
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"assay.dev"
+	"assay.dev/api"
+	"assay.dev/identity"
+	"assay.dev/store"
+)
+
+// item is one document with what it is found by.
+type item struct {
+	namespace, name string
+	doc             any
+	also            string // another name
+}
+
+// lists are the kinds of List.
+var lists = map[string]func(*Control) []item{
+	"services":     (*Control).listServices,
+	"workloads":    (*Control).listWorkloads,
+	"namespaces":   (*Control).listNamespaces,
+	"meshconfigs":  (*Control).listMeshConfigs,
+	"hosts":        (*Control).listHosts,
+	"certificates": (*Control).listCertificates,
+	"signals":      (*Control).listSignals,
+	"edges":        (*Control).listEdges,
+	"findings":     (*Control).listFindings,
+	"audit":        (*Control).listAudit,
+	"tokens":       (*Control).listTokens,
+	"bundle":       (*Control).listBundle,
+}
+
+// List returns documents from memory.
+func (c *Control) List(_ context.Context, req *api.ListRequest) (*api.ListResponse, error) {
+	list, ok := lists[req.GetKind()]
+	if !ok {
+		return nil, &assay.Error{Kind: assay.Invalid, Op: "list " + cut(req.GetKind(), 64), Err: fmt.Errorf("there is no such kind"),
+			Remedy: "want one of " + strings.Join(slices.Sorted(maps.Keys(lists)), ", ")}
+	}
+	resp := &api.ListResponse{Time: api.FromTime(c.now())}
+	for _, it := range list(c) {
+		if req.GetNamespace() != "" && it.namespace != req.GetNamespace() || req.GetName() != "" && it.name != req.GetName() && it.also != req.GetName() {
+			continue
+		}
+		raw, err := json.Marshal(it.doc)
+		if err != nil {
+			return nil, &assay.Error{Kind: assay.Internal, Op: "list " + req.GetKind(), Err: err}
+		}
+		resp.Items = append(resp.Items, raw)
+	}
+	return resp, nil
+}
+
+func (c *Control) listServices() []item {
+	m := c.model
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []item
+	for _, s := range m.catalog.Services() {
+		v := ServiceView{Service: s, Declared: m.catalog.Declared(s.Key()), Ready: make([]int, len(s.Ports))}
+		for _, e := range s.Endpoints {
+			for i, t := range e.Targets {
+				if t != 0 {
+					v.Ready[i]++
+				}
+			}
+		}
+		out = append(out, item{s.Namespace, s.Name, v, ""})
+	}
+	return out
+}
+
+func (c *Control) listWorkloads() []item {
+	m := c.model
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []item
+	for _, w := range m.catalog.Workloads() {
+		v := WorkloadView{Workload: *w, ArtifactSet: w.Artifacts.Digest(), Unproven: w.Artifacts.Unproven(), Bundle: m.acks[w.ID]}
+		v.NotReady = m.notReady(w)
+		v.Ready = v.NotReady == ""
+		if cert, ok := m.current(w.Identity.String(), w.ID); ok {
+			v.Serial, v.NotAfter = cert.Serial, cert.NotAfter
+		}
+		out = append(out, item{w.Namespace, w.ID, v, w.Name})
+	}
+	return out
+}
+
+// notReady says why a workload's proxy cannot be reached as it should.
+func (m *model) notReady(w *assay.Workload) string {
+	h := m.hosts[w.Host]
+	switch {
+	case h == nil:
+		return "its host is not known"
+	case h.lost:
+		return "its host has been away since " + h.away.UTC().Format(time.RFC3339)
+	case w.MeshedSince.IsZero():
+		return "its proxy does not accept yet"
+	case w.Draining:
+		return "it is draining"
+	}
+	if cert, ok := m.current(w.Identity.String(), w.ID); !ok {
+		return "it has no certificate"
+	} else if !m.now().Before(cert.NotAfter) {
+		return "its certificate expired"
+	}
+	return ""
+}
+
+func (c *Control) listNamespaces() []item {
+	m := c.model
+	declared := map[string]bool{}
+	for _, o := range c.intent.list() {
+		if o.Kind == "MeshConfig" {
+			declared[o.Namespace] = true
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	workloads, services := map[string]int{}, map[string]int{}
+	for _, w := range m.catalog.Workloads() {
+		workloads[w.Namespace]++
+	}
+	for _, s := range m.catalog.Services() {
+		services[s.Namespace]++
+	}
+	var out []item
+	for _, n := range m.catalog.Namespaces() {
+		out = append(out, item{n.Namespace, n.Namespace, NamespaceView{n, declared[n.Namespace], workloads[n.Namespace], services[n.Namespace]}, ""})
+	}
+	return out
+}
+
+func (c *Control) listMeshConfigs() []item {
+	_, broken := c.intent.status()
+	var out []item
+	for _, o := range c.intent.list() {
+		if o.Kind != "MeshConfig" {
+			continue
+		}
+		v := ObjectView{Kind: o.Kind, Namespace: o.Namespace, Name: o.Name, Source: o.Source, Generation: o.Generation,
+			Created: o.Created, Changed: o.Changed, Manifest: o.Spec, Status: ObjectStatus{InEffect: true}}
+		if broken != nil && o.Source == fromFolder {
+			v.Status.Problem = "the folder has changed since and is not in effect: " + broken.Error()
+		}
+		out = append(out, item{o.Namespace, o.Name, v, ""})
+	}
+	return out
+}
+
+func (c *Control) listHosts() []item {
+	m := c.model
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []item
+	for _, id := range slices.Sorted(maps.Keys(m.hosts)) {
+		h := m.hosts[id]
+		v := HostView{Host: h.Host.Host, Local: id == localHost, Joined: h.Joined, Seen: h.Seen, Lost: h.lost, Workloads: h.running, Bundle: h.bundle}
+		if cert, ok := m.current(assay.Infrastructure(m.trustDomain, "host", id).String(), ""); ok {
+			v.NotAfter = cert.NotAfter
+		}
+		out = append(out, item{"", id, v, ""})
+	}
+	return out
+}
+
+func (c *Control) listCertificates() []item {
+	m := c.model
+	var out []item
+	for _, l := range c.authority.Certificates() {
+		use := "intermediate"
+		if l.Phase != "" {
+			use = "root"
+		}
+		out = append(out, item{"", l.ID, CertificateView{Use: use, ID: l.ID, Subject: l.Certificate.URIs[0].String(),
+			Serial: fmt.Sprintf("%032x", l.Certificate.SerialNumber), Phase: string(l.Phase), SHA256: fingerprint(l.Certificate), Current: true,
+			NotBefore: l.Certificate.NotBefore, NotAfter: l.Certificate.NotAfter}, ""})
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, subject := range slices.Sorted(maps.Keys(m.certs)) {
+		for _, cert := range m.certs[subject] {
+			out = append(out, m.certificateItem(cert))
+		}
+	}
+	return out
+}
+
+func (m *model) certificateItem(cert store.Certificate) item {
+	v := CertificateView{Use: "workload", Subject: cert.Subject, Serial: cert.Serial, Issuer: cert.Issuer, Workload: cert.Workload, Host: cert.Host,
+		Artifacts: cert.Artifacts, NotBefore: cert.NotBefore, NotAfter: cert.NotAfter, IssuedAt: cert.IssuedAt}
+	newest, _ := m.current(cert.Subject, cert.Workload)
+	v.Current = newest.Serial == cert.Serial
+	namespace, name := "", cert.Subject
+	if id, err := assay.ParseIdentity(cert.Subject); err == nil {
+		namespace, name = id.Namespace, cert.Workload
+		v.Bundle = m.acks[cert.Workload]
+	} else if part := strings.Split(strings.TrimPrefix(cert.Subject, "spiffe://"), "/"); len(part) == 4 {
+		v.Use, name = part[2], part[3]
+		if h := m.hosts[name]; h != nil && v.Use == "host" {
+			v.Bundle = h.bundle
+		}
+	}
+	return item{namespace, name, v, ""}
+}
+
+func (c *Control) listSignals() []item {
+	m := c.model
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []item
+	for _, id := range slices.Sorted(maps.Keys(m.reports)) {
+		r := m.reports[id]
+		w := r.workload
+		signals := r.Signals
+		if signals == nil {
+			signals = []assay.Signals{}
+		}
+		out = append(out, item{w.Namespace, id, SignalsView{Workload: id, Namespace: w.Namespace, Name: w.Name, Service: w.Service, Host: w.Host,
+			Identity: w.Identity, Started: r.Started, Received: r.received, Gone: r.gone, Signals: signals, Counters: r.Counters}, w.Name})
+	}
+	return out
+}
+
+func (c *Control) listEdges() []item {
+	var out []item
+	for _, e := range c.model.edges() {
+		namespace, name, _ := strings.Cut(e.Service, "/")
+		if e.Service == "" {
+			namespace, name = cmp.Or(e.Server.Identity.Namespace, e.Client.Identity.Namespace), e.Server.Identity.Account
+		}
+		out = append(out, item{namespace, name, e, ""})
+	}
+	return out
+}
+
+func (c *Control) listFindings() []item {
+	m := c.model
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []item
+	for _, f := range slices.Backward(m.findings) {
+		namespace := ""
+		if w, ok := m.catalog.Workload(f.Workload); ok {
+			namespace = w.Namespace
+		}
+		out = append(out, item{namespace, f.Kind, f, ""})
+	}
+	return out
+}
+
+func (c *Control) listAudit() []item {
+	m := c.model
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []item
+	for _, a := range slices.Backward(m.audit) {
+		out = append(out, item{"", a.Call, a, ""})
+	}
+	return out
+}
+
+func (c *Control) listTokens() []item {
+	m := c.model
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []item
+	for _, id := range slices.Sorted(maps.Keys(m.tokens)) {
+		out = append(out, item{"", id, m.tokens[id], ""})
+	}
+	return out
+}
+
+func (c *Control) listBundle() []item {
+	m := c.model
+	state := c.authority.State()
+	v := BundleView{Version: state.Bundle, TrustDomain: m.trustDomain, Deadline: state.Deadline, Roots: []RootView{}, Behind: []BehindView{}}
+	for _, l := range c.authority.Certificates() {
+		if l.Phase != "" {
+			v.Roots = append(v.Roots, RootView{ID: l.ID, Phase: string(l.Phase), SHA256: fingerprint(l.Certificate),
+				NotBefore: l.Certificate.NotBefore, NotAfter: l.Certificate.NotAfter,
+				PEM: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: l.Certificate.Raw}))})
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, t := range m.behindBundle(state) {
+		b := BehindView{Host: t.host.ID, Version: t.version}
+		if t.workload != nil {
+			b.Workload = t.workload.ID
+		}
+		v.Behind = append(v.Behind, b)
+	}
+	return []item{{"", "bundle", v, ""}}
+}
+
+// behindBundle lists who has not acknowledged the newest bundle.
+func (m *model) behindBundle(state identity.State) []trusting {
+	var out []trusting
+	for _, t := range m.live() {
+		if t.version < state.Bundle {
+			out = append(out, t)
+		}
+	}
+	slices.SortFunc(out, func(a, b trusting) int {
+		return cmp.Or(cmp.Compare(a.host.ID, b.host.ID), cmp.Compare(workloadID(a), workloadID(b)))
+	})
+	return out
+}
+
+func workloadID(t trusting) string {
+	if t.workload == nil {
+		return ""
+	}
+	return t.workload.ID
+}

@@ -1,0 +1,395 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"assay.dev"
+	"assay.dev/api"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+)
+
+// coalesce is the least time between two deltas on one stream: what changes in
+// between travels together.
+const coalesce = 50 * time.Millisecond
+
+// deltaSize is about how many bytes one message holds.
+const deltaSize = 256 << 10
+
+var (
+	errReplaced = errors.New("the host opened another stream")
+	errTooSlow  = errors.New("the stream fell too far behind; open it again")
+)
+
+// session is one host's stream. It is a cursor into the snapshot and a few flags:
+// nothing is queued for it.
+type session struct {
+	host    string
+	cancel  context.CancelCauseFunc
+	woken   chan struct{} // capacity 1
+	version uint64        // of the snapshot that was handed to the stream
+	// The rest is what the stream has not been told. The model's lock guards it.
+	first    *changes
+	bundle   uint64 // version that was sent
+	accepted map[string]bool
+	refused  map[string]*api.Refused
+	seen     map[string]bool // workloads that were reported on this stream
+	synced   bool
+}
+
+func (s *session) wake() {
+	select {
+	case s.woken <- struct{}{}:
+	default:
+	}
+}
+
+// Sync is one host's stream. This goroutine sends; receive, which ends with the
+// stream, takes what comes.
+func (c *Control) Sync(stream grpc.BidiStreamingServer[api.HostUpdate, api.ControlUpdate]) error {
+	who := callerOf(stream.Context())
+	msg, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	hello := msg.GetHello()
+	if hello == nil {
+		return &assay.Error{Kind: assay.Invalid, Op: "sync host " + who.name, Err: errors.New("the first message is not a hello")}
+	}
+	ctx, cancel := context.WithCancelCause(stream.Context())
+	defer cancel(nil)
+	if !who.expires.IsZero() {
+		// A stream ends with the certificate that opened it.
+		var stop context.CancelFunc
+		ctx, stop = context.WithDeadlineCause(ctx, who.expires, errors.New("the host's certificate has expired"))
+		defer stop()
+	}
+	s := &session{host: who.name, cancel: cancel, woken: make(chan struct{}, 1),
+		accepted: map[string]bool{}, refused: map[string]*api.Refused{}, seen: map[string]bool{}}
+	welcome, err := c.model.join(s, hello)
+	if err != nil {
+		return err
+	}
+	defer c.model.leave(s)
+	c.log.Info("host connected", "host", s.host, "build", hello.GetBuild())
+	if err := stream.Send(&api.ControlUpdate{Update: &api.ControlUpdate_Welcome{Welcome: welcome}}); err != nil {
+		return err
+	}
+	c.streams.Go(func() { c.receive(s, stream) })
+	err = c.send(ctx, s, stream)
+	c.log.Info("host disconnected", "host", s.host, "cause", err)
+	return err
+}
+
+// join makes s the stream of its host.
+func (m *model) join(s *session, hello *api.HostHello) (*api.Welcome, error) {
+	name, err := api.HostName(hello.GetHostName())
+	if err != nil {
+		return nil, &assay.Error{Kind: assay.Invalid, Op: "sync host " + s.host, Err: err}
+	}
+	advertise, err := api.Advertise(hello.GetAdvertise())
+	if err != nil {
+		return nil, &assay.Error{Kind: assay.Invalid, Op: "sync host " + s.host, Err: fmt.Errorf("advertised %w", err)}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	h := m.hosts[s.host]
+	if h == nil {
+		return nil, unknownHost(s.host)
+	}
+	if h.session != nil {
+		h.session.cancel(errReplaced)
+		delete(m.sessions, h.session)
+	}
+	h.session, h.Ready, h.Seen = s, true, m.now()
+	if name != "" {
+		h.Name = name
+	}
+	h.Advertise = advertise
+	if h.lost {
+		h.lost = false
+		m.catalog.SetHostLost(h.ID, false)
+	}
+	m.behind.host(h.Host)
+	m.publishHost(h)
+	first := m.snapshot.resume(hello.GetEpoch(), hello.GetKnown())
+	s.first, s.version = &first, first.version
+	m.sessions[s] = true
+	m.publish()
+	return &api.Welcome{
+		HostId: h.ID, TrustDomain: m.trustDomain, Prefixes: api.FromPrefixes(h.Prefixes),
+		MeshPrefixes: api.FromPrefixes(m.network.prefixes()), Epoch: m.snapshot.epoch,
+	}, nil
+}
+
+func unknownHost(id string) error {
+	return &assay.Error{Kind: assay.Denied, Op: "host " + id, Err: errors.New("it is not of this mesh, or was removed"), Remedy: "join it again with a new token"}
+}
+
+// leave ends s; the host keeps its workloads.
+func (m *model) leave(s *session) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.sessions, s)
+	h := m.hosts[s.host]
+	if h == nil || h.session != s {
+		return
+	}
+	h.session, h.Ready, h.away, h.Seen = nil, false, m.now(), m.now()
+	m.behind.host(h.Host)
+	m.publishHost(h)
+	m.publish()
+}
+
+// send tells the host what it does not know yet, until the stream ends.
+func (c *Control) send(ctx context.Context, s *session, stream grpc.BidiStreamingServer[api.HostUpdate, api.ControlUpdate]) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	<-timer.C
+	waiting := false // a delta waits for the timer
+	var last time.Time
+	s.wake()
+	for {
+		select {
+		case <-ctx.Done():
+			return ended(ctx, s.host)
+		case <-s.woken:
+		case <-timer.C:
+			waiting = false
+		}
+		due := time.Since(last) >= coalesce
+		batch, err := c.model.collect(s, due)
+		if err != nil {
+			return err
+		}
+		for _, u := range batch.updates {
+			if err := stream.Send(u); err != nil {
+				return err
+			}
+		}
+		if batch.changes != nil {
+			last = time.Now()
+			if err := sendDelta(stream, batch.changes); err != nil {
+				return err
+			}
+		}
+		if batch.more && !waiting {
+			timer.Reset(max(0, coalesce-time.Since(last)))
+			waiting = true
+		}
+	}
+}
+
+// ended says why a stream ends.
+func ended(ctx context.Context, host string) error {
+	cause := context.Cause(ctx)
+	if errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return &assay.Error{Kind: assay.Unavailable, Op: "sync host " + host, Err: cause, Remedy: "open the stream again"}
+}
+
+// batch is what a stream sends next.
+type batch struct {
+	updates []*api.ControlUpdate
+	changes *changes
+	more    bool // a delta exists, but it is too early for it
+}
+
+// collect takes what s has not been told. Without due it leaves the delta.
+func (m *model) collect(s *session, due bool) (b batch, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.bundle != nil && s.bundle != m.bundle.Version {
+		s.bundle = m.bundle.Version
+		b.updates = append(b.updates, &api.ControlUpdate{Update: &api.ControlUpdate_Bundle{Bundle: m.bundle}})
+	}
+	for _, id := range slices.Sorted(maps.Keys(s.accepted)) {
+		b.updates = append(b.updates, &api.ControlUpdate{Update: &api.ControlUpdate_Accepted{Accepted: &api.Accepted{WorkloadId: id}}})
+	}
+	for _, id := range slices.Sorted(maps.Keys(s.refused)) {
+		b.updates = append(b.updates, &api.ControlUpdate{Update: &api.ControlUpdate_Refused{Refused: s.refused[id]}})
+	}
+	clear(s.accepted)
+	clear(s.refused)
+	if s.first != nil {
+		b.changes, s.first = s.first, nil
+		b.more = m.snapshot.version != s.version
+		return b, nil
+	}
+	if s.version == m.snapshot.version {
+		return b, nil
+	}
+	if !due {
+		b.more = true
+		return b, nil
+	}
+	ch, ok := m.snapshot.since(s.version)
+	if !ok {
+		return b, &assay.Error{Kind: assay.Unavailable, Op: "sync host " + s.host, Err: errTooSlow}
+	}
+	s.version = ch.version
+	b.changes = &ch
+	return b, nil
+}
+
+// sendDelta sends changes in messages of bounded size; the last one is complete.
+func sendDelta(stream grpc.BidiStreamingServer[api.HostUpdate, api.ControlUpdate], ch *changes) error {
+	d := &api.Delta{Version: ch.version}
+	size := 0
+	flush := func() error {
+		err := stream.Send(&api.ControlUpdate{Update: &api.ControlUpdate_Delta{Delta: d}})
+		d, size = &api.Delta{Version: ch.version}, 0
+		return err
+	}
+	// Removals first: an address that moved is free before it is taken.
+	for _, key := range ch.remove {
+		d.Remove = append(d.Remove, key)
+		if size += len(key) + 4; size >= deltaSize {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	for _, r := range ch.upsert {
+		d.Upsert = append(d.Upsert, r)
+		if size += proto.Size(r) + 4; size >= deltaSize {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	d.Complete = true
+	return flush()
+}
+
+// receive takes what the host reports until the stream ends.
+func (c *Control) receive(s *session, stream grpc.BidiStreamingServer[api.HostUpdate, api.ControlUpdate]) {
+	for {
+		msg, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			err = errors.New("the host closed its stream")
+		}
+		if err == nil {
+			err = c.model.take(s, msg)
+		}
+		if err != nil {
+			s.cancel(err)
+			return
+		}
+	}
+}
+
+// take applies one update. An error ends the stream: the host speaks another
+// language, or this stream is not its newest any more. What is wrong about one
+// workload is answered and recorded instead.
+func (m *model) take(s *session, msg *api.HostUpdate) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	h := m.hosts[s.host]
+	if h == nil || h.session != s {
+		return errReplaced
+	}
+	switch u := msg.GetUpdate().(type) {
+	case *api.HostUpdate_WorkloadUp:
+		w, err := u.WorkloadUp.Noun()
+		if err != nil {
+			err = &assay.Error{Kind: assay.Invalid, Op: "take workload", Err: err}
+		} else {
+			err = m.workloadUp(h, s, &w)
+		}
+		if err != nil {
+			m.refuse(s, u.WorkloadUp.GetId(), err)
+		}
+	case *api.HostUpdate_WorkloadGone:
+		if w, ok := m.catalog.Workload(u.WorkloadGone); ok && w.Host == s.host {
+			m.removeWorkload(u.WorkloadGone)
+			m.behind.workload(u.WorkloadGone, nil)
+			m.publish()
+		}
+	case *api.HostUpdate_Synced:
+		for _, id := range m.workloadsOf(s.host) {
+			if !s.seen[id] {
+				m.removeWorkload(id)
+				m.behind.workload(id, nil)
+			}
+		}
+		s.synced = true
+		m.publish()
+	case *api.HostUpdate_BundleAck:
+		if id := u.BundleAck.GetWorkloadId(); id == "" {
+			h.bundle = u.BundleAck.GetVersion()
+		} else if w, ok := m.catalog.Workload(id); ok && w.Host == s.host {
+			m.acks[id] = u.BundleAck.GetVersion()
+		}
+	case *api.HostUpdate_Report:
+		r, err := u.Report.Noun()
+		if err != nil {
+			return &assay.Error{Kind: assay.Invalid, Op: "take report", Err: err}
+		}
+		if w, ok := m.catalog.Workload(r.Workload); ok && w.Host == s.host {
+			m.reports[r.Workload] = &report{Report: r, workload: w, received: m.now()}
+		}
+	case *api.HostUpdate_Finding:
+		f, err := u.Finding.Noun()
+		if err != nil {
+			return &assay.Error{Kind: assay.Invalid, Op: "take finding", Err: err}
+		}
+		if w, ok := m.catalog.Workload(f.Workload); f.Workload == "" || ok && w.Host == s.host {
+			m.findingLocked(f)
+		}
+	case *api.HostUpdate_Hello:
+		return &assay.Error{Kind: assay.Invalid, Op: "sync host " + s.host, Err: errors.New("a second hello")}
+	}
+	return nil // a kind of a newer host's is passed over
+}
+
+func (m *model) workloadUp(h *host, s *session, w *assay.Workload) error {
+	stale, err := m.admit(h, w, s.seen)
+	if err != nil {
+		return err
+	}
+	for _, id := range stale {
+		m.removeWorkload(id)
+		m.behind.workload(id, nil)
+	}
+	s.seen[w.ID] = true
+	m.setWorkload(w)
+	m.behind.workload(w.ID, w)
+	s.accepted[w.ID] = true
+	delete(s.refused, w.ID)
+	m.publish()
+	s.wake()
+	return nil
+}
+
+// maxRefused bounds the refusals that wait for a stream; a host that does not
+// read them has no use for more.
+const maxRefused = 1000
+
+func (m *model) refuse(s *session, id string, err error) {
+	m.findingLocked(assay.Finding{Kind: "workload-refused", Subject: cut(id, 128), Detail: cut(fmt.Sprintf("host %s: %v", s.host, err), 1000)})
+	if len(s.refused) >= maxRefused {
+		return
+	}
+	r := &api.Refused{WorkloadId: cut(id, 128), Reason: err.Error()}
+	if e, ok := errors.AsType[*assay.Error](err); ok && e.Err != nil {
+		r.Reason, r.Remedy = e.Err.Error(), e.Remedy
+	}
+	s.refused[r.WorkloadId] = r
+	s.wake()
+}
+
+func cut(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return strings.ToValidUTF8(s[:n], "")
+}
