@@ -37,11 +37,11 @@ type host struct {
 
 func setup(t *testing.T, excluded ...uint16) *host {
 	t.Helper()
-	prefixes := lab.Prefixes("10.181.7.0/24", "fd5a:5a59::7:0:0/80")
+	prefixes := lab.Prefixes("10.181.7.0/24", "fd5a:5a59:0:0:7::/80")
 	h := lab.Host(t, "asy-capture", prefixes, lab.Prefixes("10.181.0.0/16", "10.182.0.0/16", "fd5a:5a59::/64", "fd5a:5a59:1::/112"))
 	s := &host{workload: lab.Namespace(t), other: lab.Namespace(t)}
 	for i, ns := range []*netns.Namespace{s.workload, s.other} {
-		addrs := lab.Addrs([]string{"10.181.7.2", "10.181.7.3"}[i], []string{"fd5a:5a59::7:0:2", "fd5a:5a59::7:0:3"}[i])
+		addrs := lab.Addrs([]string{"10.181.7.2", "10.181.7.3"}[i], []string{"fd5a:5a59::7:0:0:2", "fd5a:5a59::7:0:0:3"}[i])
 		if err := h.Attach(ns, h.Port(uint32(i)), addrs); err != nil {
 			t.Fatal(err)
 		}
@@ -105,7 +105,7 @@ func TestRedirect(t *testing.T) {
 	greet(t, s.outbound, "outbound")
 	greet(t, s.inbound, "inbound")
 	app4 := lab.Listen(t, s.workload, "tcp", "10.181.7.2:8080")
-	app6 := lab.Listen(t, s.workload, "tcp", "[fd5a:5a59::7:0:2]:8080")
+	app6 := lab.Listen(t, s.workload, "tcp", "[fd5a:5a59::7:0:0:2]:8080")
 	local := lab.Listen(t, s.workload, "tcp", "127.0.0.1:8081")
 	skipped := lab.Listen(t, s.workload, "tcp", "10.181.7.2:7777")
 	far := lab.Listen(t, s.other, "tcp", "10.181.7.3:7777")
@@ -115,15 +115,15 @@ func TestRedirect(t *testing.T) {
 	s.install(t)
 
 	expect(t, s.workload, "10.181.7.3:80", "outbound")
-	expect(t, s.workload, "[fd5a:5a59::7:0:3]:80", "outbound")
+	expect(t, s.workload, "[fd5a:5a59::7:0:0:3]:80", "outbound")
 	expect(t, s.workload, "192.0.2.1:443", "outbound")
 	expect(t, s.other, "10.181.7.2:8080", "inbound")
-	expect(t, s.other, "[fd5a:5a59::7:0:2]:8080", "inbound")
+	expect(t, s.other, "[fd5a:5a59::7:0:0:2]:8080", "inbound")
 	expect(t, s.other, "10.181.7.2:9", "inbound") // also where nothing listens: the proxy says so
 	// What the application says to itself is its own business.
 	expect(t, s.workload, "127.0.0.1:8081", "application")
 	expect(t, s.workload, "10.181.7.2:8080", "application")
-	expect(t, s.workload, "[fd5a:5a59::7:0:2]:8080", "application")
+	expect(t, s.workload, "[fd5a:5a59::7:0:0:2]:8080", "application")
 	// Excluded ports, both ways.
 	expect(t, s.other, "10.181.7.2:7777", "application")
 	expect(t, s.workload, "10.181.7.3:7777", "application")
@@ -177,7 +177,7 @@ func dialFrom(ns *netns.Namespace, from netip.AddrPort, to string) (net.Conn, er
 // from the client's address AND port; the application sees the client, and bytes
 // flow in both directions.
 func TestTheApplicationSeesItsClient(t *testing.T) {
-	for _, addr := range []string{"10.181.7.2:8080", "[fd5a:5a59::7:0:2]:8080"} {
+	for _, addr := range []string{"10.181.7.2:8080", "[fd5a:5a59::7:0:0:2]:8080"} {
 		t.Run(addr, func(t *testing.T) {
 			s := setup(t)
 			app := lab.Listen(t, s.workload, "tcp", addr)
@@ -245,7 +245,7 @@ func TestTheApplicationSeesItsClient(t *testing.T) {
 func TestRefusalReachesTheProxy(t *testing.T) {
 	s := setup(t)
 	s.install(t)
-	for from, to := range map[string]string{"10.181.7.3:40000": "10.181.7.2:9999", "[fd5a:5a59::7:0:3]:40000": "[fd5a:5a59::7:0:2]:9999"} {
+	for from, to := range map[string]string{"10.181.7.3:40000": "10.181.7.2:9999", "[fd5a:5a59::7:0:0:3]:40000": "[fd5a:5a59::7:0:0:2]:9999"} {
 		start := time.Now()
 		_, err := dialFrom(s.workload, netip.MustParseAddrPort(from), to)
 		if !errors.Is(err, unix.ECONNREFUSED) || time.Since(start) > time.Second {
@@ -319,7 +319,7 @@ func TestOlderConnectionsLiveOn(t *testing.T) {
 	}
 	pairs := []pair{
 		connect(s.workload, s.other, "10.181.7.3:0"), connect(s.other, s.workload, "10.181.7.2:0"),
-		connect(s.workload, s.other, "[fd5a:5a59::7:0:3]:0"),
+		connect(s.workload, s.other, "[fd5a:5a59::7:0:0:3]:0"),
 	}
 	talk := func(when string) {
 		t.Helper()

@@ -189,3 +189,21 @@ func workloadHardwareAddr(addrs []netip.Addr) []byte {
 	}
 	return hardwareAddr(addrs[0].String())
 }
+
+// HasAddress reports whether the workload's link in the namespace has a.
+func (n *Namespace) HasAddress(a netip.Addr) bool {
+	found := false
+	n.Do(func() error {
+		link, err := netlink.LinkByName(Interface)
+		if err != nil {
+			return err
+		}
+		list, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+		for _, have := range list {
+			p, ok := prefix(have.IPNet)
+			found = found || ok && p.Addr() == a
+		}
+		return err
+	})
+	return found
+}

@@ -18,7 +18,7 @@ import (
 func TestMain(m *testing.M) { lab.Main(m) }
 
 var (
-	prefixes = lab.Prefixes("10.181.7.0/24", "fd5a:5a59::7:0:0/80")
+	prefixes = lab.Prefixes("10.181.7.0/24", "fd5a:5a59:0:0:7::/80")
 	mesh     = lab.Prefixes("10.181.0.0/16", "10.182.0.0/16", "fd5a:5a59::/64", "fd5a:5a59:1::/112")
 )
 
@@ -59,10 +59,10 @@ func exchange(t *testing.T, from, to *netns.Namespace, addr string) error {
 
 func TestWorkloadsReachEachOther(t *testing.T) {
 	h := lab.Host(t, "asy-reach", prefixes, mesh)
-	a := attach(t, h, 1, "10.181.7.2", "fd5a:5a59::7:0:2")
-	b := attach(t, h, 2, "10.181.7.3", "fd5a:5a59::7:0:3")
+	a := attach(t, h, 1, "10.181.7.2", "fd5a:5a59::7:0:0:2")
+	b := attach(t, h, 2, "10.181.7.3", "fd5a:5a59::7:0:0:3")
 	start := time.Now()
-	for _, addr := range []string{"10.181.7.3:0", "[fd5a:5a59::7:0:3]:0"} {
+	for _, addr := range []string{"10.181.7.3:0", "[fd5a:5a59::7:0:0:3]:0"} {
 		if err := exchange(t, a, b, addr); err != nil {
 			t.Errorf("%s: %v", addr, err)
 		}
@@ -82,8 +82,8 @@ func TestWorkloadsReachEachOther(t *testing.T) {
 
 func TestAddressOfAnotherIsDropped(t *testing.T) {
 	h := lab.Host(t, "asy-spoof", prefixes, mesh)
-	liar := attach(t, h, 1, "10.181.7.2", "fd5a:5a59::7:0:2")
-	honest := attach(t, h, 2, "10.181.7.3", "fd5a:5a59::7:0:3")
+	liar := attach(t, h, 1, "10.181.7.2", "fd5a:5a59::7:0:0:2")
+	honest := attach(t, h, 2, "10.181.7.3", "fd5a:5a59::7:0:0:3")
 	if err := exchange(t, liar, honest, "10.181.7.3:0"); err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +93,7 @@ func TestAddressOfAnotherIsDropped(t *testing.T) {
 		if err != nil {
 			return nil, err
 		}
-		for _, s := range []string{"10.181.7.9/24", "fd5a:5a59::7:0:9/80"} {
+		for _, s := range []string{"10.181.7.9/24", "fd5a:5a59::7:0:0:9/80"} {
 			a, err := netlink.ParseAddr(s)
 			if err != nil {
 				return nil, err
@@ -105,7 +105,7 @@ func TestAddressOfAnotherIsDropped(t *testing.T) {
 		}
 		return nil, nil
 	})
-	for _, pair := range [][2]string{{"10.181.7.9", "10.181.7.3:0"}, {"fd5a:5a59::7:0:9", "[fd5a:5a59::7:0:3]:0"}} {
+	for _, pair := range [][2]string{{"10.181.7.9", "10.181.7.3:0"}, {"fd5a:5a59::7:0:0:9", "[fd5a:5a59::7:0:0:3]:0"}} {
 		l := lab.Listen(t, honest, "tcp", pair[1])
 		err := liar.Do(func() error {
 			d := net.Dialer{Timeout: 400 * time.Millisecond, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(pair[0]), 0))}
@@ -123,7 +123,7 @@ func TestAddressOfAnotherIsDropped(t *testing.T) {
 	if err := exchange(t, honest, liar, "10.181.7.9:0"); err == nil {
 		t.Error("the stolen address answers")
 	}
-	if err := exchange(t, honest, liar, "[fd5a:5a59::7:0:9]:0"); err == nil {
+	if err := exchange(t, honest, liar, "[fd5a:5a59::7:0:0:9]:0"); err == nil {
 		t.Error("the stolen IPv6 address answers")
 	}
 	if err := exchange(t, liar, honest, "10.181.7.3:0"); err != nil {
@@ -164,7 +164,7 @@ func outside(t *testing.T) *netns.Namespace {
 func TestLeavingTheMeshIsTranslated(t *testing.T) {
 	far := outside(t)
 	h := lab.Host(t, "asy-leave", prefixes, mesh)
-	w := attach(t, h, 1, "10.181.7.2", "fd5a:5a59::7:0:2")
+	w := attach(t, h, 1, "10.181.7.2", "fd5a:5a59::7:0:0:2")
 	l := lab.Listen(t, far, "tcp", "192.0.2.2:0")
 	peer := make(chan string, 1)
 	go func() {
@@ -198,7 +198,7 @@ func TestMeshAddressesNeverLeaveByTheDefaultRoute(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := lab.Host(t, "asy-default", prefixes, mesh)
-	w := attach(t, h, 1, "10.181.7.2", "fd5a:5a59::7:0:2")
+	w := attach(t, h, 1, "10.181.7.2", "fd5a:5a59::7:0:0:2")
 	_, err = lab.Dial(w, "10.182.0.9:80")
 	if !errors.Is(err, unix.EHOSTUNREACH) && !errors.Is(err, unix.ENETUNREACH) {
 		t.Errorf("dial of a virtual address: %v, want unreachable at once", err)

@@ -1,0 +1,198 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"assay.dev/agent/attest"
+	"assay.dev/agent/netns"
+)
+
+// adopt takes over what the last agent left, and removes what nobody owns any more.
+// Afterwards host, state folder and this agent agree.
+func (a *Agent) adopt() {
+	list, broken, err := a.store.records()
+	if err != nil {
+		a.log.Error("the records of workloads cannot be read", "err", err)
+	}
+	for _, name := range broken {
+		a.log.Error("a record cannot be read; its workload is removed", "file", name)
+		os.Remove(a.store.path("workloads", name))
+	}
+	kept := map[string]bool{}
+	for _, rec := range list {
+		if err := a.adoptOne(rec); err != nil {
+			a.log.Info("workload of the last agent is removed", "workload", rec.Workload.ID, "reason", err)
+			a.sweep(rec)
+			continue
+		}
+		kept[rec.Port] = true
+		kept[rec.Workload.ID] = true
+		a.log.Info("workload adopted", "workload", rec.Workload.ID)
+	}
+	a.sweepHost(kept)
+}
+
+// adoptOne continues a workload, or says why there is nothing to continue.
+func (a *Agent) adoptOne(rec record) error {
+	if rec.Boot != a.boot {
+		return errors.New("the machine was started since")
+	}
+	owner, err := rec.Owner.open()
+	if err != nil {
+		return fmt.Errorf("its owner: %w", err)
+	}
+	defer owner.Close()
+	command, err := rec.Command.open()
+	if err != nil && rec.Command.PID != 0 {
+		return fmt.Errorf("its command: %w", err)
+	}
+	proxy := a.adoptable(rec)
+	ns, err := namespaceOf(rec.NetNS, proxy, command)
+	if err != nil {
+		for _, p := range []*attest.Process{proxy, command} {
+			if p != nil {
+				p.Close()
+			}
+		}
+		return err
+	}
+	a.mu.Lock()
+	for _, x := range rec.Workload.Addrs {
+		a.inUse[x] = true
+	}
+	a.mu.Unlock()
+	w := a.newWorkload(rec, ns)
+	if host := a.hostNetwork(); host != nil {
+		if err := host.Allow(rec.Port, rec.Workload.Addrs); err != nil {
+			a.log.Error("port filter", "workload", w.id, "err", err)
+		}
+	}
+	if !rec.Workload.MeshedSince.IsZero() {
+		w.accepts.set() // its listeners never closed
+	}
+	w.start(proxy)
+	// All owners are watched by descriptors of their own.
+	if file, err := owner.File(); err == nil {
+		if p, err := attest.FromPidfd(file); err == nil {
+			w.own(p)
+		}
+	}
+	if command != nil {
+		if err := w.started(command); err != nil {
+			w.end(err)
+		}
+	}
+	return nil
+}
+
+// adoptable returns the recorded proxy if it still is that: same process, same
+// executable, same namespace. Anything else with its number is somebody else.
+func (a *Agent) adoptable(rec record) *attest.Process {
+	p, err := rec.Proxy.open()
+	if err != nil {
+		return nil
+	}
+	exe, facts, err := a.digester.Executable(p)
+	if err != nil || exe.Digest != rec.ProxyExe || facts.NetNS != rec.NetNS {
+		p.Close()
+		return nil
+	}
+	return p
+}
+
+// namespaceOf finds a workload's namespace through a process that is in it.
+func namespaceOf(inode uint64, list ...*attest.Process) (*netns.Namespace, error) {
+	for _, p := range list {
+		if p == nil {
+			continue
+		}
+		ns, err := netns.OfProcess(p.PID())
+		if err != nil {
+			continue
+		}
+		if ns.Inode() == inode && p.Alive() {
+			return ns, nil
+		}
+		ns.Close()
+	}
+	return nil, errors.New("neither its proxy nor its command is alive")
+}
+
+// sweep removes a workload that nobody continues: processes, link, files.
+func (a *Agent) sweep(rec record) {
+	if rec.Boot == a.boot {
+		a.endAll(rec)
+	}
+	var failed error
+	if host := a.hostNetwork(); host != nil {
+		failed = host.Detach(rec.Port)
+	}
+	failed = errors.Join(failed, os.RemoveAll(a.runDir(rec.Workload.ID)), a.store.forget(rec.Workload.ID))
+	if failed != nil {
+		a.log.Error("something of a swept workload is left", "workload", rec.Workload.ID, "err", failed)
+	}
+}
+
+// endAll ends every process in a workload's namespace. An inode may belong to another
+// namespace by now, so it must have the workload's address too.
+func (a *Agent) endAll(rec record) {
+	list := inNamespace(rec.NetNS, 0)
+	if len(list) == 0 || len(rec.Workload.Addrs) == 0 {
+		return
+	}
+	ns, err := namespaceOf(rec.NetNS, list...)
+	if err == nil {
+		defer ns.Close()
+		if !ns.HasAddress(rec.Workload.Addrs[0]) {
+			err = errors.New("the namespace is another one's")
+		}
+	}
+	for _, p := range list {
+		if err == nil {
+			p.Signal(syscall.SIGKILL)
+			waitGone(p)
+		}
+		p.Close()
+	}
+}
+
+// waitGone waits until a killed process has ended, so that its namespace has too.
+func waitGone(p *attest.Process) {
+	for deadline := time.Now().Add(2 * time.Second); p.Alive() && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	}
+}
+
+// sweepHost removes ports and files that no kept workload has.
+func (a *Agent) sweepHost(kept map[string]bool) {
+	if host := a.hostNetwork(); host != nil {
+		ports, err := host.Ports()
+		if err != nil {
+			a.log.Error("the host's ports cannot be listed", "err", err)
+		}
+		for _, port := range ports {
+			if !kept[port] {
+				if err := host.Detach(port); err != nil {
+					a.log.Error("a leftover link stays", "link", port, "err", err)
+				}
+			}
+		}
+	}
+	for _, dir := range []string{a.store.path("workloads"), filepath.Join(a.cfg.RuntimeDir, "workloads")} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			continue
+		}
+		for _, e := range entries {
+			id := strings.TrimSuffix(strings.TrimSuffix(e.Name(), ".json"), ".log")
+			if !kept[id] {
+				os.RemoveAll(filepath.Join(dir, e.Name()))
+			}
+		}
+	}
+}

@@ -1,0 +1,123 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"assay.dev"
+	"assay.dev/api"
+	"assay.dev/link"
+)
+
+// Config is everything that an agent is told. Zero fields take the defaults in
+// parentheses.
+type Config struct {
+	// Hosts is control. The agent calls nothing but this. nil: the agent works from
+	// the snapshot on disk.
+	Hosts api.HostsClient
+	// DataDir holds state that survives a restart (/var/lib/assay/agent).
+	DataDir string
+	// RuntimeDir holds agent.sock and what running workloads see (/run/assay).
+	RuntimeDir string
+	// Listener is agent.sock when it was opened already. The agent closes it.
+	Listener *net.UnixListener
+	// Metrics serves Prometheus text on /metrics. nil: nowhere. The agent closes it.
+	Metrics net.Listener
+	// Proxy is the path of assay-proxy (beside the running executable, or in PATH).
+	Proxy string
+	// Bridge is the name of the host's bridge (assay0). Several agents in one network
+	// namespace need different ones.
+	Bridge string
+	// HostName is for people (the machine's name).
+	HostName string
+	// Advertise is where other hosts can route this host's workloads to (none).
+	Advertise netip.Addr
+	// Upstreams resolve names that are no service's (the host's resolv.conf).
+	Upstreams []netip.AddrPort
+	// Domain is the suffix of service names: NAME.NAMESPACE.svc.DOMAIN (assay.internal).
+	Domain string
+	// ProxyUIDs is the first user ID of proxies (900000000). It is used only where the
+	// user namespace has it.
+	ProxyUIDs uint32
+	// OwnMark and ReturnMark are packet marks in the workloads' namespaces
+	// (0x41535301, 0x41535302).
+	OwnMark, ReturnMark uint32
+	// CertificateWait bounds how long a connection waits for the first certificate
+	// (2 s).
+	CertificateWait time.Duration
+	// EndWorkloads ends all workloads and removes bridge and rules when Run ends.
+	// Otherwise they go on and the next agent adopts them.
+	EndWorkloads bool
+	// Build is told to control.
+	Build string
+	// Log takes what a person should know (discarded).
+	Log *slog.Logger
+}
+
+// defaults of Config.
+const (
+	DefaultDataDir    = "/var/lib/assay/agent"
+	DefaultRuntimeDir = "/run/assay"
+	DefaultDomain     = "assay.internal"
+	SocketName        = "agent.sock"
+	proxyName         = "assay-proxy"
+)
+
+func (c Config) withDefaults() (Config, error) {
+	def := func(s *string, v string) {
+		if *s == "" {
+			*s = v
+		}
+	}
+	def(&c.DataDir, DefaultDataDir)
+	def(&c.RuntimeDir, DefaultRuntimeDir)
+	def(&c.Bridge, "assay0")
+	def(&c.Domain, DefaultDomain)
+	if c.ProxyUIDs == 0 {
+		c.ProxyUIDs = 900000000
+	}
+	if c.OwnMark == 0 {
+		c.OwnMark = 0x41535301
+	}
+	if c.ReturnMark == 0 {
+		c.ReturnMark = 0x41535302
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	var err error
+	if c.HostName == "" {
+		if c.HostName, err = os.Hostname(); err != nil {
+			return c, fmt.Errorf("host name: %w", err)
+		}
+	}
+	for _, dir := range []*string{&c.DataDir, &c.RuntimeDir} {
+		if *dir, err = filepath.Abs(*dir); err != nil {
+			return c, err
+		}
+	}
+	if len(c.Bridge) > 15 {
+		return c, &assay.Error{Kind: assay.Invalid, Op: "agent", Err: fmt.Errorf("bridge name %q is longer than 15 bytes", c.Bridge)}
+	}
+	if c.OwnMark == c.ReturnMark {
+		return c, &assay.Error{Kind: assay.Invalid, Op: "agent", Err: errors.New("the two packet marks are the same")}
+	}
+	if c.Proxy == "" {
+		if c.Proxy, err = findProxy(); err != nil {
+			return c, err
+		}
+	}
+	if c.Upstreams == nil {
+		c.Upstreams = upstreams()
+	}
+	return c, nil
+}
+
+// dns is what all proxies are told about names.
+func (c *Config) dns() link.DNS { return link.DNS{Upstreams: c.Upstreams, Domain: c.Domain} }

@@ -1,0 +1,143 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"assay.dev/agent/netns"
+	"assay.dev/link"
+	"golang.org/x/sys/unix"
+)
+
+// Listeners' addresses in a workload's namespace. The ports are above the range of
+// ephemeral ones, the address of DNS is the workload's alone.
+const firstListenerPort = 61401
+
+var dnsAddr = netip.MustParseAddrPort("127.0.0.153:53")
+
+// listeners are the sockets on which a workload's proxy accepts. The agent keeps
+// copies, so a proxy that dies takes nobody's connection with it.
+type listeners struct {
+	roles []string
+	fds   []int
+}
+
+func (l *listeners) Close() {
+	if l == nil {
+		return
+	}
+	for _, fd := range l.fds {
+		unix.Close(fd)
+	}
+	l.fds = nil
+}
+
+// complete reports whether every role has a socket.
+func (l *listeners) complete() bool {
+	if l == nil || len(l.roles) != len(l.fds) {
+		return false
+	}
+	have := map[string]bool{}
+	for _, r := range l.roles {
+		have[r] = true
+	}
+	return have[link.ListenOutbound] && have[link.ListenInbound] && have[link.ListenDNSUDP] && have[link.ListenDNSTCP]
+}
+
+// listen makes the listeners inside ns. Ports that are 0 are chosen.
+func listen(ns *netns.Namespace, outbound, inbound uint16) (l *listeners, out, in uint16, err error) {
+	l = &listeners{}
+	err = ns.Do(func() error {
+		add := func(role string, fd int, err error) error {
+			if err != nil {
+				return fmt.Errorf("listener %s: %w", role, err)
+			}
+			l.roles, l.fds = append(l.roles, role), append(l.fds, fd)
+			return nil
+		}
+		fd, port, err := captureListener(outbound, firstListenerPort)
+		out = port
+		if err := add(link.ListenOutbound, fd, err); err != nil {
+			return err
+		}
+		fd, port, err = captureListener(inbound, out+1)
+		in = port
+		if err := add(link.ListenInbound, fd, err); err != nil {
+			return err
+		}
+		fd, err = dnsSocket(unix.SOCK_DGRAM)
+		if err := add(link.ListenDNSUDP, fd, err); err != nil {
+			return err
+		}
+		fd, err = dnsSocket(unix.SOCK_STREAM)
+		return add(link.ListenDNSTCP, fd, err)
+	})
+	if err != nil {
+		l.Close()
+		return nil, 0, 0, err
+	}
+	return l, out, in, nil
+}
+
+// captureListener listens on all addresses of both families. port is used when it is
+// not 0, else the first free one from first.
+func captureListener(port, first uint16) (int, uint16, error) {
+	if port != 0 {
+		fd, err := listenAny(port)
+		return fd, port, err
+	}
+	for p := first; p != 0; p++ {
+		fd, err := listenAny(p)
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return fd, p, err
+		}
+	}
+	return -1, 0, unix.EADDRINUSE
+}
+
+func listenAny(port uint16) (int, error) {
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	var addr unix.Sockaddr = &unix.SockaddrInet6{Port: int(port)}
+	if err == unix.EAFNOSUPPORT {
+		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		addr = &unix.SockaddrInet4{Port: int(port)}
+	} else if err == nil {
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0)
+	}
+	if err == nil {
+		err = bindListen(fd, addr, true)
+	}
+	return fd, closeOn(fd, err)
+}
+
+func dnsSocket(kind int) (int, error) {
+	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err == nil {
+		err = bindListen(fd, &unix.SockaddrInet4{Port: int(dnsAddr.Port()), Addr: dnsAddr.Addr().As4()}, kind == unix.SOCK_STREAM)
+	}
+	return fd, closeOn(fd, err)
+}
+
+func bindListen(fd int, addr unix.Sockaddr, stream bool) error {
+	if stream {
+		// Connections of a proxy that died may still be closing.
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+			return err
+		}
+	}
+	if err := unix.Bind(fd, addr); err != nil {
+		return err
+	}
+	if stream {
+		return unix.Listen(fd, 4096)
+	}
+	return nil
+}
+
+func closeOn(fd int, err error) error {
+	if err != nil && fd >= 0 {
+		unix.Close(fd)
+	}
+	return err
+}

@@ -1,0 +1,123 @@
+package agent
+
+import (
+	"sync"
+
+	"assay.dev"
+	"assay.dev/api"
+)
+
+// maxFindings bounds the findings that wait for control; the oldest are dropped.
+const maxFindings = 256
+
+// outbox is what control has to be told. It holds what changed and not what
+// happened: a workload that changed ten times while control was away is sent once.
+type outbox struct {
+	wake chan struct{} // holds one token when there may be something
+
+	mu       sync.Mutex
+	up       map[string]bool // IDs of workloads to send
+	gone     map[string]bool
+	acks     map[string]uint64 // workload -> bundle version; "" is the agent
+	reports  map[string]bool
+	findings []*api.Finding
+	dropped  int
+}
+
+func newOutbox() *outbox {
+	return &outbox{
+		wake: make(chan struct{}, 1),
+		up:   map[string]bool{}, gone: map[string]bool{}, acks: map[string]uint64{}, reports: map[string]bool{},
+	}
+}
+
+func (o *outbox) signal() {
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (o *outbox) workloadUp(id string) {
+	o.mu.Lock()
+	o.up[id] = true
+	o.mu.Unlock()
+	o.signal()
+}
+
+func (o *outbox) workloadGone(id string) {
+	o.mu.Lock()
+	delete(o.up, id)
+	delete(o.acks, id)
+	delete(o.reports, id)
+	o.gone[id] = true
+	o.mu.Unlock()
+	o.signal()
+}
+
+func (o *outbox) ack(id string, version uint64) {
+	o.mu.Lock()
+	o.acks[id] = version
+	o.mu.Unlock()
+	o.signal()
+}
+
+// report marks a report; it is sent with the next tick and wakes nobody.
+func (o *outbox) report(id string) {
+	o.mu.Lock()
+	o.reports[id] = true
+	o.mu.Unlock()
+}
+
+func (o *outbox) finding(f *assay.Finding) {
+	o.mu.Lock()
+	if len(o.findings) == maxFindings {
+		o.findings = o.findings[1:]
+		o.dropped++
+	}
+	o.findings = append(o.findings, api.FromFinding(f))
+	o.mu.Unlock()
+	o.signal()
+}
+
+// batch is what an outbox held.
+type batch struct {
+	up, gone, reports []string
+	acks              map[string]uint64
+	findings          []*api.Finding
+}
+
+// take empties the outbox; reports only when they are due.
+func (o *outbox) take(reports bool) batch {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	b := batch{acks: o.acks, findings: o.findings}
+	for id := range o.gone {
+		b.gone = append(b.gone, id)
+	}
+	for id := range o.up {
+		b.up = append(b.up, id)
+	}
+	if reports {
+		for id := range o.reports {
+			b.reports = append(b.reports, id)
+		}
+		clear(o.reports)
+	}
+	clear(o.up)
+	clear(o.gone)
+	o.acks, o.findings = map[string]uint64{}, nil
+	return b
+}
+
+// restore puts back what a broken stream did not carry and a new one will not send
+// anyway. Workloads and acknowledgements are all sent at its beginning.
+func (o *outbox) restore(findings []*api.Finding) {
+	o.mu.Lock()
+	o.findings = append(findings, o.findings...)
+	if over := len(o.findings) - maxFindings; over > 0 {
+		o.findings = o.findings[over:]
+		o.dropped += over
+	}
+	o.mu.Unlock()
+}

@@ -1,0 +1,301 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"assay.dev"
+	"assay.dev/agent/attest"
+	"assay.dev/agent/netns"
+	"assay.dev/link"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	helloWithin  = 10 * time.Second // a proxy that says nothing is replaced
+	redialWithin = 5 * time.Second  // so is one that lost its link and does not come back
+	drainWithin  = 2 * time.Second
+	// A proxy that lived this long may be replaced at once again.
+	settled      = 10 * time.Second
+	respawnFirst = 100 * time.Millisecond
+	respawnMost  = 5 * time.Second
+	maxProxyLog  = 1 << 20
+)
+
+// orphan is a proxy that dialled agent.sock, with its greeting.
+type orphan struct {
+	conn  *link.Conn
+	hello link.Message
+}
+
+// superviseProxy keeps one proxy running until ctx ends: the one that runs already,
+// if there is one, and then its successors. All use the same listeners.
+func (w *workload) superviseProxy(ctx context.Context, running *attest.Process) {
+	retry := time.Duration(0)
+	for ctx.Err() == nil {
+		began := time.Now()
+		var conn *link.Conn
+		proc := running
+		running = nil
+		if proc == nil {
+			var err error
+			if proc, conn, err = w.spawn(); err != nil {
+				w.log.Error("the proxy cannot be started", "err", err)
+				w.mu.Lock()
+				w.spawning = err
+				w.mu.Unlock()
+			}
+		}
+		if proc != nil {
+			w.serveProxy(ctx, proc, conn)
+			proc.Close()
+			if ctx.Err() != nil {
+				return
+			}
+			w.log.Error("the proxy has ended and is replaced", "pid", proc.PID(), "lived", time.Since(began).Round(time.Millisecond), "log", w.logTail())
+			w.mu.Lock()
+			w.rec.Proxy = processRef{}
+			w.mu.Unlock()
+		}
+		if time.Since(began) > settled {
+			retry = 0
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(retry):
+		}
+		retry = min(max(2*retry, respawnFirst), respawnMost)
+	}
+}
+
+// serveProxy speaks with a proxy until it has ended, or until ctx ends: then it
+// drains the proxy, or leaves it to the next agent.
+func (w *workload) serveProxy(ctx context.Context, proc *attest.Process, conn *link.Conn) {
+	ended, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	reaped := make(chan struct{})
+	go func() {
+		defer close(reaped)
+		if proc.Wait(ended) == nil {
+			unix.Wait4(proc.PID(), nil, unix.WNOHANG, nil) // ours to reap, unless another agent started it
+			stop(attest.ErrGone)
+		}
+	}()
+	defer func() { <-reaped }()
+	var hello link.Message
+	for ended.Err() == nil {
+		if conn == nil {
+			select {
+			case <-ended.Done():
+				continue
+			case o := <-w.redialed:
+				conn, hello = o.conn, o.hello
+			case <-time.After(redialWithin):
+				w.log.Error("the proxy does not come back and is ended", "pid", proc.PID())
+				proc.Signal(syscall.SIGKILL)
+				<-ended.Done()
+				continue
+			}
+		}
+		s := newSession(w, conn)
+		err := s.run(ended, hello)
+		if errors.Is(err, errSilent) {
+			w.log.Error("the proxy says nothing and is ended", "pid", proc.PID())
+			proc.Signal(syscall.SIGKILL)
+		}
+		conn, hello = nil, link.Message{}
+	}
+	cause := context.Cause(ended)
+	stop(nil)
+	<-reaped
+	if !errors.Is(cause, attest.ErrGone) && !errors.Is(cause, errAgentStops) {
+		w.drainProxy(proc)
+	}
+}
+
+// drainProxy ends a proxy whose workload has ended; its session has sent Drain.
+func (w *workload) drainProxy(proc *attest.Process) {
+	ctx, cancel := context.WithTimeout(context.Background(), drainWithin)
+	defer cancel()
+	if proc.Wait(ctx) != nil {
+		proc.Signal(syscall.SIGKILL)
+		proc.Wait(context.Background())
+	}
+	unix.Wait4(proc.PID(), nil, unix.WNOHANG, nil)
+}
+
+// spawn starts a proxy in the workload's namespace: its own session, its own user,
+// one capability, no new privileges, nothing open but the link. The executable is
+// the file that was digested, whatever its path leads to meanwhile.
+func (w *workload) spawn() (_ *attest.Process, _ *link.Conn, err error) {
+	exe, err := os.Open(w.a.cfg.Proxy)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer exe.Close()
+	digest, _, err := w.a.digester.File(exe)
+	if err != nil {
+		return nil, nil, err
+	}
+	// Out of the way of the descriptors 0 to 3 that the child gets.
+	exeFD, err := unix.FcntlInt(exe.Fd(), unix.F_DUPFD_CLOEXEC, 16)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer unix.Close(exeFD)
+	near, far, err := link.Pair()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer far.Close()
+	defer func() {
+		if err != nil {
+			near.Close()
+		}
+	}()
+	out, err := w.openLog()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer out.Close()
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer null.Close()
+
+	w.mu.Lock()
+	uid := w.a.cfg.ProxyUIDs + w.rec.Number
+	w.mu.Unlock()
+	pidfd := -1
+	sys := &syscall.SysProcAttr{Setsid: true, AmbientCaps: []uintptr{unix.CAP_NET_RAW}, PidFD: &pidfd}
+	if uidMapped(uid) {
+		sys.Credential = &syscall.Credential{Uid: uid, Gid: uid}
+	}
+	attr := &syscall.ProcAttr{Dir: "/", Files: []uintptr{null.Fd(), out.Fd(), out.Fd(), far.Fd()}, Env: []string{}, Sys: sys}
+	err = netns.OnThread(func() error {
+		if err := w.ns.Enter(); err != nil {
+			return err
+		}
+		if err := confineThread(unix.CAP_NET_RAW); err != nil {
+			return err
+		}
+		_, err := syscall.ForkExec(fmt.Sprintf("/proc/self/fd/%d", exeFD), []string{proxyName, w.id}, attr)
+		return err
+	})
+	if err != nil {
+		return nil, nil, &assay.Error{Op: "start " + w.a.cfg.Proxy, Err: err, Remedy: "everybody must be able to execute it (chmod 755), and its file system must not be mounted noexec"}
+	}
+	proc, err := attest.FromPidfd(os.NewFile(uintptr(pidfd), "pidfd"))
+	if err != nil {
+		return nil, nil, fmt.Errorf("start %s: %w%s", w.a.cfg.Proxy, err, w.logTail())
+	}
+	// Recorded before it is configured: a proxy that nobody configured ends by
+	// itself when its link does.
+	w.mu.Lock()
+	w.rec.Proxy, w.rec.ProxyExe, w.rec.NetNS = refOf(proc), digest, w.ns.Inode()
+	w.spawning = nil
+	w.mu.Unlock()
+	if err := w.save(); err != nil {
+		proc.Signal(syscall.SIGKILL)
+		proc.Wait(context.Background())
+		unix.Wait4(proc.PID(), nil, 0, nil)
+		proc.Close()
+		return nil, nil, err
+	}
+	w.log.Info("proxy started", "pid", proc.PID(), "digest", digest.Short())
+	return proc, near, nil
+}
+
+// confineThread takes all capabilities but one out of the thread's bounding set, so
+// that nothing it executes can have them, also not as root, and forbids to gain any.
+func confineThread(keep uintptr) error {
+	for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
+		if c == keep {
+			continue
+		}
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil && err != unix.EINVAL {
+			return fmt.Errorf("drop capability %d: %w", c, err)
+		}
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("no new privileges: %w", err)
+	}
+	return nil
+}
+
+// uidMapped reports whether the user namespace has uid.
+func uidMapped(uid uint32) bool {
+	for _, file := range []string{"/proc/self/uid_map", "/proc/self/gid_map"} {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return false
+		}
+		found := false
+		for line := range strings.Lines(string(b)) {
+			var inside, outside, n uint64
+			if _, err := fmt.Sscan(line, &inside, &outside, &n); err == nil {
+				found = found || uint64(uid) >= inside && uint64(uid) < inside+n
+			}
+		}
+		if !found {
+			return false
+		}
+	}
+	return true
+}
+
+// openLog opens the file for the proxy's standard error. It is a file and no pipe,
+// because the proxy outlives the agent.
+func (w *workload) openLog() (*os.File, error) {
+	f, err := os.OpenFile(w.a.store.path("workloads", w.id+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if st, err := f.Stat(); err == nil && st.Size() > maxProxyLog {
+		f.Truncate(0)
+	}
+	return f, nil
+}
+
+// logTail is the last lines that a proxy wrote, for whoever reads why it died.
+func (w *workload) logTail() string {
+	f, err := os.Open(w.a.store.path("workloads", w.id+".log"))
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	const most = 2048
+	if st, err := f.Stat(); err == nil && st.Size() > most {
+		f.Seek(-most, io.SeekEnd)
+	}
+	b, err := io.ReadAll(f)
+	if err != nil || len(b) == 0 {
+		return ""
+	}
+	return string(bytes.TrimSpace(b))
+}
+
+// findProxy looks beside the running executable, then in PATH.
+func findProxy() (string, error) {
+	if exe, err := os.Executable(); err == nil {
+		beside := filepath.Join(filepath.Dir(exe), proxyName)
+		if st, err := os.Stat(beside); err == nil && st.Mode().IsRegular() {
+			return beside, nil
+		}
+	}
+	path, err := exec.LookPath(proxyName)
+	if err != nil {
+		return "", &assay.Error{Kind: assay.NotFound, Op: "find " + proxyName, Err: errors.New("it is neither beside this executable nor in PATH"), Remedy: "install both commands in one folder"}
+	}
+	return filepath.Abs(path)
+}

@@ -1,0 +1,251 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"assay.dev"
+	"assay.dev/agent/netns"
+	"assay.dev/link"
+	"golang.org/x/sys/unix"
+)
+
+// coalesce is how long the publisher waits for more after something changed.
+const coalesce = 50 * time.Millisecond
+
+// view is what all proxies of the host are told, made from one snapshot. It is
+// immutable but for its table's descriptor.
+type view struct {
+	number     uint64
+	services   map[string]versioned
+	namespaces map[string]assay.NamespaceConfig
+	bundle     *link.Bundle
+	open       map[netip.AddrPort]bool
+	table      uint64 // version of Agent.table
+}
+
+type versioned struct {
+	service *assay.Service
+	version uint64
+}
+
+// sharedTable is the newest address table. It is replaced while others send it, so a
+// sender takes a copy of the descriptor.
+type sharedTable struct {
+	version uint64
+	file    *os.File
+}
+
+// config returns a namespace's settings: control's, or those of one that nobody
+// configured.
+func (v *view) config(namespace string) assay.NamespaceConfig {
+	if c, ok := v.namespaces[namespace]; ok {
+		return c
+	}
+	return assay.NamespaceConfig{Namespace: namespace, Mode: assay.Observe}
+}
+
+// changed tells the publisher that something did.
+func (a *Agent) changed() {
+	select {
+	case a.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// publishLoop turns snapshots into views, at most one in each interval.
+func (a *Agent) publishLoop(ctx context.Context) {
+	saved := time.Time{}
+	var unsaved bool
+	for {
+		var save <-chan time.Time
+		if unsaved {
+			save = time.After(max(0, saveEvery-time.Since(saved)))
+		}
+		select {
+		case <-ctx.Done():
+			if unsaved {
+				a.saveSnapshot()
+			}
+			return
+		case <-save:
+			a.saveSnapshot()
+			saved, unsaved = time.Now(), false
+			continue
+		case <-a.dirty:
+		}
+		a.publish()
+		unsaved = true
+		select {
+		case <-ctx.Done():
+		case <-time.After(coalesce):
+		}
+	}
+}
+
+// saveEvery bounds how often the snapshot is written to disk.
+const saveEvery = time.Second
+
+func (a *Agent) saveSnapshot() {
+	a.mu.Lock()
+	s := a.snapshot
+	a.mu.Unlock()
+	b, err := s.encode()
+	if err == nil {
+		err = writeFile(a.store.path("snapshot"), b, 0o600)
+	}
+	if err != nil {
+		a.log.Error("the snapshot is not on disk", "err", err)
+	}
+}
+
+// publish makes a view of the newest snapshot and wakes everybody who waits for one.
+func (a *Agent) publish() {
+	a.mu.Lock()
+	s, self, host := a.snapshot, a.state.HostID, a.host
+	last := a.view.Load()
+	a.mu.Unlock()
+	v := &view{
+		number: last.number + 1, services: map[string]versioned{}, namespaces: map[string]assay.NamespaceConfig{},
+		open: map[netip.AddrPort]bool{}, table: last.table,
+	}
+	var workloads []assay.Workload
+	for _, r := range s.resources {
+		switch {
+		case r.workload != nil:
+			workloads = append(workloads, *r.workload)
+		case r.service != nil:
+			v.services[r.service.Key()] = versioned{r.service, r.message.GetVersion()}
+			openPorts(v.open, r.service)
+		case r.namespace != nil:
+			v.namespaces[r.namespace.Namespace] = *r.namespace
+		}
+	}
+	if s.bundle != nil {
+		v.bundle = &link.Bundle{Version: s.bundle.GetVersion(), Roots: s.bundle.GetRoots()}
+	}
+	if fingerprint := tableFingerprint(s); fingerprint != a.tableOf || last.table == 0 {
+		file, err := buildTable(v.number, workloads)
+		if err != nil {
+			a.log.Error("the address table stays old", "err", err)
+		} else {
+			a.mu.Lock()
+			if a.table.file != nil {
+				a.table.file.Close()
+			}
+			a.table = sharedTable{version: v.number, file: file}
+			a.mu.Unlock()
+			v.table = v.number
+			a.tableOf = fingerprint
+		}
+	}
+	if host != nil {
+		a.routePeers(host, a.peers(s, self))
+	}
+	a.view.Store(v)
+	for _, w := range a.all() {
+		w.wakeUp()
+	}
+}
+
+// openPorts adds a service's virtual addresses and ports that have an endpoint.
+func openPorts(open map[netip.AddrPort]bool, s *assay.Service) {
+	for i, p := range s.Ports {
+		for _, e := range s.Endpoints {
+			if i < len(e.Targets) && e.Targets[i] != 0 {
+				for _, vip := range s.VIPs {
+					open[netip.AddrPortFrom(vip.Unmap(), p.Port)] = true
+				}
+				break
+			}
+		}
+	}
+}
+
+// tableFingerprint changes when the table would: it is cheaper than building one for
+// each change of an endpoint's readiness, which makes a new version of a workload
+// too, but not of what the table says of it.
+func tableFingerprint(s *snapshot) uint64 {
+	var sum uint64
+	for _, r := range s.resources {
+		if w := r.workload; w != nil && !w.MeshedSince.IsZero() {
+			sum += hashWorkload(w)
+		}
+	}
+	return sum
+}
+
+func hashWorkload(w *assay.Workload) uint64 {
+	const prime = 1099511628211 // FNV-1a
+	h := uint64(14695981039346656037)
+	add := func(s string) {
+		for i := range len(s) {
+			h = (h ^ uint64(s[i])) * prime
+		}
+		h = (h ^ 0xff) * prime
+	}
+	add(w.ID)
+	add(w.Identity.String())
+	for _, a := range w.Addrs {
+		b := a.As16()
+		add(string(b[:]))
+	}
+	return h
+}
+
+// buildTable makes the table. An address that two workloads claim for a moment (it
+// was used again and the old owner's removal is on its way) belongs to the newer one.
+func buildTable(version uint64, workloads []assay.Workload) (*os.File, error) {
+	owner := map[netip.Addr]int{}
+	for i, w := range workloads {
+		if w.MeshedSince.IsZero() {
+			continue
+		}
+		for _, a := range w.Addrs {
+			if j, taken := owner[a]; !taken || workloads[j].MeshedSince.Before(w.MeshedSince) {
+				owner[a] = i
+			}
+		}
+	}
+	for i := range workloads {
+		w := &workloads[i]
+		kept := make([]netip.Addr, 0, len(w.Addrs))
+		for _, a := range w.Addrs {
+			if j, ok := owner[a]; ok && j == i {
+				kept = append(kept, a)
+			}
+		}
+		w.Addrs = kept
+	}
+	fd, err := link.BuildTable(version, workloads)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "address table"), nil
+}
+
+// tableCopy returns the newest table for sending; the caller closes it.
+func (a *Agent) tableCopy() (version uint64, fd int, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.table.file == nil {
+		return 0, -1, nil
+	}
+	fd, err = unix.FcntlInt(a.table.file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	return a.table.version, fd, err
+}
+
+func (a *Agent) routePeers(host *netns.Host, peers []netns.Peer) {
+	key := fmt.Sprint(host.Prefixes, peers)
+	if key == a.routed {
+		return
+	}
+	if err := host.SetPeers(peers); err != nil {
+		a.log.Error("routes to other hosts", "err", err)
+		return
+	}
+	a.routed = key
+}

@@ -1,0 +1,378 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"assay.dev"
+	"assay.dev/api"
+	"assay.dev/link"
+	"golang.org/x/sys/unix"
+)
+
+// issueWithin bounds one request for a certificate, refusedRetry is when a proxy asks
+// again after a refusal that may pass.
+const (
+	issueWithin  = 10 * time.Second
+	refusedRetry = 2 * time.Second
+)
+
+var errSilent = errors.New("the proxy did not greet")
+
+// session is what is said with one proxy over one connection. Its sender alone writes
+// what depends on the view, so that the order on the link is that of package link.
+type session struct {
+	w    *workload
+	conn *link.Conn
+	wake chan struct{}
+
+	// What the proxy was told, by the sender.
+	configured link.Configure
+	services   map[string]uint64
+	namespace  assay.NamespaceConfig
+	version    uint64 // of Services
+	table      uint64
+	bundle     uint64
+
+	mu      sync.Mutex
+	asked   uint64 // ID of the last report-now
+	waiting map[uint64]chan struct{}
+}
+
+func newSession(w *workload, conn *link.Conn) *session {
+	return &session{w: w, conn: conn, wake: make(chan struct{}, 1), services: map[string]uint64{}, waiting: map[uint64]chan struct{}{}}
+}
+
+func (s *session) wakeUp() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run speaks until the connection or ctx ends. greeting is the proxy's Hello when it
+// was read already.
+func (s *session) run(ctx context.Context, greeting link.Message) error {
+	life := ctx
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer s.conn.Close()
+	if greeting.Kind == "" {
+		s.conn.Socket().SetReadDeadline(time.Now().Add(helloWithin))
+		stop := context.AfterFunc(ctx, func() { s.conn.Close() })
+		m, err := s.conn.Receive()
+		stop()
+		if err != nil {
+			return fmt.Errorf("%w: %w", errSilent, err)
+		}
+		s.conn.Socket().SetReadDeadline(time.Time{})
+		greeting = m
+	}
+	if err := s.greet(greeting); err != nil {
+		return err
+	}
+	s.w.mu.Lock()
+	s.w.session = s
+	s.w.mu.Unlock()
+	defer func() {
+		s.w.mu.Lock()
+		if s.w.session == s {
+			s.w.session = nil
+		}
+		s.w.mu.Unlock()
+	}()
+	var g sync.WaitGroup
+	defer g.Wait()
+	// A proxy that reads nothing must not hold up its workload's end.
+	stop := context.AfterFunc(ctx, func() { s.conn.Socket().SetWriteDeadline(time.Now().Add(time.Second)) })
+	defer stop()
+	g.Go(func() { cancel(s.receive(ctx, &g)) })
+	err := s.send(ctx)
+	if cause := context.Cause(life); cause != nil && !errors.Is(cause, errAgentStops) {
+		// The workload has ended: the proxy finishes what it has.
+		s.conn.Send(link.KindDrain, 0, link.Drain{Deadline: time.Now().Add(drainWithin / 2)})
+	}
+	s.conn.Close()
+	return err
+}
+
+// greet takes in Hello and answers with Configure.
+func (s *session) greet(m link.Message) error {
+	defer m.Discard()
+	var h link.Hello
+	if m.Kind != link.KindHello {
+		return fmt.Errorf("%w: it began with %s", errSilent, m.Kind)
+	}
+	if err := m.Decode(&h); err != nil {
+		return err
+	}
+	w := s.w
+	if h.Workload != "" && h.Workload != w.id {
+		return fmt.Errorf("proxy %d is of %s", h.PID, h.Workload)
+	}
+	w.mu.Lock()
+	back := &listeners{roles: h.Listeners, fds: m.Files}
+	switch {
+	case w.listeners == nil && back.complete():
+		w.listeners = back // the agent that made them is gone
+		m.Files = nil
+	case w.listeners == nil && h.Workload != "":
+		w.mu.Unlock()
+		return fmt.Errorf("proxy %d has no listeners", h.PID)
+	}
+	if h.Bundle > w.bundle {
+		w.bundle = h.Bundle
+	}
+	w.mu.Unlock()
+	c, files, err := w.configuration(len(h.Listeners) == 0)
+	if err != nil {
+		return err
+	}
+	if err := w.save(); err != nil { // the listeners' ports may be new
+		return err
+	}
+	s.configured = c
+	return s.conn.Send(link.KindConfigure, 0, c, files...)
+}
+
+// configuration returns what a proxy is configured with, and the listeners if it
+// needs them.
+func (w *workload) configuration(withListeners bool) (link.Configure, []int, error) {
+	w.a.mu.Lock()
+	mesh := slices.Clone(w.a.state.Mesh)
+	w.a.mu.Unlock()
+	cfg := &w.a.cfg
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.listeners == nil {
+		l, out, in, err := listen(w.ns, w.rec.Outbound, w.rec.Inbound)
+		if errors.Is(err, unix.EADDRINUSE) {
+			l, out, in, err = listen(w.ns, 0, 0)
+		}
+		if err != nil {
+			return link.Configure{}, nil, err
+		}
+		w.listeners, w.rec.Outbound, w.rec.Inbound = l, out, in
+		w.wakeUp() // new ports need new rules
+	}
+	c := link.Configure{
+		Workload: w.id, Identity: w.rec.Workload.Identity, Addrs: w.addrs,
+		Config:      w.a.view.Load().config(w.rec.Workload.Namespace),
+		AgentSocket: w.a.socketPath(), OwnMark: cfg.OwnMark, ReturnMark: cfg.ReturnMark,
+		MeshPrefixes: mesh, DNS: cfg.dns(), CertificateWait: cfg.CertificateWait,
+	}
+	if !withListeners {
+		return c, nil, nil
+	}
+	c.Listeners = w.listeners.roles
+	return c, w.listeners.fds, nil
+}
+
+// send brings the proxy up to date with each new view, until ctx ends.
+func (s *session) send(ctx context.Context) error {
+	full := true
+	for {
+		if err := s.update(s.w.a.view.Load(), full); err != nil {
+			return err
+		}
+		full = false
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-s.wake:
+		}
+	}
+}
+
+func (s *session) update(v *view, full bool) error {
+	c, _, err := s.w.configuration(false)
+	if err != nil {
+		return err
+	}
+	c.Listeners, c.Config = s.configured.Listeners, s.configured.Config
+	if !reflect.DeepEqual(c, s.configured) {
+		again := c
+		again.Listeners = nil
+		if err := s.conn.Send(link.KindConfigure, 0, again); err != nil {
+			return err
+		}
+		s.configured = c
+	}
+	if version, fd, err := s.w.a.tableCopy(); err != nil {
+		return err
+	} else if fd >= 0 {
+		if version != s.table {
+			err = s.conn.Send(link.KindTable, 0, link.Table{Version: version}, fd)
+			s.table = version
+		}
+		unix.Close(fd)
+		if err != nil {
+			return err
+		}
+	}
+	if err := s.updateServices(v, full); err != nil {
+		return err
+	}
+	if v.bundle != nil && v.bundle.Version != s.bundle {
+		if err := s.conn.Send(link.KindBundle, 0, v.bundle); err != nil {
+			return err
+		}
+		s.bundle = v.bundle.Version
+	}
+	return nil
+}
+
+func (s *session) updateServices(v *view, full bool) error {
+	delta := link.Services{Version: v.number, Full: full}
+	for key, x := range v.services {
+		if sent, ok := s.services[key]; !ok || sent != x.version {
+			delta.Upsert = append(delta.Upsert, *x.service)
+		}
+	}
+	for key := range s.services {
+		if _, there := v.services[key]; !there {
+			delta.Remove = append(delta.Remove, key)
+			delete(s.services, key)
+		}
+	}
+	if config := v.config(s.w.noun().Namespace); full || !reflect.DeepEqual(config, s.namespace) {
+		delta.Config, s.namespace = &config, config
+	}
+	if !full && len(delta.Upsert) == 0 && len(delta.Remove) == 0 && delta.Config == nil {
+		return nil
+	}
+	if err := s.conn.Send(link.KindServices, 0, delta); err != nil {
+		return err
+	}
+	for key, x := range v.services {
+		s.services[key] = x.version
+	}
+	return nil
+}
+
+// receive follows what the proxy says.
+func (s *session) receive(ctx context.Context, g *sync.WaitGroup) error {
+	stop := context.AfterFunc(ctx, func() { s.conn.Socket().SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	issuing := make(chan struct{}, 1) // one request at a time: a proxy has one key to certify
+	for {
+		m, err := s.conn.Receive()
+		if err != nil {
+			return err
+		}
+		m.Discard()
+		switch m.Kind {
+		case link.KindReady:
+			s.w.markMeshed()
+		case link.KindCSR:
+			var csr link.CSR
+			if err := m.Decode(&csr); err != nil {
+				return err
+			}
+			select {
+			case issuing <- struct{}{}:
+				id := m.ID
+				g.Go(func() {
+					defer func() { <-issuing }()
+					s.issue(ctx, id, csr)
+				})
+			default:
+				s.refuse(m.ID, errors.New("another request of this proxy is being answered"))
+			}
+		case link.KindAck:
+			var ack link.Ack
+			if err := m.Decode(&ack); err != nil {
+				return err
+			}
+			s.acknowledged(ack)
+		case link.KindReport:
+			var r link.Report
+			if err := m.Decode(&r); err != nil {
+				return err
+			}
+			s.reported(m.ID, &r)
+		case link.KindFinding:
+			var f assay.Finding
+			if err := m.Decode(&f); err != nil {
+				return err
+			}
+			f.Workload = s.w.id // a proxy speaks for itself only
+			s.w.a.outbox.finding(&f)
+		default:
+			s.w.log.Warn("the proxy said what this agent does not know", "kind", m.Kind)
+		}
+	}
+}
+
+func (s *session) acknowledged(ack link.Ack) {
+	s.w.mu.Lock()
+	news := ack.Bundle > 0 && ack.Bundle != s.w.bundle
+	if news {
+		s.w.bundle = ack.Bundle
+	}
+	s.w.mu.Unlock()
+	if news {
+		s.w.a.outbox.ack(s.w.id, ack.Bundle)
+	}
+}
+
+// renew asks the proxy for a new key and a new request: what it runs has changed.
+func (s *session) renew() {
+	if err := s.conn.Send(link.KindRenew, 0, nil); err != nil {
+		s.w.log.Warn("renewal was not asked for", "err", err)
+	}
+}
+
+// issue gets a certificate for a proxy. It waits until the workload is attested and
+// control has it; the proxy bounds how long connections wait.
+func (s *session) issue(ctx context.Context, id uint64, csr link.CSR) {
+	for _, l := range []*latch{s.w.attested, s.w.decided} {
+		select {
+		case <-l.ch:
+		case <-ctx.Done():
+			return
+		}
+	}
+	if s.w.a.cfg.Hosts == nil {
+		s.refuse(id, errors.New("this agent has no control"))
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, issueWithin)
+	defer cancel()
+	w := s.w.noun()
+	answer, err := s.w.a.cfg.Hosts.Issue(ctx, &api.IssueRequest{WorkloadId: s.w.id, Csr: csr.DER, Artifacts: api.FromArtifacts(w.Artifacts)})
+	if err != nil {
+		s.refuse(id, api.StatusError("issue", err))
+		return
+	}
+	c := link.Certificate{Chain: answer.GetChain(), Refused: answer.GetRefused(), Remedy: answer.GetRemedy()}
+	if c.RenewAt, err = api.Time(answer.GetRenewAt()); err != nil {
+		s.refuse(id, err)
+		return
+	}
+	if c.Refused != "" {
+		c.Retry = refusedRetry
+		s.w.log.Error("control refused a certificate", "reason", c.Refused, "remedy", c.Remedy)
+	} else if len(c.Chain) == 0 {
+		s.refuse(id, errors.New("control sent no certificate"))
+		return
+	} else {
+		s.w.log.Info("certificate issued", "renew", c.RenewAt)
+	}
+	s.conn.Send(link.KindCertificate, id, c)
+}
+
+func (s *session) refuse(id uint64, err error) {
+	c := link.Certificate{Refused: err.Error(), Retry: refusedRetry/2 + rand.N(refusedRetry)}
+	if e, ok := errors.AsType[*assay.Error](err); ok {
+		c.Remedy = e.Remedy
+	}
+	s.w.log.Warn("no certificate", "reason", c.Refused, "retry", c.Retry)
+	s.conn.Send(link.KindCertificate, id, c)
+}

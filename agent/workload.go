@@ -1,0 +1,511 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"reflect"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"assay.dev"
+	"assay.dev/agent/attest"
+	"assay.dev/agent/capture"
+	"assay.dev/agent/netns"
+	"assay.dev/api"
+	"assay.dev/link"
+)
+
+// latch is a fact that becomes true once.
+type latch struct {
+	once sync.Once
+	ch   chan struct{}
+}
+
+func newLatch() *latch { return &latch{ch: make(chan struct{})} }
+
+func (l *latch) set() { l.once.Do(func() { close(l.ch) }) }
+
+func (l *latch) is() bool {
+	select {
+	case <-l.ch:
+		return true
+	default:
+		return false
+	}
+}
+
+// within waits until the latch is set, at most d.
+func (l *latch) within(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-l.ch:
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	return l.is()
+}
+
+// workload is one workload of this host, from its place in the network to its end.
+type workload struct {
+	a     *Agent
+	id    string
+	addrs []netip.Addr
+	log   *slog.Logger
+
+	ns      *netns.Namespace
+	capture *capture.Capture
+
+	end      context.CancelCauseFunc // ends the workload, and says why
+	done     chan struct{}           // closed when its goroutines have ended and everything is removed
+	wake     chan struct{}           // there is a new view
+	lookNow  chan struct{}           // something about its sockets may have changed
+	redialed chan orphan             // its proxy is back, after an agent's death
+	owned    chan *attest.Process    // processes whose end is the workload's
+	accepts  *latch                  // the proxy accepts
+	decided  *latch                  // control accepted or refused it
+	attested *latch                  // its artifacts are known
+
+	mu        sync.Mutex
+	rec       record
+	listeners *listeners
+	command   *attest.Process
+	exeID     attest.FileID
+	session   *session
+	refused   error // by control
+	spawning  error // why the proxy does not start
+	report    *link.Report
+	bundle    uint64 // in use by the proxy
+	reported  time.Time
+}
+
+func (a *Agent) newWorkload(rec record, ns *netns.Namespace) *workload {
+	return &workload{
+		a: a, id: rec.Workload.ID, addrs: rec.Workload.Addrs, log: a.log.With("workload", rec.Workload.ID),
+		ns: ns, capture: capture.New(ns),
+		done: make(chan struct{}), wake: make(chan struct{}, 1), lookNow: make(chan struct{}, 1), redialed: make(chan orphan),
+		owned: make(chan *attest.Process), accepts: newLatch(), decided: newLatch(), attested: newLatch(),
+		rec: rec,
+	}
+}
+
+// errAgentStops ends a workload's goroutines and leaves the workload alone.
+var errAgentStops = errors.New("the agent stops")
+
+// start begins the workload's goroutines. running is its proxy when there is one.
+func (w *workload) start(running *attest.Process) {
+	ctx, end := context.WithCancelCause(w.a.workloads.ctx)
+	w.end = end
+	w.a.workloads.add(w)
+	w.a.workloads.group.Go(func() { w.live(ctx, running) })
+}
+
+func (w *workload) live(ctx context.Context, running *attest.Process) {
+	defer close(w.done)
+	defer w.a.workloads.remove(w)
+	// The proxy outlives the rest: it carries the last bytes of what ends.
+	proxyCtx, endProxy := context.WithCancelCause(context.WithoutCancel(ctx))
+	var proxy, rest sync.WaitGroup
+	proxy.Go(func() { w.superviseProxy(proxyCtx, running) })
+	rest.Go(func() { w.watchReadiness(ctx) })
+	rest.Go(func() { w.distribute(ctx) })
+	rest.Go(func() { w.watchOwners(ctx) })
+	rest.Go(func() { w.pollReports(ctx) })
+	<-ctx.Done()
+	cause := context.Cause(ctx)
+	rest.Wait()
+	if errors.Is(cause, errAgentStops) {
+		endProxy(errAgentStops)
+		proxy.Wait()
+		w.letGo()
+		return
+	}
+	w.log.Info("workload ends", "reason", cause)
+	w.withdraw()
+	w.killAll()
+	endProxy(cause)
+	proxy.Wait()
+	if err := w.remove(); err != nil {
+		w.log.Error("something of the workload is left", "err", err)
+	}
+}
+
+// withdraw takes back "meshed" before anything is removed, and gives control a
+// moment to tell the others. Without control there is nobody to tell.
+func (w *workload) withdraw() {
+	w.a.outbox.workloadGone(w.id)
+	const most = 300 * time.Millisecond
+	for deadline := time.Now().Add(most); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		w.a.mu.Lock()
+		there := w.a.connected && w.a.snapshot.hasWorkload(w.id)
+		w.a.mu.Unlock()
+		if !there {
+			return
+		}
+	}
+}
+
+// killAll ends what still runs in the workload's namespace: children that its
+// command left behind. Its end is theirs.
+func (w *workload) killAll() {
+	for deadline, sig := time.Now().Add(time.Second), syscall.SIGTERM; ; {
+		list := inNamespace(w.ns.Inode(), w.proxyPID())
+		if len(list) == 0 {
+			return
+		}
+		for _, p := range list {
+			if err := p.Signal(sig); err != nil && !errors.Is(err, attest.ErrGone) {
+				w.log.Error("a process of the workload cannot be ended", "pid", p.PID(), "err", err)
+			}
+			p.Close()
+		}
+		if time.Now().After(deadline) {
+			if sig == syscall.SIGKILL {
+				w.log.Error("processes of the workload do not end", "processes", len(list))
+				return
+			}
+			sig, deadline = syscall.SIGKILL, time.Now().Add(2*time.Second)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func (w *workload) proxyPID() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.rec.Proxy.PID
+}
+
+// remove takes away everything that the workload had.
+func (w *workload) remove() error {
+	w.mu.Lock()
+	port := w.rec.Port
+	w.mu.Unlock()
+	var failed error
+	if host := w.a.hostNetwork(); host != nil {
+		failed = host.Detach(port)
+	}
+	failed = errors.Join(failed, os.RemoveAll(w.a.runDir(w.id)), w.a.store.forget(w.id))
+	w.letGo()
+	w.a.releaseAddrs(w.addrs)
+	return failed
+}
+
+// letGo closes descriptors and nothing else.
+func (w *workload) letGo() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.listeners.Close()
+	w.listeners = nil
+	if w.command != nil {
+		w.command.Close()
+		w.command = nil
+	}
+	w.ns.Close()
+}
+
+// watchOwners ends the workload when one of the processes whose workload it is has
+// ended.
+func (w *workload) watchOwners(ctx context.Context) {
+	var g sync.WaitGroup
+	defer g.Wait()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case p := <-w.owned:
+			g.Go(func() { w.watchOwner(ctx, p) })
+		}
+	}
+}
+
+func (w *workload) watchOwner(ctx context.Context, p *attest.Process) {
+	defer p.Close()
+	if err := p.Wait(ctx); err == nil {
+		w.end(fmt.Errorf("process %d has ended", p.PID()))
+	}
+}
+
+// own hands a process over to watchOwners.
+func (w *workload) own(p *attest.Process) {
+	select {
+	case w.owned <- p:
+	case <-w.done:
+		p.Close()
+	}
+}
+
+// started takes in the command's process: it is attested, and its end is the
+// workload's.
+func (w *workload) started(p *attest.Process) error {
+	facts, err := p.Facts()
+	if err != nil {
+		return err
+	}
+	if facts.NetNS != w.ns.Inode() {
+		p.Close()
+		return &assay.Error{Kind: assay.Denied, Op: "run " + w.id, Err: errors.New("the command does not run in the workload's network namespace")}
+	}
+	file, err := p.File()
+	if err != nil {
+		return err
+	}
+	watched, err := attest.FromPidfd(file)
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	if w.command != nil {
+		w.mu.Unlock()
+		watched.Close()
+		p.Close()
+		return nil
+	}
+	w.command = p
+	w.rec.Command = refOf(p)
+	w.mu.Unlock()
+	w.own(watched)
+	w.checkArtifacts()
+	w.look()
+	return w.save()
+}
+
+// checkArtifacts attests again when the command executes another file than before.
+// It reports whether that was so.
+func (w *workload) checkArtifacts() bool {
+	w.mu.Lock()
+	command, last, tree := w.command, w.exeID, w.rec.Workload.Artifacts
+	w.mu.Unlock()
+	if command == nil {
+		return false
+	}
+	facts, err := command.Facts()
+	if err != nil || facts.ExeID == last {
+		return false
+	}
+	exe, facts, err := w.a.digester.Executable(command)
+	if errors.Is(err, attest.ErrGone) {
+		return false
+	}
+	if err != nil {
+		w.log.Error("the executable cannot be attested", "err", err)
+		return false
+	}
+	set := assay.ArtifactSet{exe}
+	for _, a := range tree {
+		if a.Kind == assay.Tree {
+			set[0].Unproven = "" // the tree proves what is interpreted
+			set = append(set, a)
+		}
+	}
+	w.mu.Lock()
+	again := w.exeID != attest.FileID{}
+	same := reflect.DeepEqual(w.rec.Workload.Artifacts, set)
+	w.rec.Workload.Artifacts, w.exeID = set, facts.ExeID
+	s := w.session
+	w.mu.Unlock()
+	w.attested.set()
+	if same {
+		return true
+	}
+	w.log.Info("attested", "exe", exe.Name, "digest", exe.Digest, "unproven", exe.Unproven)
+	if err := w.save(); err != nil {
+		w.log.Error("the record is not on disk", "err", err)
+	}
+	w.a.outbox.workloadUp(w.id)
+	if again && s != nil {
+		s.renew()
+	}
+	return true
+}
+
+// markMeshed is called when the proxy accepts.
+func (w *workload) markMeshed() {
+	w.mu.Lock()
+	first := w.rec.Workload.MeshedSince.IsZero()
+	if first {
+		w.rec.Workload.MeshedSince = time.Now().UTC().Truncate(time.Microsecond)
+	}
+	w.mu.Unlock()
+	if first {
+		if err := w.save(); err != nil {
+			w.log.Error("the record is not on disk", "err", err)
+		}
+		w.a.outbox.workloadUp(w.id)
+	}
+	w.accepts.set()
+}
+
+func (w *workload) setListening(ports []uint16) bool {
+	w.mu.Lock()
+	same := slices.Equal(w.rec.Workload.Listening, ports)
+	w.rec.Workload.Listening = ports
+	w.mu.Unlock()
+	if !same {
+		w.a.outbox.workloadUp(w.id)
+	}
+	return !same
+}
+
+// allListening reports whether every declared port listens.
+func (w *workload) allListening() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, p := range w.rec.Workload.Ports {
+		if !slices.Contains(w.rec.Workload.Listening, p) {
+			return false
+		}
+	}
+	return true
+}
+
+func (w *workload) drain() {
+	w.mu.Lock()
+	was := w.rec.Workload.Draining
+	w.rec.Workload.Draining = true
+	w.mu.Unlock()
+	if !was {
+		w.a.outbox.workloadUp(w.id)
+	}
+}
+
+// answered takes in control's decision.
+func (w *workload) answered(refused error) {
+	w.mu.Lock()
+	w.refused = refused
+	w.mu.Unlock()
+	w.decided.set()
+	if refused != nil {
+		w.log.Error("control refused the workload", "err", refused)
+	}
+}
+
+func (w *workload) refusal() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.refused
+}
+
+// message is what control is told, nil while the proxy does not accept.
+func (w *workload) message() *api.Workload {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.rec.Workload.MeshedSince.IsZero() {
+		return nil
+	}
+	return api.FromWorkload(&w.rec.Workload)
+}
+
+func (w *workload) markReported() {
+	w.mu.Lock()
+	w.reported = time.Now()
+	w.mu.Unlock()
+}
+
+func (w *workload) bundleInUse() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.bundle
+}
+
+// noun is a copy of the workload as it is now.
+func (w *workload) noun() assay.Workload {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	v := w.rec.Workload
+	v.Artifacts = slices.Clone(v.Artifacts)
+	return v
+}
+
+func (w *workload) save() error {
+	w.mu.Lock()
+	rec := w.rec
+	w.mu.Unlock()
+	return w.a.store.saveRecord(&rec)
+}
+
+func (w *workload) wakeUp() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (w *workload) look() {
+	select {
+	case w.lookNow <- struct{}{}:
+	default:
+	}
+}
+
+// ownPorts are those of the agent's listeners, which are no endpoints.
+func (w *workload) ownPorts() []uint16 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return []uint16{w.rec.Outbound, w.rec.Inbound}
+}
+
+// rules are the capture rules for the namespace's settings.
+func (w *workload) rules(c assay.NamespaceConfig) capture.Rules {
+	w.a.mu.Lock()
+	virtual := w.a.state.virtual()
+	w.a.mu.Unlock()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return capture.Rules{
+		OutboundPort: w.rec.Outbound, InboundPort: w.rec.Inbound,
+		OwnMark: w.a.cfg.OwnMark, ReturnMark: w.a.cfg.ReturnMark,
+		Virtual: virtual, Excluded: c.ExcludedPorts,
+	}
+}
+
+// distribute keeps rules and proxy up to date with the newest view: the proxy hears
+// of a new endpoint before the kernel lets connections to it through.
+func (w *workload) distribute(ctx context.Context) {
+	var installed capture.Rules
+	namespace := w.noun().Namespace
+	for {
+		v := w.a.view.Load()
+		w.mu.Lock()
+		s := w.session
+		w.mu.Unlock()
+		if s != nil {
+			s.wakeUp()
+		}
+		if rules := w.rules(v.config(namespace)); !reflect.DeepEqual(rules, installed) {
+			if err := w.capture.Install(rules); err != nil {
+				w.log.Error("capture rules", "err", err)
+			} else {
+				installed = rules
+			}
+		}
+		if err := w.capture.SetOpen(v.open); err != nil {
+			w.log.Error("capture rules: addresses", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.wake:
+		}
+	}
+}
+
+// verifyCapture repairs rules that somebody changed, and says so.
+func (w *workload) verifyCapture() {
+	err := w.capture.Verify()
+	if err == nil {
+		return
+	}
+	repair := w.capture.Install(w.rules(w.a.view.Load().config(w.noun().Namespace)))
+	w.log.Error("capture rules were changed from outside", "err", err, "repair", repair)
+	w.a.outbox.finding(&assay.Finding{
+		Time: time.Now(), Workload: w.id, Kind: "capture-changed", Subject: w.id, Detail: err.Error(),
+		Remedy: "find out who holds CAP_NET_ADMIN in the workload's network namespace; the rules were written anew",
+	})
+}
