@@ -3,5 +3,7 @@
 // and the nouns of package assay. Reading a message from the wire validates it:
 // what the conversions return is well-formed.
 //
+// views.go has the documents of Operator.List.
+//
 // Regenerate with `make generate`.
 package api

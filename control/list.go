@@ -137,7 +137,7 @@ func (c *Control) listNamespaces() []item {
 	}
 	var out []item
 	for _, n := range m.catalog.Namespaces() {
-		out = append(out, item{n.Namespace, n.Namespace, NamespaceView{n, declared[n.Namespace], workloads[n.Namespace], services[n.Namespace]}, ""})
+		out = append(out, item{n.Namespace, n.Namespace, NamespaceView{NamespaceConfig: n, Declared: declared[n.Namespace], Workloads: workloads[n.Namespace], Services: services[n.Namespace]}, ""})
 	}
 	return out
 }
