@@ -4,5 +4,7 @@ import "github.com/spf13/cobra"
 
 // hostCommands are the commands that need Linux.
 func hostCommands() []*cobra.Command {
-	return []*cobra.Command{}
+	return []*cobra.Command{
+		controlCommand(),
+	}
 }

@@ -16,6 +16,7 @@ import (
 func hostCommands() []*cobra.Command {
 	var list []*cobra.Command
 	for _, c := range []struct{ use, short string }{
+		{"control", "Run the control of a mesh (Linux)"},
 		{"up", "Run control and agent on this host (Linux)"},
 		{"agent", "Run the agent of this host (Linux)"},
 		{"run", "Run a command as a mesh workload (Linux)"},

@@ -17,7 +17,7 @@
 //     variables but version.
 //   - The command's context ends at the first SIGINT or SIGTERM; a second one kills.
 //
-// Tour: main.go (root, exit codes), up_linux.go (control and agent in one process),
+// Tour: main.go (root, exit codes), control_linux.go (control alone), token.go, up_linux.go (control and agent in one process),
 // demo_linux.go (the bank).
 package main
 
@@ -106,6 +106,7 @@ Begin with:
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(hostCommands()...)
 	root.AddCommand(
+		tokenCommand(),
 		versionCommand(),
 	)
 	return root

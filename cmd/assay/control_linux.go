@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/user"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"assay.dev"
+	"assay.dev/control"
+	"assay.dev/kube"
+)
+
+// controlFlags are what `assay control` takes.
+type controlFlags struct {
+	data, listen, config, store, trustDomain, socket, viewers string
+	lease                                                     time.Duration
+}
+
+// controlCommand runs control alone, for the hosts of a mesh.
+func controlCommand() *cobra.Command {
+	var f controlFlags
+	c := &cobra.Command{
+		Use:   "control",
+		Short: "Run the control of a mesh: identity, discovery, intent",
+		Long: `Control keeps what is declared and what runs, serves it to the agents of all hosts,
+and signs their workloads' certificates. Hosts join with a token (assay token create).
+It stops at SIGTERM; connections of workloads do not need it.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return runControl(cmd.Context(), f, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil)))
+		},
+	}
+	flags := c.Flags()
+	flags.StringVar(&f.data, "data", defaultData(), "folder for the authority's keys and the embedded store")
+	flags.StringVar(&f.listen, "listen", ":7400", "address on which hosts and remote operators are served")
+	flags.StringVar(&f.config, "config", "", "folder of intent that is watched and applied as a whole")
+	flags.StringVar(&f.store, "store", "", "store: sqlite:PATH or postgres://… (default: state.db in --data)")
+	flags.StringVar(&f.trustDomain, "trust-domain", "", "trust domain of a new mesh (default: assay.local)")
+	flags.StringVar(&f.socket, "socket", defaultSocket(), "unix socket for the operators of this machine")
+	flags.StringVar(&f.viewers, "viewers", "", "group whose members may look through --socket")
+	flags.DurationVar(&f.lease, "lease", 30*time.Second, "how long the workloads of a host that is away stay ready")
+	return c
+}
+
+func runControl(ctx context.Context, f controlFlags, log *slog.Logger) (err error) {
+	viewers := 0
+	if f.viewers != "" {
+		if viewers, err = groupID(f.viewers); err != nil {
+			return err
+		}
+	}
+	c, err := control.Open(ctx, control.Config{
+		Data: f.data, Store: f.store, TrustDomain: f.trustDomain, Intent: f.config, Translate: kube.Translate,
+		Lease: f.lease, Viewers: viewers, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if e := c.Close(); err == nil {
+			err = e
+		}
+	}()
+	operators, err := control.ListenSocket(f.socket, viewers)
+	if err != nil {
+		return err
+	}
+	defer operators.Close()
+	remote, err := (&net.ListenConfig{}).Listen(ctx, "tcp", f.listen)
+	if err != nil {
+		return &assay.Error{Kind: assay.Conflict, Op: "listen on " + f.listen, Err: err, Remedy: "choose another with --listen"}
+	}
+	defer remote.Close()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return c.Run(ctx) })
+	group.Go(func() error { return c.ServeOperators(ctx, operators) })
+	group.Go(func() error { return c.ServeRemote(ctx, remote) })
+	log.Info("control is ready", "trust-domain", c.TrustDomain(), "hosts", remote.Addr().String(), "socket", f.socket, "data", f.data)
+	return group.Wait()
+}
+
+func groupID(name string) (int, error) {
+	if id, err := strconv.Atoi(name); err == nil && id > 0 {
+		return id, nil
+	}
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		return 0, &assay.Error{Kind: assay.Invalid, Op: "look up the viewers' group", Err: err, Remedy: "make the group, or give its number"}
+	}
+	id, err := strconv.Atoi(g.Gid)
+	if err == nil && id == os.Getgid() && id == 0 {
+		err = fmt.Errorf("group %s is the superuser's", name)
+	}
+	if err != nil {
+		return 0, &assay.Error{Kind: assay.Invalid, Op: "look up the viewers' group", Err: err}
+	}
+	return id, nil
+}
