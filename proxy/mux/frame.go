@@ -36,12 +36,12 @@ const (
 	settingMaxOpen
 )
 
-// What a side may assume of its peer before it has read the peer's settings. These
-// are also the least values that settings may carry.
+// What a side may assume of its peer before it has read the peer's settings. Window
+// and open payload may not be set to less; streams may, those in excess are refused.
 const (
 	initialWindow  = 16 << 10
 	initialOpen    = 4 << 10
-	initialStreams = 64
+	initialStreams = 1000
 )
 
 // minCredit is the least that a CREDIT frame grants: it bounds their number by the
