@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"assay.dev"
+	"assay.dev/api"
 	"assay.dev/demo/wire"
 )
 
@@ -323,26 +324,18 @@ func knock(ctx context.Context, target netip.AddrPort, speak string) attempt {
 	return a
 }
 
-// bundle is what control tells about the roots (docs/json.md).
-type bundle struct {
-	Version uint64   `json:"version"`
-	Roots   [][]byte `json:"roots"` // DER
-}
-
 func (p *play) actCertificates(ctx context.Context) error {
-	bundles, err := list[bundle](ctx, p.operator, "bundle")
+	bundles, err := list[api.BundleView](ctx, p.operator, "bundle")
 	if err != nil {
 		return err
 	}
 	roots := x509.NewCertPool()
 	for _, b := range bundles {
-		for _, der := range b.Roots {
-			root, err := x509.ParseCertificate(der)
-			if err != nil {
-				return err
+		p.ev.trustDomain = b.TrustDomain
+		for _, root := range b.Roots {
+			if !roots.AppendCertsFromPEM([]byte(root.PEM)) {
+				return fmt.Errorf("root %s: no certificate", root.ID)
 			}
-			p.ev.trustDomain = trustDomain(root)
-			roots.AddCert(root)
 		}
 	}
 	for _, w := range p.ev.members {
@@ -354,14 +347,6 @@ func (p *play) actCertificates(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// trustDomain is the authority of a root's SPIFFE ID (X509-SVID section 2).
-func trustDomain(root *x509.Certificate) string {
-	if len(root.URIs) == 1 {
-		return root.URIs[0].Host
-	}
-	return ""
 }
 
 // actOutage kills control and agent without a warning while a load generator opens a

@@ -6,5 +6,8 @@ import "github.com/spf13/cobra"
 func hostCommands() []*cobra.Command {
 	return []*cobra.Command{
 		controlCommand(),
+		upCommand(),
+		demoCommand(),
+		spaceCommand(),
 	}
 }

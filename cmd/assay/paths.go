@@ -6,6 +6,13 @@ import (
 	"strconv"
 )
 
+// runtimeEnv leads every command of a shell to one agent and control.
+const runtimeEnv = "ASSAY_RUNTIME"
+
+// controlSocket is the operators' socket in the runtime folder. The agent's has its
+// name in package agent.
+const controlSocket = "control.sock"
+
 // defaultData is where a role keeps its state: /var/lib/assay for root, else where
 // the XDG base directory specification says.
 func defaultData() string {
@@ -22,8 +29,16 @@ func defaultData() string {
 	return filepath.Join(home, ".local", "state", "assay")
 }
 
-// defaultRuntime is where sockets are.
+// defaultRuntime is where sockets are: $ASSAY_RUNTIME if set, else /run/assay for
+// root, else below $XDG_RUNTIME_DIR.
 func defaultRuntime() string {
+	if dir := os.Getenv(runtimeEnv); dir != "" {
+		return dir
+	}
+	return usualRuntime()
+}
+
+func usualRuntime() string {
 	if os.Geteuid() == 0 {
 		return "/run/assay"
 	}
@@ -34,4 +49,13 @@ func defaultRuntime() string {
 }
 
 // defaultSocket is the operators' socket.
-func defaultSocket() string { return filepath.Join(defaultRuntime(), "control.sock") }
+func defaultSocket() string { return filepath.Join(defaultRuntime(), controlSocket) }
+
+// beside is the path of a binary that is installed in the same folder as this one.
+func beside(name string) (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(filepath.Dir(self), name), nil
+}
