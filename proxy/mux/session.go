@@ -293,13 +293,16 @@ func (s *Session) farewell(end *Error) {
 		s.mu.Unlock()
 		return
 	}
-	text := end.Reason
-	if end.Detail != "" {
-		text = end.Detail
-	} else if end.Err != nil {
-		text = end.Err.Error()
+	buf := s.out
+	if !s.drained { // after a drain both sides know that it is over
+		text := end.Reason
+		if end.Detail != "" {
+			text = end.Detail
+		} else if end.Err != nil {
+			text = end.Err.Error()
+		}
+		buf = appendGoaway(buf, flagFin, s.lastPeer(), text)
 	}
-	buf := appendGoaway(s.out, flagFin, s.lastPeer(), text)
 	s.out, s.writing = nil, true
 	s.mu.Unlock()
 
@@ -313,6 +316,9 @@ func (s *Session) farewell(end *Error) {
 
 // writeAll writes buf and waits until the kernel has all of it.
 func (s *Session) writeAll(buf []byte) error {
+	if len(buf) == 0 && !s.full() {
+		return nil
+	}
 	if s.sock == nil {
 		_, err := s.conn.Write(buf)
 		return err
