@@ -1,6 +1,7 @@
 // Command assay-proxy is the data plane: one workload's proxy. An agent starts it in
 // the workload's network namespace with its link on descriptor 3; it takes no other
-// configuration.
+// configuration. Before it speaks to anybody it gives up what it does not need of
+// the kernel (package sandbox).
 //
 // Exit codes: 0 after a drain or SIGTERM, 1 otherwise, with the reason as the last
 // line of its log (JSON, standard error).
@@ -20,6 +21,7 @@ import (
 
 	"assay.dev/link"
 	"assay.dev/proxy"
+	"assay.dev/proxy/sandbox"
 )
 
 // linkFD is where the agent puts the link.
@@ -53,9 +55,14 @@ func serve(log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("%w (assay-proxy is started by `assay up`, with its link on descriptor %d)", err, linkFD)
 	}
+	notes, err := sandbox.Enter()
+	if err != nil {
+		conn.Close()
+		return err
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	return proxy.New(conn, proxy.Options{Log: log, Build: build()}).Run(ctx)
+	return proxy.New(conn, proxy.Options{Log: log, Build: build(), Notes: notes}).Run(ctx)
 }
 
 // build is the version that the Go tool stamped.

@@ -1,0 +1,4 @@
+package sandbox
+
+// ownArch: this architecture has no older forms.
+var ownArch []uint32
