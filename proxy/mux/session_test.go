@@ -157,7 +157,7 @@ func TestResetCodes(t *testing.T) {
 				t.Error(err)
 			}
 
-			if st, _, err = p.client.Open(nil, nil, fin, h); err != nil {
+			if _, _, err = p.client.Open(nil, nil, fin, h); err != nil {
 				t.Fatal(err)
 			}
 			<-far
