@@ -37,19 +37,19 @@ func TestControlAndToken(t *testing.T) {
 		code := run(t.Context(), args, strings.NewReader(""), &out, &errs)
 		return code, out.String(), errs.String()
 	}
-	code, out, errs := command("token", "create", "--socket", socket, "--cover", "bank/*", "--cover", "shop/web")
+	code, out, errs := command("token", "create", "--control", socket, "--cover", "bank/*", "--cover", "shop/web")
 	if _, err := assay.ParseJoinToken(out); code != 0 || err != nil || !strings.Contains(errs, "expires at") {
 		t.Errorf("token create: %d %q %q, %v", code, out, errs, err)
 	}
-	code, out, _ = command("token", "create", "--socket", socket, "--cover", "bank/*", "-o", "json")
+	code, out, _ = command("token", "create", "--control", socket, "--cover", "bank/*", "-o", "json")
 	var doc struct{ Token string }
 	if err := json.Unmarshal([]byte(out), &doc); code != 0 || err != nil || doc.Token == "" {
 		t.Errorf("token create -o json: %d %q, %v", code, out, err)
 	}
-	if code, _, errs := command("token", "create", "--socket", socket); code != 1 || !strings.Contains(errs, "NAMESPACE/SERVICE") {
+	if code, _, errs := command("token", "create", "--control", socket); code != 1 || !strings.Contains(errs, "NAMESPACE/SERVICE") {
 		t.Errorf("without a pattern: %d %q", code, errs)
 	}
-	if code, _, errs := command("token", "create", "--socket", filepath.Join(dir, "none"), "--cover", "a/b"); code != 1 || !strings.Contains(errs, "see that control runs") {
+	if code, _, errs := command("token", "create", "--control", filepath.Join(dir, "none"), "--cover", "a/b"); code != 1 || !strings.Contains(errs, "start control: assay up") {
 		t.Errorf("without control: %d %q", code, errs)
 	}
 	if code, _, errs := command("control", "--data", data, "--socket", socket+"2", "--listen", "127.0.0.1:0"); code != 1 || !strings.Contains(errs, "is the control of it") {

@@ -17,8 +17,11 @@
 //     variables but version.
 //   - The command's context ends at the first SIGINT or SIGTERM; a second one kills.
 //
-// Tour: main.go (root, exit codes), control_linux.go (control alone), token.go, up_linux.go (control and agent in one process),
-// demo_linux.go (the bank).
+// Tour: main.go (root, exit codes), control_linux.go (control alone), up_linux.go
+// (control and agent in one process), demo_linux.go (the bank); operator.go (how a
+// command reaches control), kinds.go and output.go (tables), and a file for each
+// command: apply.go, get.go, describe.go, stat.go, edges.go, check.go, token.go,
+// operators.go.
 package main
 
 import (
@@ -48,7 +51,7 @@ func main() {
 // run executes one command and returns its exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root := rootCommand()
-	root.SetArgs(args)
+	root.SetArgs(append([]string{}, args...)) // for nil cobra would take os.Args
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -105,10 +108,8 @@ Begin with:
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(hostCommands()...)
-	root.AddCommand(
-		tokenCommand(),
-		versionCommand(),
-	)
+	root.AddCommand(operatorCommands()...)
+	root.AddCommand(versionCommand())
 	return root
 }
 

@@ -1,15 +1,11 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"assay.dev"
 	"assay.dev/api"
@@ -30,7 +26,8 @@ func tokenCommand() *cobra.Command {
 func tokenCreateCommand() *cobra.Command {
 	var covers []string
 	var ttl time.Duration
-	var socket, output string
+	var conn connection
+	var output string
 	c := &cobra.Command{
 		Use:   "create --cover NAMESPACE/SERVICE …",
 		Short: "Make a token with which one host can join, once",
@@ -43,7 +40,12 @@ which control is the right one. It is a secret until it is used.`,
 			if output != "" && output != "json" {
 				return &assay.Error{Kind: assay.Invalid, Op: "create a token", Err: fmt.Errorf("output %q", output), Remedy: "want json, or nothing"}
 			}
-			resp, err := createToken(cmd.Context(), socket, covers, ttl)
+			o, err := conn.open(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer o.close()
+			resp, err := call(cmd.Context(), o, "create a token", o.CreateToken, &api.CreateTokenRequest{Covers: covers, TtlSeconds: int64(ttl / time.Second)})
 			if err != nil {
 				return err
 			}
@@ -67,24 +69,7 @@ which control is the right one. It is a secret until it is used.`,
 	}
 	c.Flags().StringArrayVar(&covers, "cover", nil, "pattern NAMESPACE/SERVICE of what the host may run; may be given more than once")
 	c.Flags().DurationVar(&ttl, "ttl", time.Hour, "how long the token can be used: a minute to seven days")
-	c.Flags().StringVar(&socket, "socket", defaultSocket(), "control's unix socket")
+	conn.flags(c)
 	c.Flags().StringVarP(&output, "output", "o", "", "json for machines")
 	return c
-}
-
-func createToken(ctx context.Context, socket string, covers []string, ttl time.Duration) (*api.CreateTokenResponse, error) {
-	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	resp, err := api.NewOperatorClient(conn).CreateToken(ctx, &api.CreateTokenRequest{Covers: covers, TtlSeconds: int64(ttl / time.Second)})
-	if err != nil {
-		err = api.StatusError("create a token", err)
-		if e, ok := errors.AsType[*assay.Error](err); ok && e.Kind == assay.Unavailable && e.Remedy == "" {
-			e.Remedy = "see that control runs and has its socket at " + socket
-		}
-		return nil, err
-	}
-	return resp, nil
 }

@@ -1,0 +1,204 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"assay.dev"
+)
+
+func edgesCommand() *cobra.Command {
+	var conn connection
+	var namespace, output string
+	var interval time.Duration
+	var watch, exceptions bool
+	cmd := &cobra.Command{
+		Use:   "edges [SERVICE]",
+		Short: "Show who talks to whom, whether it is encrypted, and which artifacts they run",
+		Long: `Show who talks to whom: identity and artifact at both ends, the service that was
+dialled, the protocol, whether it is encrypted or why not, and how much.
+
+-n keeps edges with an end or a service in the namespace, SERVICE those to the
+service, --exceptions those that are not under mutual TLS. -o json is the totals
+since the proxies started.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := errors.Join(checkFormat(output, "table", "wide", "json"), checkInterval(interval)); err != nil {
+				return err
+			}
+			service := ""
+			if len(args) == 1 {
+				service = args[0]
+			}
+			o, err := conn.open(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer o.close()
+			e := &edges{operator: o, namespace: namespace, service: service, exceptions: exceptions}
+			if output == "json" {
+				docs, _, err := e.sample(cmd.Context())
+				if err != nil {
+					return err
+				}
+				items, err := encode(docs)
+				if err != nil {
+					return err
+				}
+				return writeJSON(cmd.OutOrStdout(), items)
+			}
+			return e.show(cmd.Context(), cmd.OutOrStdout(), interval, watch, output == "wide")
+		},
+	}
+	conn.flags(cmd)
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "with an end in this namespace")
+	cmd.Flags().BoolVar(&exceptions, "exceptions", false, "only what is not under mutual TLS")
+	cmd.Flags().StringVarP(&output, "output", "o", "table", "table, wide or json")
+	cmd.Flags().DurationVar(&interval, "interval", time.Second, "what rates are measured over; 0 for totals")
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "go on until interrupted")
+	return cmd
+}
+
+// edges reads some of the edges.
+type edges struct {
+	*operator
+	namespace, service string
+	exceptions         bool
+}
+
+func (e *edges) sample(ctx context.Context) ([]assay.Edge, time.Time, error) {
+	docs, at, err := listAs[assay.Edge](ctx, e.operator, "edges", "", "")
+	return slices.DeleteFunc(docs, func(d assay.Edge) bool { return !e.wants(d) }), at, err
+}
+
+func (e *edges) wants(d assay.Edge) bool {
+	namespace, name, _ := cutKey(d.Service)
+	if name == "" {
+		name = d.Server.Identity.Account
+	}
+	switch {
+	case e.exceptions && d.Security == assay.MutualTLS:
+		return false
+	case e.service != "" && e.service != d.Service && e.service != name && e.service != party(d.Server.Identity):
+		return false
+	}
+	return e.namespace == "" || e.namespace == namespace || e.namespace == d.Client.Identity.Namespace || e.namespace == d.Server.Identity.Namespace
+}
+
+// cutKey reads "NAMESPACE/NAME".
+func cutKey(key string) (namespace, name string, ok bool) {
+	namespace, name, ok = strings.Cut(key, "/")
+	if !ok {
+		return "", key, false
+	}
+	return namespace, name, true
+}
+
+// show prints one table, or one after the other until the context ends.
+func (e *edges) show(ctx context.Context, w io.Writer, interval time.Duration, watch, all bool) error {
+	screen := newScreen(w)
+	before, from, err := e.sample(ctx)
+	if err != nil {
+		return err
+	}
+	for {
+		docs, to := before, from
+		if interval > 0 {
+			if !sleep(ctx, interval) {
+				return nil
+			}
+			if docs, to, err = e.sample(ctx); err != nil {
+				return ended(ctx, err)
+			}
+		}
+		var picture bytes.Buffer
+		if len(docs) == 0 {
+			fmt.Fprintln(&picture, "nobody has talked yet")
+		} else if err := writeTable(&picture, edgeColumns(interval > 0), edgeRows(before, docs, to.Sub(from)), all, to); err != nil {
+			return err
+		}
+		if err := screen.draw(picture.Bytes()); err != nil || !watch {
+			return err
+		}
+		before, from = docs, to
+		if interval == 0 {
+			if !sleep(ctx, time.Second) {
+				return nil
+			}
+			if before, from, err = e.sample(ctx); err != nil {
+				return ended(ctx, err)
+			}
+		}
+	}
+}
+
+// edgeRow is an edge and its rate.
+type edgeRow struct {
+	assay.Edge
+	rps float64
+}
+
+// edgeID is what two edges differ in.
+type edgeID struct {
+	client, server assay.Party
+	service        string
+	port           uint16
+	protocol       assay.Protocol
+	security       assay.Security
+	reason         string
+}
+
+func idOf(e assay.Edge) edgeID {
+	return edgeID{e.Client, e.Server, e.Service, e.Port, e.Protocol, e.Security, e.Reason}
+}
+
+func edgeRows(before, docs []assay.Edge, span time.Duration) []edgeRow {
+	was := make(map[edgeID]uint64, len(before))
+	for _, e := range before {
+		was[idOf(e)] = e.Requests
+	}
+	rows := make([]edgeRow, len(docs))
+	for i, e := range docs {
+		rows[i].Edge = e
+		// A proxy that started again counts from 0.
+		if old := was[idOf(e)]; span > 0 && e.Requests >= old {
+			rows[i].rps = float64(e.Requests-old) / span.Seconds()
+		}
+	}
+	return rows
+}
+
+func edgeColumns(rates bool) []column[edgeRow] {
+	requests := col("REQUESTS", func(e edgeRow) string { return strconv.FormatUint(e.Requests, 10) })
+	if rates {
+		requests = col("RPS", func(e edgeRow) string { return rate(e.rps) })
+	}
+	return []column[edgeRow]{
+		col("CLIENT", func(e edgeRow) string { return party(e.Client.Identity) }),
+		col("ARTIFACT", func(e edgeRow) string { return e.Client.Artifacts.Short() }),
+		col("SERVER", func(e edgeRow) string { return party(e.Server.Identity) }),
+		col("ARTIFACT", func(e edgeRow) string { return e.Server.Artifacts.Short() }),
+		col("SERVICE", func(e edgeRow) string { return edgeService(e.Edge) }),
+		col("PROTOCOL", func(e edgeRow) string { return string(e.Protocol) }),
+		col("SECURITY", func(e edgeRow) string { return edgeSecurity(e.Edge) }),
+		requests,
+		col("SUCCESS", func(e edgeRow) string {
+			return percent(float64(e.Requests-min(e.Failures, e.Requests)), float64(e.Requests))
+		}),
+		timed("LAST SEEN", func(e edgeRow, now time.Time) string { return age(now, e.LastSeen) }),
+		wide("P99", func(e edgeRow) string { return latency(e.Latency.Quantile(0.99)) }),
+		wide("OPEN", func(e edgeRow) string { return strconv.FormatInt(e.Open, 10) }),
+		wide("UP", func(e edgeRow) string { return size(float64(e.BytesUp)) }),
+		wide("DOWN", func(e edgeRow) string { return size(float64(e.BytesDown)) }),
+		wide("SEEN BY", func(e edgeRow) string { return join(e.SeenBy, func(d assay.Direction) string { return string(d) }) }),
+	}
+}
