@@ -27,7 +27,7 @@ import (
 
 func TestMain(m *testing.M) {
 	switch {
-	case os.Args[0] == proxyName:
+	case strings.HasPrefix(os.Args[0], proxyName+" "):
 		runTestProxy()
 		return
 	case os.Getenv("ASSAY_TEST_APP") != "":
@@ -335,4 +335,3 @@ func TestPlacing(t *testing.T) {
 		t.Error("the bridge is left behind")
 	}
 }
-

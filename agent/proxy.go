@@ -189,7 +189,7 @@ func (w *workload) spawn() (_ *attest.Process, _ *link.Conn, err error) {
 		if err := confineThread(unix.CAP_NET_RAW); err != nil {
 			return err
 		}
-		_, err := syscall.ForkExec(fmt.Sprintf("/proc/self/fd/%d", exeFD), []string{proxyName, w.id}, attr)
+		_, err := syscall.ForkExec(fmt.Sprintf("/proc/self/fd/%d", exeFD), []string{proxyName + " " + w.id}, attr) // one word: for those who look at processes; a proxy takes no arguments
 		return err
 	})
 	if err != nil {

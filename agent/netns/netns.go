@@ -5,6 +5,7 @@ import (
 	"os"
 	"runtime"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -40,12 +41,22 @@ type Namespace struct {
 	inode uint64
 }
 
-// Create makes a new, empty namespace.
+// Create makes a new namespace in which only lo is there, and up: a datagram socket
+// that is bound to a loopback address before lo is up answers from another address
+// for ever (the kernel then takes the address for none of its own, and forgets it as
+// the source).
 func Create() (*Namespace, error) {
 	var ns *Namespace
 	err := OnThread(func() (err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("new network namespace: %w", err)
+		}
+		lo, err := netlink.LinkByName("lo")
+		if err == nil {
+			err = netlink.LinkSetUp(lo)
+		}
+		if err != nil {
+			return fmt.Errorf("lo: %w", err)
 		}
 		ns, err = Current()
 		return err
