@@ -50,7 +50,7 @@ func (m *Mesh) Start(t TB) {
 	began := time.Now()
 	m.Up = m.Lab.Start(t, append([]string{m.Assay, "up", "--data", m.Data}, m.args...)...)
 	if err := WaitFor(t.Context(), 20*time.Second, m.ready); err != nil {
-		t.Fatalf("assay up is not ready: %v\n%s", err, m.Up.Output())
+		t.Fatalf("assay up is not ready: %v\n%s", err, lastLines(m.Up.Output(), 20))
 	}
 	m.ReadyTime = time.Since(began)
 	m.Control, m.Agent = m.Up, m.Up
@@ -60,7 +60,7 @@ func (m *Mesh) ready() error {
 	if m.Up.Ended() {
 		return fmt.Errorf("ended with exit code %d", m.Up.Code())
 	}
-	if !strings.Contains(m.Up.Output(), "ready") {
+	if !strings.Contains(m.Up.Output(), "assay is ready") {
 		return fmt.Errorf("has not said that it is ready")
 	}
 	return nil
@@ -105,7 +105,7 @@ func (m *Mesh) Run(t TB, name string, spec Spec) *Workload {
 	t.Helper()
 	w, err := m.StartRun(t, name, spec)
 	if err != nil {
-		t.Fatalf("assay run %s: %v\n%s\n--- assay up:\n%s", name, err, w.Main.Output(), m.Up.Output())
+		t.Fatalf("assay run %s: %v\n%s\n--- assay up:\n%s", name, err, lastLines(w.Main.Output(), 10), lastLines(m.Agent.Output(), 20))
 	}
 	return w
 }

@@ -42,10 +42,16 @@ func (s *Space) Start(t TB, argv ...string) *Process {
 	t.Cleanup(func() {
 		p.Kill()
 		if t.Failed() {
-			t.Logf("output of %s:\n%s", strings.Join(argv, " "), p.Output())
+			t.Logf("the end of the output of %s:\n%s", strings.Join(argv, " "), lastLines(p.Output(), 40))
 		}
 	})
 	return p
+}
+
+// lastLines returns at most n lines from the end of s.
+func lastLines(s string, n int) string {
+	line := strings.SplitAfter(s, "\n")
+	return strings.Join(line[max(0, len(line)-n-1):], "")
 }
 
 func (s *Space) start(env []string, argv ...string) (*Process, error) {

@@ -47,7 +47,7 @@ func (m *Mesh) StartControl(t TB) {
 // join makes the token with which the agent joins.
 func (m *Mesh) join(t TB) {
 	t.Helper()
-	token := strings.TrimSpace(m.MustExec(t, m.Assay, "token", "create", "--covers", "*/*"))
+	token := strings.TrimSpace(m.MustExec(t, m.Assay, "token", "create", "--cover", "*/*"))
 	m.Write(t, "/tmp/token", token)
 }
 
