@@ -130,10 +130,10 @@ func (l *Latency) Quantile(q float64) time.Duration {
 
 // Counters are a proxy's counts that belong to no peer.
 type Counters struct {
-	Handshakes        uint64            `json:"handshakes"`        // mutual TLS handshakes completed
-	HandshakeFailures map[string]uint64 `json:"handshakeFailures"` // by reason
-	Detections        map[string]uint64 `json:"detections"`        // by outcome
-	Refusals          map[string]uint64 `json:"refusals"`          // connections refused, by reason
+	Handshakes        uint64            `json:"handshakes"`                  // mutual TLS handshakes completed
+	HandshakeFailures map[string]uint64 `json:"handshakeFailures,omitempty"` // by reason
+	Detections        map[string]uint64 `json:"detections,omitempty"`        // by outcome
+	Refusals          map[string]uint64 `json:"refusals,omitempty"`          // connections refused, by reason
 }
 
 // Finding is something that a person should look at.

@@ -202,7 +202,12 @@ var hostColumns = []column[api.HostView]{
 
 var certificateColumns = []column[api.CertificateView]{
 	col("USE", func(c api.CertificateView) string { return c.Use }),
-	col("SUBJECT", func(c api.CertificateView) string { return c.Subject }),
+	col("SUBJECT", func(c api.CertificateView) string {
+		if c.ID != "" {
+			return c.Subject + " (" + c.ID + ")"
+		}
+		return c.Subject
+	}),
 	col("SERIAL", func(c api.CertificateView) string { return c.Serial }),
 	col("ARTIFACTS", func(c api.CertificateView) string { return c.Artifacts.Short() }),
 	timed("EXPIRES", func(c api.CertificateView, now time.Time) string { return until(now, c.NotAfter) }),
