@@ -32,7 +32,7 @@
 // Tour: control.go (the role), model.go (what is known), snapshot.go (versions and
 // deltas), sync.go (a host's stream), hosts.go (join, renew, issue), access.go and
 // peers.go (who calls and may), operator.go (what people call), apply.go and
-// folder.go (intent), views.go and list.go (JSON for people), edges.go, check.go,
+// folder.go (intent), list.go (what people see; package api has the documents), edges.go, check.go,
 // rotate.go (certificates over time), persist.go (the store behind), network.go
 // (addresses).
 package control

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -453,11 +454,12 @@ func localHosts(t *testing.T, r *running) api.HostsClient {
 	return hosts
 }
 
-func expectKind(t *testing.T, what string, err error, kind assay.Kind) {
-	t.Helper()
-	if err == nil || assay.KindOf(api.StatusError(what, err)) != kind && assay.KindOf(err) != kind {
-		t.Errorf("%s: got %v, want %v", what, err, kind)
-	}
-}
-
 func show(v any) string { b, _ := json.Marshal(v); return fmt.Sprint(string(b)) }
+
+// clock is a time that tests move; it begins now and stands still.
+type clock struct{ ns atomic.Int64 }
+
+func newClock() *clock { c := &clock{}; c.ns.Store(time.Now().UnixNano()); return c }
+
+func (c *clock) now() time.Time          { return time.Unix(0, c.ns.Load()).UTC() }
+func (c *clock) advance(d time.Duration) { c.ns.Add(int64(d)) }

@@ -67,7 +67,7 @@ func (c *Control) listServices() []item {
 	defer m.mu.Unlock()
 	var out []item
 	for _, s := range m.catalog.Services() {
-		v := ServiceView{Service: s, Declared: m.catalog.Declared(s.Key()), Ready: make([]int, len(s.Ports))}
+		v := api.ServiceView{Service: s, Declared: m.catalog.Declared(s.Key()), Ready: make([]int, len(s.Ports))}
 		for _, e := range s.Endpoints {
 			for i, t := range e.Targets {
 				if t != 0 {
@@ -86,7 +86,7 @@ func (c *Control) listWorkloads() []item {
 	defer m.mu.Unlock()
 	var out []item
 	for _, w := range m.catalog.Workloads() {
-		v := WorkloadView{Workload: *w, ArtifactSet: w.Artifacts.Digest(), Unproven: w.Artifacts.Unproven(), Bundle: m.acks[w.ID]}
+		v := api.WorkloadView{Workload: *w, ArtifactSet: w.Artifacts.Digest(), Unproven: w.Artifacts.Unproven(), Bundle: m.acks[w.ID]}
 		v.NotReady = m.notReady(w)
 		v.Ready = v.NotReady == ""
 		if cert, ok := m.current(w.Identity.String(), w.ID); ok {
@@ -137,7 +137,7 @@ func (c *Control) listNamespaces() []item {
 	}
 	var out []item
 	for _, n := range m.catalog.Namespaces() {
-		out = append(out, item{n.Namespace, n.Namespace, NamespaceView{NamespaceConfig: n, Declared: declared[n.Namespace], Workloads: workloads[n.Namespace], Services: services[n.Namespace]}, ""})
+		out = append(out, item{n.Namespace, n.Namespace, api.NamespaceView{NamespaceConfig: n, Declared: declared[n.Namespace], Workloads: workloads[n.Namespace], Services: services[n.Namespace]}, ""})
 	}
 	return out
 }
@@ -149,8 +149,8 @@ func (c *Control) listMeshConfigs() []item {
 		if o.Kind != "MeshConfig" {
 			continue
 		}
-		v := ObjectView{Kind: o.Kind, Namespace: o.Namespace, Name: o.Name, Source: o.Source, Generation: o.Generation,
-			Created: o.Created, Changed: o.Changed, Manifest: o.Spec, Status: ObjectStatus{InEffect: true}}
+		v := api.ObjectView{Kind: o.Kind, Namespace: o.Namespace, Name: o.Name, Source: o.Source, Generation: o.Generation,
+			Created: o.Created, Changed: o.Changed, Manifest: o.Spec, Status: api.ObjectStatus{InEffect: true}}
 		if broken != nil && o.Source == fromFolder {
 			v.Status.Problem = "the folder has changed since and is not in effect: " + broken.Error()
 		}
@@ -166,7 +166,7 @@ func (c *Control) listHosts() []item {
 	var out []item
 	for _, id := range slices.Sorted(maps.Keys(m.hosts)) {
 		h := m.hosts[id]
-		v := HostView{Host: h.Host.Host, Local: id == localHost, Joined: h.Joined, Seen: h.Seen, Lost: h.lost, Workloads: h.running, Bundle: h.bundle}
+		v := api.HostView{Host: h.Host.Host, Local: id == localHost, Joined: h.Joined, Seen: h.Seen, Lost: h.lost, Workloads: h.running, Bundle: h.bundle}
 		if cert, ok := m.current(assay.Infrastructure(m.trustDomain, "host", id).String(), ""); ok {
 			v.NotAfter = cert.NotAfter
 		}
@@ -183,7 +183,7 @@ func (c *Control) listCertificates() []item {
 		if l.Phase != "" {
 			use = "root"
 		}
-		out = append(out, item{"", l.ID, CertificateView{Use: use, ID: l.ID, Subject: l.Certificate.URIs[0].String(),
+		out = append(out, item{"", l.ID, api.CertificateView{Use: use, ID: l.ID, Subject: l.Certificate.URIs[0].String(),
 			Serial: fmt.Sprintf("%032x", l.Certificate.SerialNumber), Phase: string(l.Phase), SHA256: fingerprint(l.Certificate), Current: true,
 			NotBefore: l.Certificate.NotBefore, NotAfter: l.Certificate.NotAfter}, ""})
 	}
@@ -198,7 +198,7 @@ func (c *Control) listCertificates() []item {
 }
 
 func (m *model) certificateItem(cert store.Certificate) item {
-	v := CertificateView{Use: "workload", Subject: cert.Subject, Serial: cert.Serial, Issuer: cert.Issuer, Workload: cert.Workload, Host: cert.Host,
+	v := api.CertificateView{Use: "workload", Subject: cert.Subject, Serial: cert.Serial, Issuer: cert.Issuer, Workload: cert.Workload, Host: cert.Host,
 		Artifacts: cert.Artifacts, NotBefore: cert.NotBefore, NotAfter: cert.NotAfter, IssuedAt: cert.IssuedAt}
 	newest, _ := m.current(cert.Subject, cert.Workload)
 	v.Current = newest.Serial == cert.Serial
@@ -227,7 +227,7 @@ func (c *Control) listSignals() []item {
 		if signals == nil {
 			signals = []assay.Signals{}
 		}
-		out = append(out, item{w.Namespace, id, SignalsView{Workload: id, Namespace: w.Namespace, Name: w.Name, Service: w.Service, Host: w.Host,
+		out = append(out, item{w.Namespace, id, api.SignalsView{Workload: id, Namespace: w.Namespace, Name: w.Name, Service: w.Service, Host: w.Host,
 			Identity: w.Identity, Started: r.Started, Received: r.received, Gone: r.gone, Signals: signals, Counters: r.Counters}, w.Name})
 	}
 	return out
@@ -285,10 +285,10 @@ func (c *Control) listTokens() []item {
 func (c *Control) listBundle() []item {
 	m := c.model
 	state := c.authority.State()
-	v := BundleView{Version: state.Bundle, TrustDomain: m.trustDomain, Deadline: state.Deadline, Roots: []RootView{}, Behind: []BehindView{}}
+	v := api.BundleView{Version: state.Bundle, TrustDomain: m.trustDomain, Deadline: state.Deadline, Roots: []api.RootView{}, Behind: []api.BehindView{}}
 	for _, l := range c.authority.Certificates() {
 		if l.Phase != "" {
-			v.Roots = append(v.Roots, RootView{ID: l.ID, Phase: string(l.Phase), SHA256: fingerprint(l.Certificate),
+			v.Roots = append(v.Roots, api.RootView{ID: l.ID, Phase: string(l.Phase), SHA256: fingerprint(l.Certificate),
 				NotBefore: l.Certificate.NotBefore, NotAfter: l.Certificate.NotAfter,
 				PEM: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: l.Certificate.Raw}))})
 		}
@@ -296,7 +296,7 @@ func (c *Control) listBundle() []item {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, t := range m.behindBundle(state) {
-		b := BehindView{Host: t.host.ID, Version: t.version}
+		b := api.BehindView{Host: t.host.ID, Version: t.version}
 		if t.workload != nil {
 			b.Workload = t.workload.ID
 		}

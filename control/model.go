@@ -317,6 +317,9 @@ func (m *model) tick() {
 	least := m.snapshot.version
 	for s := range m.sessions {
 		least = min(least, s.version)
+		if !s.expires.IsZero() && !now.Before(s.expires) {
+			s.cancel(errExpired)
+		}
 	}
 	m.snapshot.prune(least)
 	m.publish()

@@ -25,6 +25,7 @@ const deltaSize = 256 << 10
 
 var (
 	errReplaced = errors.New("the host opened another stream")
+	errExpired  = errors.New("the host's certificate has expired")
 	errTooSlow  = errors.New("the stream fell too far behind; open it again")
 )
 
@@ -32,6 +33,7 @@ var (
 // nothing is queued for it.
 type session struct {
 	host    string
+	expires time.Time // a stream ends with the certificate that opened it; zero: never
 	cancel  context.CancelCauseFunc
 	woken   chan struct{} // capacity 1
 	version uint64        // of the snapshot that was handed to the stream
@@ -41,7 +43,9 @@ type session struct {
 	accepted map[string]bool
 	refused  map[string]*api.Refused
 	seen     map[string]bool // workloads that were reported on this stream
-	synced   bool
+	// early are acknowledgements of proxies whose workload is yet to be reported;
+	// at most maxRunning.
+	early map[string]uint64
 }
 
 func (s *session) wake() {
@@ -65,14 +69,8 @@ func (c *Control) Sync(stream grpc.BidiStreamingServer[api.HostUpdate, api.Contr
 	}
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
-	if !who.expires.IsZero() {
-		// A stream ends with the certificate that opened it.
-		var stop context.CancelFunc
-		ctx, stop = context.WithDeadlineCause(ctx, who.expires, errors.New("the host's certificate has expired"))
-		defer stop()
-	}
-	s := &session{host: who.name, cancel: cancel, woken: make(chan struct{}, 1),
-		accepted: map[string]bool{}, refused: map[string]*api.Refused{}, seen: map[string]bool{}}
+	s := &session{host: who.name, expires: who.expires, cancel: cancel, woken: make(chan struct{}, 1),
+		accepted: map[string]bool{}, refused: map[string]*api.Refused{}, seen: map[string]bool{}, early: map[string]uint64{}}
 	welcome, err := c.model.join(s, hello)
 	if err != nil {
 		return err
@@ -321,13 +319,14 @@ func (m *model) take(s *session, msg *api.HostUpdate) error {
 				m.behind.workload(id, nil)
 			}
 		}
-		s.synced = true
 		m.publish()
 	case *api.HostUpdate_BundleAck:
 		if id := u.BundleAck.GetWorkloadId(); id == "" {
 			h.bundle = u.BundleAck.GetVersion()
 		} else if w, ok := m.catalog.Workload(id); ok && w.Host == s.host {
 			m.acks[id] = u.BundleAck.GetVersion()
+		} else if !ok && len(s.early) < maxRunning {
+			s.early[id] = u.BundleAck.GetVersion()
 		}
 	case *api.HostUpdate_Report:
 		r, err := u.Report.Noun()
@@ -362,6 +361,10 @@ func (m *model) workloadUp(h *host, s *session, w *assay.Workload) error {
 	}
 	s.seen[w.ID] = true
 	m.setWorkload(w)
+	if v, ok := s.early[w.ID]; ok {
+		m.acks[w.ID] = v
+		delete(s.early, w.ID)
+	}
 	m.behind.workload(w.ID, w)
 	s.accepted[w.ID] = true
 	delete(s.refused, w.ID)

@@ -43,14 +43,14 @@ func TestOneHost(t *testing.T) {
 		t.Errorf("identity: %v, %v", id, err)
 	}
 	o := r.operator(t)
-	if got := documents[WorkloadView](t, o, "workloads"); len(got) != 1 || !got[0].Ready || got[0].Serial == "" {
+	if got := documents[api.WorkloadView](t, o, "workloads"); len(got) != 1 || !got[0].Ready || got[0].Serial == "" {
 		t.Errorf("workloads: %s", show(got))
 	}
-	if got := documents[ServiceView](t, o, "services"); len(got) != 1 || got[0].Ready[0] != 1 || got[0].Declared {
+	if got := documents[api.ServiceView](t, o, "services"); len(got) != 1 || got[0].Ready[0] != 1 || got[0].Declared {
 		t.Errorf("services: %s", show(got))
 	}
-	certs := documents[CertificateView](t, o, "certificates")
-	i := slices.IndexFunc(certs, func(c CertificateView) bool { return c.Workload == "pay-1" })
+	certs := documents[api.CertificateView](t, o, "certificates")
+	i := slices.IndexFunc(certs, func(c api.CertificateView) bool { return c.Workload == "pay-1" })
 	if i < 0 || certs[i].Artifacts != artifacts("pay-1").Digest() || certs[i].Use != "workload" || !certs[i].Current {
 		t.Errorf("certificates: %s", show(certs))
 	}
@@ -221,7 +221,7 @@ func TestReconcile(t *testing.T) {
 	// And it stays so.
 	b.close()
 	r = r.restart(nil)
-	if got := documents[WorkloadView](t, r.operator(t), "workloads"); len(got) != 2 || got[0].ID != "kept" || got[1].ID != "new" {
+	if got := documents[api.WorkloadView](t, r.operator(t), "workloads"); len(got) != 2 || got[0].ID != "kept" || got[1].ID != "new" {
 		t.Errorf("after another restart: %s", show(got))
 	}
 }
@@ -242,7 +242,7 @@ func TestLease(t *testing.T) {
 	if la.get("workload/w1") == nil {
 		t.Error("its address is not meshed any more")
 	}
-	if got := documents[HostView](t, r.operator(t), "hosts"); !slices.ContainsFunc(got, func(v HostView) bool { return v.ID == h.id && v.Lost }) {
+	if got := documents[api.HostView](t, r.operator(t), "hosts"); !slices.ContainsFunc(got, func(v api.HostView) bool { return v.ID == h.id && v.Lost }) {
 		t.Errorf("hosts: %s", show(got))
 	}
 	hb := syncHost(t, h.hosts, ha)
@@ -317,7 +317,7 @@ func TestOneStreamPerHost(t *testing.T) {
 	}
 	b.up(b.workload("w1", "bank", "s", 1, 80))
 	b.waitAccepted("w1")
-	if got := documents[HostView](t, r.operator(t), "hosts"); !got[0].Ready {
+	if got := documents[api.HostView](t, r.operator(t), "hosts"); !got[0].Ready {
 		t.Errorf("the host is away: %s", show(got))
 	}
 }
