@@ -137,6 +137,9 @@ func (b *behind) health() (down time.Time, dropped int, cause error) {
 	return b.down, b.dropped, b.cause
 }
 
+// flushTime bounds one attempt. What was written by then stays written.
+const flushTime = 5 * time.Second
+
 const (
 	retryLeast = 200 * time.Millisecond
 	retryMost  = 10 * time.Second
@@ -148,9 +151,10 @@ func (b *behind) run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-			defer cancel()
-			return b.flush(last)
+			if err := b.flush(context.WithoutCancel(ctx)); err != nil {
+				b.log.Error("not everything is stored; hosts will report it again", "err", err)
+			}
+			return nil
 		case <-b.woken:
 		}
 		for {
@@ -184,7 +188,9 @@ func (b *behind) flush(ctx context.Context) error {
 	if work.empty() {
 		return nil
 	}
-	err := b.write(ctx, &work)
+	limited, cancel := context.WithTimeout(ctx, flushTime)
+	defer cancel()
+	err := b.write(limited, &work)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err == nil {

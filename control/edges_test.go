@@ -1,0 +1,162 @@
+package control
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"assay.dev"
+	"assay.dev/api"
+)
+
+func (a *agent) report(workload string, signals ...assay.Signals) {
+	a.send(&api.HostUpdate{Update: &api.HostUpdate_Report{Report: api.FromReport(&api.Report{Workload: workload, Started: time.Now().UTC(), Signals: signals})}})
+}
+
+func signal(d assay.Direction, peer *assay.Workload, requests uint64) assay.Signals {
+	now := time.Now().UTC().Truncate(time.Microsecond)
+	s := assay.Signals{SignalKey: assay.SignalKey{Direction: d, Service: "bank/server", Port: 80, Protocol: assay.HTTP1, Security: assay.MutualTLS},
+		Requests: requests, BytesIn: 10, BytesOut: 20, Open: 1, FirstSeen: now.Add(-time.Minute), LastSeen: now}
+	if peer != nil {
+		s.Peer, s.PeerArtifacts = peer.Identity, peer.Artifacts.Digest()
+	}
+	return s
+}
+
+// TestEdgesCountOnce: what both ends report is one edge.
+func TestEdgesCountOnce(t *testing.T) {
+	r := start(t, nil)
+	a := syncHost(t, localHosts(t, r), nil)
+	client, server := a.workload("c", "bank", "", 1), a.workload("s", "bank", "server", 2, 80)
+	server2 := a.workload("s2", "bank", "server", 3, 80)
+	server2.Artifacts = server.Artifacts
+	for _, w := range []*assay.Workload{client, server, server2} {
+		a.up(w)
+		a.waitAccepted(w.ID)
+	}
+	// Two replicas behind one identity; a client outside the mesh; a refusal that
+	// only the client saw.
+	plain := signal(assay.Inbound, nil, 5)
+	plain.Security, plain.Reason = assay.Plaintext, "outside the mesh"
+	lone := signal(assay.Outbound, server, 1)
+	lone.Service, lone.Failures = "bank/other", 1
+	a.report("c", signal(assay.Outbound, server, 100), lone)
+	a.report("s", signal(assay.Inbound, client, 60), plain)
+	a.report("s2", signal(assay.Inbound, client, 39))
+	o := r.operator(t)
+	var edges []assay.Edge
+	eventually(t, "three edges", func() bool { edges = documents[assay.Edge](t, o, "edges"); return len(edges) == 3 })
+	find := func(f func(e assay.Edge) bool) assay.Edge {
+		t.Helper()
+		i := slices.IndexFunc(edges, f)
+		if i < 0 {
+			t.Fatalf("not there: %s", show(edges))
+		}
+		return edges[i]
+	}
+	both := find(func(e assay.Edge) bool { return len(e.SeenBy) == 2 })
+	if both.Requests != 100 || both.BytesUp != 20 || both.BytesDown != 10 || both.Open != 1 || both.Client.Identity != client.Identity ||
+		both.Server.Identity != server.Identity || both.Client.Artifacts != client.Artifacts.Digest() || both.Server.Artifacts != server.Artifacts.Digest() {
+		t.Errorf("seen by both: %s", show(both))
+	}
+	outside := find(func(e assay.Edge) bool { return e.Security == assay.Plaintext })
+	if !outside.Client.Identity.IsZero() || outside.Requests != 5 || outside.BytesUp != 10 || outside.Reason == "" {
+		t.Errorf("from outside: %s", show(outside))
+	}
+	if e := find(func(e assay.Edge) bool { return e.Service == "bank/other" }); len(e.SeenBy) != 1 || e.SeenBy[0] != assay.Outbound || e.Failures != 1 {
+		t.Errorf("seen by the client: %s", show(e))
+	}
+	check, err := o.Check(t.Context(), &api.CheckRequest{})
+	if err != nil || !slices.ContainsFunc(check.Findings, func(f *api.Finding) bool {
+		return f.Kind == "plaintext" && f.Subject == "outside the mesh -> bank/server"
+	}) {
+		t.Errorf("check: %v, %v", check, err)
+	}
+	// A new report replaces the old; a workload that is gone has nothing open.
+	a.report("c", signal(assay.Outbound, server, 120))
+	eventually(t, "the new numbers", func() bool {
+		edges = documents[assay.Edge](t, o, "edges")
+		return slices.ContainsFunc(edges, func(e assay.Edge) bool { return e.Requests == 120 })
+	})
+	a.gone("c")
+	eventually(t, "nothing open", func() bool {
+		edges = documents[assay.Edge](t, o, "edges")
+		return slices.ContainsFunc(edges, func(e assay.Edge) bool { return e.Requests == 120 && e.Open == 0 })
+	})
+	if got := documents[api.SignalsView](t, o, "signals"); len(got) != 3 || got[0].Gone.IsZero() || got[1].Signals == nil {
+		t.Errorf("signals: %s", show(got))
+	}
+}
+
+// TestCheck asks what is wrong, in a mesh where things are.
+func TestCheck(t *testing.T) {
+	c := newClock()
+	r := start(t, func(cfg *Config) { cfg.Now = c.now })
+	o := r.operator(t)
+	kinds := func(expiry time.Duration) []string {
+		t.Helper()
+		resp, err := o.Check(t.Context(), &api.CheckRequest{ExpirySeconds: int64(expiry / time.Second)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []string
+		for _, f := range resp.Findings {
+			out = append(out, f.Kind)
+		}
+		return slices.Compact(out)
+	}
+	if got := kinds(14 * 24 * time.Hour); len(got) != 0 {
+		t.Errorf("a new mesh: %v", got)
+	}
+	hosts := localHosts(t, r)
+	a := syncHost(t, hosts, nil)
+	a.ack("", 1)
+	w := a.workload("w", "bank", "s", 1, 80)
+	w.MeshedSince = time.Time{}
+	a.up(w)
+	a.waitAccepted("w")
+	if got := kinds(0); !slices.Equal(got, []string{"proxy-not-ready"}) {
+		t.Errorf("not meshed: %v", got)
+	}
+	w.MeshedSince = c.now()
+	a.up(w)
+	if _, err := issue(t, hosts, "w"); err != nil {
+		t.Fatal(err)
+	}
+	a.ack("w", 1)
+	eventually(t, "a healthy workload", func() bool { return len(kinds(14*24*time.Hour)) == 0 })
+	// Eighteen hours later its renewal is overdue; a day later it has expired.
+	c.advance(18*time.Hour + time.Minute)
+	if got := kinds(14 * 24 * time.Hour); !slices.Equal(got, []string{"certificate-expiring"}) {
+		t.Errorf("overdue: %v", got)
+	}
+	c.advance(6 * time.Hour)
+	if got := kinds(0); !slices.Contains(got, "proxy-not-ready") {
+		t.Errorf("expired: %v", got)
+	}
+	a.send(&api.HostUpdate{Update: &api.HostUpdate_Finding{Finding: api.FromFinding(&assay.Finding{Time: c.now(), Workload: "w", Kind: "plaintext-from-meshed", Subject: "10.0.0.1", Detail: "d"})}})
+	eventually(t, "the proxy's finding", func() bool { return slices.Contains(kinds(0), "plaintext-from-meshed") })
+	a.close()
+	eventually(t, "the host is away", func() bool { return slices.Contains(kinds(0), "host-not-connected") })
+	// Ninety days of intermediates, of which somebody asks for a hundred.
+	if got := kinds(100 * 24 * time.Hour); !slices.Contains(got, "intermediate-expiring") || slices.Contains(got, "root-expiring") {
+		t.Errorf("far sight: %v", got)
+	}
+	if got := kinds(20 * 365 * 24 * time.Hour); !slices.Contains(got, "root-expiring") {
+		t.Errorf("farther sight: %v", got)
+	}
+}
+
+func TestListRefusesUnknownKinds(t *testing.T) {
+	r := start(t, nil)
+	o := r.operator(t)
+	_, err := o.List(t.Context(), &api.ListRequest{Kind: "pods"})
+	if assay.KindOf(api.StatusError("list", err)) != assay.Invalid {
+		t.Errorf("got %v", err)
+	}
+	for kind := range lists {
+		if _, err := o.List(t.Context(), &api.ListRequest{Kind: kind}); err != nil {
+			t.Errorf("%s: %v", kind, err)
+		}
+	}
+}
