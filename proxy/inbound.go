@@ -274,12 +274,12 @@ func (i *inbound) refuse(err error) {
 		}
 		return // the client went away by itself
 	}
+	i.p.rec.Refusals.Inc(r.reason)
+	i.p.rec.Series(i.key(r.reason)).Refused(time.Now())
 	if r.reason == refusedHandshake {
 		i.conn.Close() // not a reset: it would overtake the alert that says why
 	} else {
 		abort(i.conn)
 	}
-	i.p.rec.Refusals.Inc(r.reason)
-	i.p.rec.Series(i.key(r.reason)).Refused(time.Now())
 	i.p.log.Info("refused", "direction", assay.Inbound, "source", i.remote.String(), "destination", i.dst.String(), "reason", r.reason, "error", r.err)
 }

@@ -336,12 +336,11 @@ func (o *outbound) relay() error {
 	series.End(time.Since(o.accepted), failed, time.Now())
 	series.Closed()
 	if failed {
-		abort(o.conn)
-		var r *refusal
-		if errors.As(err, &r) && r.reason != "" {
+		if r, ok := errors.AsType[*refusal](err); ok && r.reason != "" {
 			o.p.rec.Refusals.Inc(r.reason)
 			o.log(r)
 		}
+		abort(o.conn)
 	}
 	return nil
 }
@@ -426,7 +425,7 @@ func (o *outbound) passThrough() error {
 
 // refuse resets the application's connection and says why.
 func (o *outbound) refuse(err error) {
-	abort(o.conn)
+	defer abort(o.conn) // after it is counted, so that who sees it can find it
 	r, ok := errors.AsType[*refusal](err)
 	if !ok {
 		r = &refusal{"internal", err}

@@ -111,8 +111,17 @@ func (k *pipe) Reset(_ mux.Stream, code mux.Code) {
 	defer k.mu.Unlock()
 	if k.reset == 0 {
 		k.reset = code
-		close(k.done)
+		k.over()
 		k.wake()
+	}
+}
+
+// over ends the wait of an owner that has nothing left to read; k.mu is held.
+func (k *pipe) over() {
+	select {
+	case <-k.done:
+	default:
+		close(k.done)
 	}
 }
 
@@ -141,7 +150,7 @@ func (k *pipe) settle() {
 	case k.fin && !k.ended:
 		k.ended = true
 		k.conn.CloseWrite()
-		close(k.done)
+		k.over()
 	}
 }
 
@@ -202,9 +211,7 @@ func (k *pipe) fail(err error) {
 	if k.broken == nil {
 		k.broken = err
 		k.queue = nil
-		if k.reset == 0 && !k.ended {
-			close(k.done)
-		}
+		k.over()
 		k.wake()
 	}
 }

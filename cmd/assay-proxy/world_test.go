@@ -81,15 +81,18 @@ type workload struct {
 	conn     *link.Conn
 	hello    link.Hello
 	ack      link.Ack
+	handed   int // listeners that came with the last Hello
 	ready    int
 	csrs     int
 	refuse   string // what requests are answered with
 	life     time.Duration
 	renewAt  func(notAfter time.Time) time.Time
 	identity assay.Identity // what certificates say; usually its own
-	reports  map[uint64]chan link.Report
-	asked    uint64
-	findings []assay.Finding
+	// published, when set, is who the mesh believes to be at its addresses.
+	published assay.Identity
+	reports   map[uint64]chan link.Report
+	asked     uint64
+	findings  []assay.Finding
 }
 
 var worlds atomic.Uint32
@@ -251,7 +254,7 @@ func (m *workload) start() {
 			<-exited
 			t.Errorf("%s: proxy did not end in time", m.ID)
 		}
-		if code := cmd.ProcessState.ExitCode(); code > 0 {
+		if code := cmd.ProcessState.ExitCode(); code > 0 { // -1: the test killed it
 			t.Errorf("%s: proxy exited with %d", m.ID, code)
 		}
 		if t.Failed() {
@@ -260,6 +263,18 @@ func (m *workload) start() {
 	})
 	m.speak(conn, true)
 }
+
+// restart starts another proxy after the first one was killed.
+func (m *workload) restart() {
+	m.mu.Lock()
+	m.ready, m.ack = 0, link.Ack{}
+	m.mu.Unlock()
+	m.start()
+	m.awaitCertificate()
+}
+
+// speakAgain is the next agent's side.
+func (m *workload) speakAgain(conn *link.Conn) { m.speak(conn, false) }
 
 // speak follows a link, from its Hello on, in a goroutine.
 func (m *workload) speak(conn *link.Conn, first bool) {
@@ -285,8 +300,9 @@ func (m *workload) follow(conn *link.Conn, first bool) {
 		switch msg.Kind {
 		case link.KindHello:
 			m.mu.Lock()
+			m.hello = link.Hello{}
 			msg.Decode(&m.hello)
-			m.conn = conn
+			m.conn, m.handed = conn, len(msg.Files)
 			m.mu.Unlock()
 			m.configure(conn, first)
 		case link.KindReady:
@@ -351,6 +367,9 @@ func (m *workload) push(conn *link.Conn) {
 	var list []assay.Workload
 	for _, x := range w.workloads {
 		list = append(list, x.Workload)
+		if !x.published.IsZero() {
+			list[len(list)-1].Identity = x.published
+		}
 	}
 	services := slices.Collect(maps.Values(w.services))
 	version, settings := w.version, w.settings
@@ -419,7 +438,11 @@ func (w *world) service(name string, port uint16, protocol assay.Protocol, targe
 		s.VIPs = []netip.Addr{netip.AddrFrom4([4]byte{10, 182, 0, n}), netip.MustParseAddr(fmt.Sprintf("fd5a:5a59:1::%x", n))}
 	}
 	for _, e := range endpoints {
-		s.Endpoints = append(s.Endpoints, assay.Endpoint{Workload: e.ID, Identity: e.Identity, Addrs: e.Addrs, Targets: []uint16{target}})
+		id := e.Identity
+		if !e.published.IsZero() {
+			id = e.published
+		}
+		s.Endpoints = append(s.Endpoints, assay.Endpoint{Workload: e.ID, Identity: id, Addrs: e.Addrs, Targets: []uint16{target}})
 	}
 	w.services[s.Key()] = s
 	w.mu.Unlock()
@@ -585,12 +608,27 @@ func exchange(t testing.TB, c net.Conn, text string) string {
 
 func echo(c *net.TCPConn) { io.Copy(c, c) }
 
-// expectReset reads until the connection is reset.
-func expectReset(t testing.TB, c net.Conn) {
+// expectReset sends text and reads until the connection is reset. The reset is told
+// once, by whichever call comes first.
+func expectReset(t testing.TB, c net.Conn, text string) {
 	t.Helper()
-	b, err := io.ReadAll(c)
-	if !errors.Is(err, syscall.ECONNRESET) {
+	if _, err := io.WriteString(c, text); errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+		return
+	}
+	if b, err := io.ReadAll(c); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("read %q, %v; want a reset", b, err)
+	}
+}
+
+// dialExpectReset is expectReset for a connection that is reset whatever it says:
+// connect() itself may be the call that is told.
+func (m *workload) dialExpectReset(to netip.AddrPort, text string) {
+	m.w.t.Helper()
+	c, err := m.dial(to)
+	if err == nil {
+		expectReset(m.w.t, c, text)
+	} else if !errors.Is(err, syscall.ECONNRESET) {
+		m.w.t.Errorf("dial: %v, want a reset", err)
 	}
 }
 

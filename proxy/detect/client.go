@@ -2,6 +2,8 @@ package detect
 
 import (
 	"bytes"
+	"slices"
+	"strings"
 
 	"assay.dev"
 )
@@ -43,53 +45,67 @@ func clientTLS(p []byte) (assay.Protocol, bool) {
 
 // clientHTTP1 wants METHOD SP TARGET SP HTTP/1.x CRLF (RFC 9112 section 3). Other
 // protocols have upper-case verbs too (NATS even a CONNECT), so nothing less than
-// the version settles it, but for a known method with a path or URI behind it, which
-// nobody else says and which may be as long as the client likes.
+// the version settles it, but for a method with a path or URI behind it, which
+// nobody else says and which may be as long as the client likes. Only what may still
+// become a registered method is waited for: whoever says anything else without ending
+// a line must not be held up.
 func clientHTTP1(p []byte) (assay.Protocol, bool) {
-	const maxMethod = 24
-	sp := bytes.IndexByte(p[:min(len(p), maxMethod)], ' ')
+	sp := bytes.IndexByte(p[:min(len(p), maxMethod+1)], ' ')
 	method := p
 	if sp >= 0 {
 		method = p[:sp]
 	}
-	if len(method) == 0 || sp < 0 && len(p) >= maxMethod {
-		return assay.Opaque, true
-	}
-	for _, c := range method {
-		if !tokenByte(c) {
-			return assay.Opaque, true
-		}
-	}
 	if sp < 0 {
-		return assay.Opaque, false
+		return assay.Opaque, !methodPrefix(method)
 	}
 	line := p[sp+1:]
 	if i := bytes.IndexByte(line, '\n'); i >= 0 {
 		line = bytes.TrimSuffix(line[:i], []byte{'\r'})
 		i := bytes.LastIndexByte(line, ' ')
-		if i > 0 && len(line)-i == len(" HTTP/1.1") && string(line[i:i+8]) == " HTTP/1." {
+		if token(method) && i > 0 && len(line)-i == len(" HTTP/1.1") && string(line[i:i+8]) == " HTTP/1." {
 			return assay.HTTP1, true
 		}
 		return assay.Opaque, true
 	}
-	likely := knownMethod(method) && len(line) > 0 && (line[0] == '/' || len(line) > 4 && string(line[:4]) == "http")
+	if _, ok := slices.BinarySearchFunc(methods, method, compareMethod); !ok {
+		return assay.Opaque, true
+	}
 	for _, c := range line {
 		if c < ' ' && c != '\r' || c == 0x7f {
 			return assay.Opaque, true
 		}
 	}
-	if likely {
+	if len(line) > 0 && line[0] == '/' || len(line) > 4 && string(line[:4]) == "http" {
 		return assay.HTTP1, len(p) >= MaxFirst
 	}
 	return assay.Opaque, len(p) >= MaxFirst
 }
 
-func knownMethod(m []byte) bool {
-	switch string(m) {
-	case "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH":
-		return true
+// methods are IANA's registry of HTTP methods, sorted.
+var methods = []string{
+	"ACL", "BASELINE-CONTROL", "BIND", "CHECKIN", "CHECKOUT", "CONNECT", "COPY", "DELETE", "GET", "HEAD", "LABEL",
+	"LINK", "LOCK", "MERGE", "MKACTIVITY", "MKCALENDAR", "MKCOL", "MKREDIRECTREF", "MKWORKSPACE", "MOVE", "OPTIONS",
+	"ORDERPATCH", "PATCH", "POST", "PRI", "PROPFIND", "PROPPATCH", "PUT", "QUERY", "REBIND", "REPORT", "SEARCH", "TRACE",
+	"UNBIND", "UNCHECKOUT", "UNLINK", "UNLOCK", "UPDATE", "UPDATEREDIRECTREF", "VERSION-CONTROL",
+}
+
+const maxMethod = len("UPDATEREDIRECTREF")
+
+func compareMethod(m string, p []byte) int { return strings.Compare(m, string(p)) }
+
+// methodPrefix reports whether p may become a method.
+func methodPrefix(p []byte) bool {
+	i, _ := slices.BinarySearchFunc(methods, p, compareMethod)
+	return i < len(methods) && len(p) <= len(methods[i]) && methods[i][:len(p)] == string(p)
+}
+
+func token(p []byte) bool {
+	for _, c := range p {
+		if !tokenByte(c) {
+			return false
+		}
 	}
-	return false
+	return len(p) > 0
 }
 
 // tokenByte is RFC 9110 section 5.6.2.

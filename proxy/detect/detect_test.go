@@ -33,6 +33,13 @@ func TestClient(t *testing.T) {
 		{"GET /\r\n", assay.Opaque, true}, // HTTP/0.9
 		{"GET key\r\n", assay.Opaque, true},
 		{"PING\r\n", assay.Opaque, true},
+		{"PING", assay.Opaque, true}, // no method begins so
+		{"PROP", assay.Opaque, false},
+		{"late", assay.Opaque, true},
+		{"get / HTTP/1.1\r\n", assay.HTTP1, true}, // the engine says what is wrong with it
+		{"BREW /pot HTTP/1.1\r\n", assay.HTTP1, true},
+		{"BREW /pot", assay.Opaque, true},
+		{"Ünicode / HTTP/1.1\r\n", assay.Opaque, true},
 		{"EHLO client.example\r\n", assay.Opaque, true},
 		{"CONNECT {\"verbose\":false}\r\n", assay.Opaque, true},
 		{"SSH-2.0-OpenSSH_9.2\r\n", assay.Opaque, true},

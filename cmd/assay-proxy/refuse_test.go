@@ -1,0 +1,182 @@
+package main
+
+import (
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"assay.dev"
+	"golang.org/x/sys/unix"
+)
+
+// dialUncaptured connects from a workload as a process does that has escaped the
+// capture.
+func (m *workload) dialUncaptured(to netip.AddrPort) *net.TCPConn {
+	m.w.t.Helper()
+	var c net.Conn
+	m.do(func() (err error) {
+		d := net.Dialer{Timeout: 5 * time.Second, Control: func(_, _ string, raw syscall.RawConn) error {
+			var err error
+			raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, ownMark) })
+			return err
+		}}
+		c, err = d.Dial("tcp", to.String())
+		return err
+	})
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	m.w.t.Cleanup(func() { c.Close() })
+	return c.(*net.TCPConn)
+}
+
+func TestPlaintextFromMeshed(t *testing.T) {
+	w := newWorld(t)
+	client, server := w.workload("client"), w.workload("server")
+	target := netip.AddrPortFrom(server.Addrs[0], server.serve(0, func(*net.TCPConn) { t.Error("the application was reached") }))
+	for _, mode := range []assay.Mode{assay.Observe, assay.Strict} {
+		w.setMode(mode)
+		c := client.dialUncaptured(target)
+		expectReset(t, c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	}
+	eventually(t, "the finding arrives", func() bool { return server.found("plaintext-from-meshed") > 0 })
+	if n := server.report().Counters.Refusals["plaintext-from-meshed"]; n != 2 {
+		t.Errorf("%d refusals counted, want 2", n)
+	}
+}
+
+func TestOutsiders(t *testing.T) {
+	w := newWorld(t)
+	server, outsider := w.workload("server"), w.outsider()
+	seen := make(chan string, 10)
+	target := server.serve(0, func(c *net.TCPConn) {
+		seen <- c.RemoteAddr().String()
+		banner(c)
+	})
+	to := netip.AddrPortFrom(server.Addrs[0], target)
+	w.service("mail", 25, assay.Detect, target, server)
+
+	c := outsider.mustDial(to) // says nothing: the banner must come by itself
+	line := make([]byte, len("220 ready\r\n"))
+	if _, err := io.ReadFull(c, line); err != nil {
+		t.Fatal(err)
+	}
+	if got := exchange(t, c, "QUIT\r\n"); got != "QUIT\r\n" {
+		t.Error(got)
+	}
+	if got := strings.NewReplacer("[::ffff:", "", "]", "").Replace(<-seen); got != c.LocalAddr().String() {
+		t.Errorf("the application saw %s, the client is %s", got, c.LocalAddr())
+	}
+	c.Close()
+	eventually(t, "the exception is counted", func() bool {
+		s := sum(server.report(), func(k assay.SignalKey) bool {
+			return k.Direction == assay.Inbound && k.Security == assay.Plaintext && k.Reason == "outside" && k.Service == "bank/mail" && k.Port == 25
+		})
+		return s.Requests == 1 && s.Failures == 0 && s.BytesIn == 6 && s.BytesOut == 17
+	})
+
+	w.setMode(assay.Strict)
+	c = outsider.mustDial(to)
+	expectReset(t, c, "HELO\r\n")
+	if n := server.report().Counters.Refusals["plaintext-in-strict"]; n != 1 {
+		t.Errorf("%d refusals counted, want 1", n)
+	}
+	// Its own TLS is not the mesh's.
+	c = outsider.mustDial(to)
+	expectReset(t, c, "\x16\x03\x01\x00\x05\x01\x00\x00\x01\x03")
+	// A check that connects and closes is no error.
+	outsider.mustDial(to).Close()
+	if r := server.report().Counters.Refusals; r["plaintext-in-strict"] != 2 || len(r) != 1 {
+		t.Errorf("refusals %v, want two", r)
+	}
+}
+
+func TestPassThrough(t *testing.T) {
+	w := newWorld(t)
+	client, outsider := w.workload("client"), w.outsider()
+	port := outsider.serve(0, echo)
+	c := client.mustDial(netip.AddrPortFrom(outsider.Addrs[0], port))
+	if got := exchange(t, c, "hello"); got != "hello" {
+		t.Error(got)
+	}
+	c.CloseWrite()
+	if b, err := io.ReadAll(c); len(b) != 0 || err != nil {
+		t.Errorf("%q, %v", b, err)
+	}
+	eventually(t, "the exception is counted", func() bool {
+		s := sum(client.report(), func(k assay.SignalKey) bool {
+			return k.Direction == assay.Outbound && k.Security == assay.Plaintext && k.Reason == "outside" && k.Port == port
+		})
+		return s.Requests == 1 && s.Failures == 0 && s.BytesIn == 5 && s.BytesOut == 5
+	})
+	// Refused there is reset here.
+	client.dialExpectReset(netip.AddrPortFrom(outsider.Addrs[0], 1), "")
+	if n := client.report().Counters.Refusals["outside-unreachable"]; n != 1 {
+		t.Errorf("%d refusals counted, want 1", n)
+	}
+}
+
+func TestUnknownMeshAddress(t *testing.T) {
+	w := newWorld(t)
+	client := w.workload("client")
+	// A workload that was just made: it listens, but the table does not know it.
+	newcomer := w.machine("newcomer", addr4(40))
+	port := newcomer.serve(0, func(*net.TCPConn) { t.Error("it was reached in plaintext") })
+	client.dialExpectReset(netip.AddrPortFrom(newcomer.Addrs[0], port), "secret")
+	if n := client.report().Counters.Refusals["unknown-mesh-address"]; n != 1 {
+		t.Errorf("%d refusals counted, want 1", n)
+	}
+}
+
+func TestWrongIdentity(t *testing.T) {
+	w := newWorld(t)
+	client := w.workload("client")
+	// It lives at server's address, and its certificate is valid, but another one's.
+	thief := w.prepare("server")
+	server := thief.Identity
+	thief.Identity.Account, thief.identity.Account = "thief", "thief"
+	thief.published = server
+	port := thief.serve(0, func(*net.TCPConn) { t.Error("the application was reached") })
+	thief.start()
+	thief.awaitCertificate()
+	vip := w.service("ledger", 1, assay.Detect, port, thief)
+	client.dialExpectReset(vip, "secret")
+	r := client.report().Counters
+	if r.HandshakeFailures["identity-mismatch"] != 1 || r.Refusals["handshake"] != 1 {
+		t.Errorf("counted %+v", r)
+	}
+	eventually(t, "the finding arrives", func() bool { return client.found("identity-mismatch") == 1 })
+}
+
+func TestBeforeTheCertificate(t *testing.T) {
+	w := newWorld(t)
+	server := w.workload("server")
+	client := w.prepare("client")
+	client.refuse = "not attested yet"
+	client.start()
+	eventually(t, "the proxy is ready", func() bool {
+		client.mu.Lock()
+		defer client.mu.Unlock()
+		return client.ready > 0
+	})
+	vip := w.service("echo", 1, assay.Opaque, server.serve(0, echo), server)
+	// A connection waits for the certificate, and not for ever.
+	c := client.mustDial(vip)
+	start := time.Now()
+	expectReset(t, c, "")
+	if d := time.Since(start); d < time.Second || d > 5*time.Second {
+		t.Errorf("refused after %v, want about two seconds", d)
+	}
+	c = client.mustDial(vip)
+	client.mu.Lock()
+	client.refuse = ""
+	client.mu.Unlock()
+	if got := exchange(t, c, "hello"); got != "hello" {
+		t.Error(got)
+	}
+	if n := client.report().Counters.Refusals["no-certificate"]; n != 1 {
+		t.Errorf("%d refusals counted, want 1", n)
+	}
+}
