@@ -21,6 +21,9 @@ type Config struct {
 	// Hosts is control. The agent calls nothing but this. nil: the agent works from
 	// the snapshot on disk.
 	Hosts api.HostsClient
+	// Bundle is told of each new trust bundle before the agent acknowledges it, for
+	// whoever verifies control's certificate (see Remote). nil: nobody.
+	Bundle func(*api.Bundle) error
 	// DataDir holds state that survives a restart (/var/lib/assay/agent).
 	DataDir string
 	// RuntimeDir holds agent.sock and what running workloads see (/run/assay).

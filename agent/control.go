@@ -285,6 +285,12 @@ func (a *Agent) receiveUpdates(stream hostStream, epoch uint64) error {
 				a.log.Error("control sent a trust bundle that cannot be read", "err", err)
 				continue
 			}
+			if a.cfg.Bundle != nil {
+				if err := a.cfg.Bundle(u.GetBundle()); err != nil {
+					a.log.Error("the trust bundle is not in use", "err", err)
+					continue
+				}
+			}
 			next.bundle = u.GetBundle()
 			a.setBundle(u.GetBundle())
 			a.outbox.ack("", u.GetBundle().GetVersion())

@@ -9,5 +9,7 @@ func hostCommands() []*cobra.Command {
 		upCommand(),
 		demoCommand(),
 		spaceCommand(),
+		agentCommand(),
+		runCommand(),
 	}
 }

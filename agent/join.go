@@ -1,0 +1,341 @@
+package agent
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"assay.dev"
+	"assay.dev/api"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+)
+
+// RemoteConfig says how to reach control on another machine.
+type RemoteConfig struct {
+	Address  string // host:port
+	DataDir  string // the agent's
+	HostName string
+	// Token is a join token; it is used when the host has no certificate, and only
+	// then: a host that joined may be given the spent one again.
+	Token string
+	Log   *slog.Logger
+}
+
+// Remote calls control as this host, over TLS, and renews the host's certificate. It
+// is an api.HostsClient. What it knows is in DataDir/host: key.pem and host.json, 0600.
+// The key is made there and never leaves.
+type Remote struct {
+	cfg  RemoteConfig
+	conn atomic.Pointer[grpc.ClientConn]
+
+	mu   sync.Mutex
+	host hostCredentials
+	pool *x509.CertPool
+	cert *tls.Certificate
+}
+
+// hostCredentials is what control gave to this host.
+type hostCredentials struct {
+	HostID      string    `json:"hostID"`
+	TrustDomain string    `json:"trustDomain"`
+	Chain       [][]byte  `json:"chain"`
+	Key         []byte    `json:"key"` // PKCS 8
+	Roots       [][]byte  `json:"roots"`
+	Bundle      uint64    `json:"bundle"`
+	RenewAt     time.Time `json:"renewAt"`
+}
+
+// maxMessage fits the first delta of a large mesh.
+const maxMessage = 64 << 20
+
+// Connect joins the mesh if this host has not, and returns its client. It fails when
+// the host cannot join; a control that is merely away does not matter to a host that
+// has joined.
+func Connect(ctx context.Context, cfg RemoteConfig) (*Remote, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.HostName == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return nil, err
+		}
+		cfg.HostName = name
+	}
+	r := &Remote{cfg: cfg}
+	dir := filepath.Join(cfg.DataDir, "host")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, &assay.Error{Op: "open " + dir, Err: err, Remedy: "run as root, or name a folder of your own"}
+	}
+	err := readJSON(r.file(), &r.host)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		if err := r.join(ctx); err != nil {
+			return nil, err
+		}
+	case err != nil:
+		return nil, &assay.Error{Op: "read this host's certificate", Err: err, Remedy: "restore the file, or remove it and join with a new token"}
+	}
+	if err := checkPrivate(r.file()); err != nil {
+		return nil, err
+	}
+	if err := r.use(r.host); err != nil {
+		return nil, &assay.Error{Op: "read this host's certificate", Err: err, Remedy: "remove " + r.file() + " and join with a new token"}
+	}
+	return r, r.redial()
+}
+
+func (r *Remote) file() string { return filepath.Join(r.cfg.DataDir, "host", "host.json") }
+
+func checkPrivate(path string) error {
+	st, err := os.Stat(path)
+	if err == nil && st.Mode().Perm()&0o077 != 0 {
+		err = &assay.Error{Kind: assay.Denied, Op: "read " + path, Err: fmt.Errorf("others may read it (%v)", st.Mode().Perm()), Remedy: "it holds this host's key: chmod 600, and if others could have read it, join with a new token"}
+	}
+	return err
+}
+
+// use makes c what connections are made with.
+func (r *Remote) use(c hostCredentials) error {
+	key, err := x509.ParsePKCS8PrivateKey(c.Key)
+	if err != nil {
+		return err
+	}
+	if len(c.Chain) == 0 {
+		return errors.New("no certificate")
+	}
+	leaf, err := x509.ParseCertificate(c.Chain[0])
+	if err != nil {
+		return err
+	}
+	roots, err := api.FromBundle(c.Bundle, c.Roots).Certificates()
+	if err != nil {
+		return err
+	}
+	pool := x509.NewCertPool()
+	for _, root := range roots {
+		pool.AddCert(root)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.host, r.pool = c, pool
+	r.cert = &tls.Certificate{Certificate: c.Chain, PrivateKey: key, Leaf: leaf}
+	return nil
+}
+
+// join spends the token. The key is on disk before it is certified, so a join whose
+// answer was lost is repeated with the same one, which control takes.
+func (r *Remote) join(ctx context.Context) error {
+	op := "join " + r.cfg.Address
+	if r.cfg.Token == "" {
+		return &assay.Error{Kind: assay.Denied, Op: op, Err: errors.New("this host has not joined a mesh yet"), Remedy: "make a token with: assay token create, and start the agent with it"}
+	}
+	token, err := assay.ParseJoinToken(r.cfg.Token)
+	if err != nil {
+		return &assay.Error{Kind: assay.Invalid, Op: op, Err: err}
+	}
+	pending := filepath.Join(r.cfg.DataDir, "host", "join.key")
+	raw, err := os.ReadFile(pending)
+	if errors.Is(err, os.ErrNotExist) {
+		if raw, err = newKey(); err == nil {
+			err = writeFile(pending, raw, 0o600)
+		}
+	}
+	if err != nil {
+		return &assay.Error{Op: op, Err: err}
+	}
+	csr, err := request(raw)
+	if err != nil {
+		return &assay.Error{Op: op, Err: err}
+	}
+	conn, err := grpc.NewClient("passthrough:"+r.cfg.Address, options(api.JoinTLS(token))...)
+	if err != nil {
+		return &assay.Error{Op: op, Err: err}
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	answer, err := api.NewHostsClient(conn).Join(ctx, &api.JoinRequest{Token: r.cfg.Token, Csr: csr, HostName: r.cfg.HostName}, grpc.WaitForReady(false))
+	if err != nil {
+		return api.StatusError(op, err)
+	}
+	if err := r.keep(answer, raw); err != nil {
+		return &assay.Error{Op: op, Err: err}
+	}
+	r.cfg.Log.Info("joined", "host", answer.GetHostId(), "mesh", answer.GetTrustDomain())
+	return os.Remove(pending)
+}
+
+// keep takes in a certificate for key, on disk first.
+func (r *Remote) keep(answer *api.JoinResponse, key []byte) error {
+	renew, err := api.Time(answer.GetRenewAt())
+	if err != nil {
+		return err
+	}
+	c := hostCredentials{
+		HostID: answer.GetHostId(), TrustDomain: answer.GetTrustDomain(), Chain: answer.GetChain(), Key: key,
+		Roots: answer.GetBundle().GetRoots(), Bundle: answer.GetBundle().GetVersion(), RenewAt: renew,
+	}
+	if err := r.use(c); err != nil {
+		return err
+	}
+	return writeJSON(r.file(), c)
+}
+
+// SetBundle takes in the roots that control announces, so that the next connection
+// trusts them. It is Config.Bundle.
+func (r *Remote) SetBundle(b *api.Bundle) error {
+	r.mu.Lock()
+	c := r.host
+	r.mu.Unlock()
+	if c.Bundle == b.GetVersion() {
+		return nil
+	}
+	c.Roots, c.Bundle = b.GetRoots(), b.GetVersion()
+	if err := r.use(c); err != nil {
+		return err
+	}
+	return writeJSON(r.file(), c)
+}
+
+// Run renews the certificate until ctx ends: with a fresh key, at the time that
+// control names, and again soon when that fails.
+func (r *Remote) Run(ctx context.Context) error {
+	retry := time.Second
+	for {
+		r.mu.Lock()
+		wait := max(time.Until(r.host.RenewAt), 0)
+		r.mu.Unlock()
+		if retry > time.Second {
+			wait = max(wait, retry/2+mathrand.N(retry))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+		if err := r.renew(ctx); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			r.cfg.Log.Error("this host's certificate was not renewed", "err", err, "until", r.notAfter())
+			retry = min(2*retry, time.Minute)
+			continue
+		}
+		retry = time.Second
+	}
+}
+
+func (r *Remote) notAfter() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.cert.Leaf.NotAfter
+}
+
+func (r *Remote) renew(ctx context.Context) error {
+	key, err := newKey()
+	if err != nil {
+		return err
+	}
+	csr, err := request(key)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	answer, err := r.Renew(ctx, &api.RenewRequest{Csr: csr})
+	if err != nil {
+		return api.StatusError("renew", err)
+	}
+	if err := r.keep(answer, key); err != nil {
+		return err
+	}
+	// Control ends what an old certificate opened; a new connection comes first.
+	return r.redial()
+}
+
+// redial makes a connection with the newest certificate and closes the one before.
+func (r *Remote) redial() error {
+	r.mu.Lock()
+	domain := r.host.TrustDomain
+	r.mu.Unlock()
+	conn, err := grpc.NewClient("passthrough:"+r.cfg.Address, options(api.ClientTLS(api.Credentials{
+		TrustDomain: domain,
+		Roots: func() *x509.CertPool {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			return r.pool
+		},
+		Certificate: func() (*tls.Certificate, error) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			return r.cert, nil
+		},
+	}))...)
+	if err != nil {
+		return err
+	}
+	if old := r.conn.Swap(conn); old != nil {
+		old.Close()
+	}
+	return nil
+}
+
+func options(t *tls.Config) []grpc.DialOption {
+	return []grpc.DialOption{
+		grpc.WithTransportCredentials(credentials.NewTLS(t)),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
+	}
+}
+
+// Close ends the connection.
+func (r *Remote) Close() error { return r.conn.Load().Close() }
+
+// The methods of api.HostsClient call through the newest connection.
+
+func (r *Remote) Join(ctx context.Context, in *api.JoinRequest, opts ...grpc.CallOption) (*api.JoinResponse, error) {
+	return api.NewHostsClient(r.conn.Load()).Join(ctx, in, opts...)
+}
+
+func (r *Remote) Renew(ctx context.Context, in *api.RenewRequest, opts ...grpc.CallOption) (*api.JoinResponse, error) {
+	return api.NewHostsClient(r.conn.Load()).Renew(ctx, in, opts...)
+}
+
+func (r *Remote) Sync(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[api.HostUpdate, api.ControlUpdate], error) {
+	return api.NewHostsClient(r.conn.Load()).Sync(ctx, opts...)
+}
+
+func (r *Remote) Issue(ctx context.Context, in *api.IssueRequest, opts ...grpc.CallOption) (*api.IssueResponse, error) {
+	return api.NewHostsClient(r.conn.Load()).Issue(ctx, in, opts...)
+}
+
+func newKey() ([]byte, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	return x509.MarshalPKCS8PrivateKey(key)
+}
+
+func request(key []byte) ([]byte, error) {
+	k, err := x509.ParsePKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, k)
+}
