@@ -86,7 +86,16 @@ func (a *Agent) place(ctx context.Context, req RunRequest, owner *attest.Process
 // settle waits until the workload is meshed. Control that is away is waited for by
 // the certificate, not by the start.
 func (w *workload) settle(ctx context.Context) error {
-	if !w.accepts.within(ctx, acceptWithin) {
+	t := time.NewTimer(acceptWithin)
+	defer t.Stop()
+	select {
+	case <-w.accepts.ch:
+	case <-w.stillborn.ch:
+	case <-t.C:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if !w.accepts.is() {
 		w.mu.Lock()
 		err := w.spawning
 		w.mu.Unlock()

@@ -50,9 +50,7 @@ func (w *workload) superviseProxy(ctx context.Context, running *attest.Process) 
 			var err error
 			if proc, conn, err = w.spawn(); err != nil {
 				w.log.Error("the proxy cannot be started", "err", err)
-				w.mu.Lock()
-				w.spawning = err
-				w.mu.Unlock()
+				w.failedStart(err)
 			}
 		}
 		if proc != nil {
@@ -65,6 +63,9 @@ func (w *workload) superviseProxy(ctx context.Context, running *attest.Process) 
 			w.mu.Lock()
 			w.rec.Proxy = processRef{}
 			w.mu.Unlock()
+			if !w.accepts.is() {
+				w.failedStart(fmt.Errorf("the proxy ended before it accepted: %s", w.logTail()))
+			}
 		}
 		if time.Since(began) > settled {
 			retry = 0
@@ -74,6 +75,21 @@ func (w *workload) superviseProxy(ctx context.Context, running *attest.Process) 
 		case <-time.After(retry):
 		}
 		retry = min(max(2*retry, respawnFirst), respawnMost)
+	}
+}
+
+// maxFailedStarts is after how many a placement gives up.
+const maxFailedStarts = 3
+
+// failedStart counts proxies that ended before one accepted.
+func (w *workload) failedStart(err error) {
+	w.mu.Lock()
+	w.spawning = err
+	w.failures++
+	n := w.failures
+	w.mu.Unlock()
+	if n == maxFailedStarts {
+		w.stillborn.set()
 	}
 }
 
@@ -189,7 +205,8 @@ func (w *workload) spawn() (_ *attest.Process, _ *link.Conn, err error) {
 		if err := confineThread(unix.CAP_NET_RAW); err != nil {
 			return err
 		}
-		_, err := syscall.ForkExec(fmt.Sprintf("/proc/self/fd/%d", exeFD), []string{proxyName + " " + w.id}, attr) // one word: for those who look at processes; a proxy takes no arguments
+		// One word, for those who look at processes: a proxy takes no arguments.
+		_, err := syscall.ForkExec(fmt.Sprintf("/proc/self/fd/%d", exeFD), []string{proxyName + " " + w.id}, attr)
 		return err
 	})
 	if err != nil {
@@ -203,7 +220,6 @@ func (w *workload) spawn() (_ *attest.Process, _ *link.Conn, err error) {
 	// itself when its link does.
 	w.mu.Lock()
 	w.rec.Proxy, w.rec.ProxyExe, w.rec.NetNS = refOf(proc), digest, w.ns.Inode()
-	w.spawning = nil
 	w.mu.Unlock()
 	if err := w.save(); err != nil {
 		proc.Signal(syscall.SIGKILL)
@@ -261,13 +277,24 @@ func (w *workload) openLog() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if st, err := f.Stat(); err == nil && st.Size() > maxProxyLog {
-		f.Truncate(0)
+	st, err := f.Stat()
+	if err == nil && st.Size() > maxProxyLog {
+		err = f.Truncate(0)
 	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	w.mu.Lock()
+	w.logFrom = st.Size()
+	if st.Size() > maxProxyLog {
+		w.logFrom = 0
+	}
+	w.mu.Unlock()
 	return f, nil
 }
 
-// logTail is the last lines that a proxy wrote, for whoever reads why it died.
+// logTail is the last lines that this proxy wrote, for whoever reads why it died.
 func (w *workload) logTail() string {
 	f, err := os.Open(w.a.store.path("workloads", w.id+".log"))
 	if err != nil {
@@ -275,8 +302,14 @@ func (w *workload) logTail() string {
 	}
 	defer f.Close()
 	const most = 2048
-	if st, err := f.Stat(); err == nil && st.Size() > most {
-		f.Seek(-most, io.SeekEnd)
+	w.mu.Lock()
+	from := w.logFrom
+	w.mu.Unlock()
+	if st, err := f.Stat(); err == nil {
+		from = max(from, st.Size()-most)
+	}
+	if _, err := f.Seek(from, io.SeekStart); err != nil {
+		return ""
 	}
 	b, err := io.ReadAll(f)
 	if err != nil || len(b) == 0 {

@@ -62,15 +62,16 @@ type workload struct {
 	ns      *netns.Namespace
 	capture *capture.Capture
 
-	end      context.CancelCauseFunc // ends the workload, and says why
-	done     chan struct{}           // closed when its goroutines have ended and everything is removed
-	wake     chan struct{}           // there is a new view
-	lookNow  chan struct{}           // something about its sockets may have changed
-	redialed chan orphan             // its proxy is back, after an agent's death
-	owned    chan *attest.Process    // processes whose end is the workload's
-	accepts  *latch                  // the proxy accepts
-	decided  *latch                  // control accepted or refused it
-	attested *latch                  // its artifacts are known
+	end       context.CancelCauseFunc // ends the workload, and says why
+	done      chan struct{}           // closed when its goroutines have ended and everything is removed
+	wake      chan struct{}           // there is a new view
+	lookNow   chan struct{}           // something about its sockets may have changed
+	redialed  chan orphan             // its proxy is back, after an agent's death
+	owned     chan *attest.Process    // processes whose end is the workload's
+	accepts   *latch                  // the proxy accepts
+	decided   *latch                  // control accepted or refused it
+	attested  *latch                  // its artifacts are known
+	stillborn *latch                  // no proxy could be started
 
 	mu        sync.Mutex
 	rec       record
@@ -79,7 +80,9 @@ type workload struct {
 	exeID     attest.FileID
 	session   *session
 	refused   error // by control
-	spawning  error // why the proxy does not start
+	spawning  error // why the proxy did not start
+	failures  int   // proxies that ended before one accepted
+	logFrom   int64 // where the proxy's log begins in its file
 	report    *link.Report
 	bundle    uint64 // in use by the proxy
 	reported  time.Time
@@ -90,7 +93,7 @@ func (a *Agent) newWorkload(rec record, ns *netns.Namespace) *workload {
 		a: a, id: rec.Workload.ID, addrs: rec.Workload.Addrs, log: a.log.With("workload", rec.Workload.ID),
 		ns: ns, capture: capture.New(ns),
 		done: make(chan struct{}), wake: make(chan struct{}, 1), lookNow: make(chan struct{}, 1), redialed: make(chan orphan),
-		owned: make(chan *attest.Process), accepts: newLatch(), decided: newLatch(), attested: newLatch(),
+		owned: make(chan *attest.Process), accepts: newLatch(), decided: newLatch(), attested: newLatch(), stillborn: newLatch(),
 		rec: rec,
 	}
 }

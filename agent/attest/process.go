@@ -34,34 +34,35 @@ func Open(pid int) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("process %d: pidfd: %w", pid, err)
 	}
-	return FromPidfd(os.NewFile(uintptr(fd), "pidfd"))
-}
-
-// FromPidfd takes over a pidfd, also with an error.
-func FromPidfd(f *os.File) (*Process, error) {
-	fd := int(f.Fd())
-	pid, err := pidOf(fd)
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	// A file of the runtime's poller: waiting for many processes costs no threads.
-	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-	f.Close()
-	if err != nil {
-		return nil, fmt.Errorf("process %d: %w", pid, err)
-	}
-	if err := unix.SetNonblock(dup, true); err != nil {
-		unix.Close(dup)
-		return nil, fmt.Errorf("process %d: %w", pid, err)
-	}
-	p := &Process{file: os.NewFile(uintptr(dup), "pidfd"), pid: pid}
+	p := &Process{file: os.NewFile(uintptr(fd), "pidfd"), pid: pid}
 	if p.start, err = startTime(pid); err == nil {
-		err = p.check()
+		err = p.check() // still there: the start time is its own
 	}
 	if err != nil {
 		p.file.Close()
 		return nil, fmt.Errorf("process %d: %w", pid, err)
+	}
+	return p, nil
+}
+
+// FromPidfd takes over a pidfd, also with an error.
+func FromPidfd(f *os.File) (*Process, error) {
+	defer f.Close()
+	given := int(f.Fd())
+	pid, err := pidOf(given)
+	if err != nil {
+		return nil, err
+	}
+	// Another descriptor, for the runtime's poller: waiting for many processes costs no
+	// threads. The given one stays blocking, because it may be shared with somebody who
+	// waits by it.
+	p, err := Open(pid)
+	if err != nil {
+		return nil, err
+	}
+	if ended(given) { // so the number may have been another's when it was opened
+		p.Close()
+		return nil, fmt.Errorf("process %d: %w", pid, ErrGone)
 	}
 	return p, nil
 }

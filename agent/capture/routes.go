@@ -42,9 +42,6 @@ func routes(mark uint32) error {
 	if err != nil {
 		return fmt.Errorf("capture: lo: %w", err)
 	}
-	if err := netlink.LinkSetUp(lo); err != nil {
-		return fmt.Errorf("capture: lo: %w", err)
-	}
 	for _, f := range families() {
 		rule := policy(f, mark)
 		have, err := netlink.RuleListFiltered(f, rule, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_MARK)
