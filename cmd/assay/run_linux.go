@@ -139,7 +139,7 @@ func follow(ctx context.Context, p *agent.Placement, o *runOptions, signals <-ch
 	defer cancel()
 	lost := make(chan error, 1)
 	go func() { lost <- p.Run(ctx) }()
-	c := &command{options: o, place: p, started: make(chan error, 1), ended: make(chan error, 1)}
+	c := &child{options: o, place: p, started: make(chan error, 1), ended: make(chan error, 1)}
 	go c.run()
 	if err := <-c.started; err != nil {
 		end(p)
@@ -269,9 +269,9 @@ func enter(pid int) error {
 	return syscall.Exec(nsenter, append(argv, os.Args[1:]...), os.Environ())
 }
 
-// command is what runs in the place. It is started by a thread that ends with it,
+// child is what runs in the place. It is started by a thread that ends with it,
 // because the thread is in the workload's namespaces.
-type command struct {
+type child struct {
 	options *runOptions
 	place   *agent.Placement
 	process *os.Process
@@ -279,11 +279,11 @@ type command struct {
 	ended   chan error // once, after a start that succeeded
 }
 
-func (c *command) signal(s syscall.Signal) { c.process.Signal(s) }
+func (c *child) signal(s syscall.Signal) { c.process.Signal(s) }
 
 // run holds its thread until the command has ended: the kernel sends the command
 // SIGKILL when the thread that started it ends, so nothing outlives this process.
-func (c *command) run() {
+func (c *child) run() {
 	runtime.LockOSThread() // for ever
 	if unix.Gettid() == os.Getpid() {
 		// The main thread is what /proc shows of this process: it stays on the host.
@@ -300,7 +300,7 @@ func (c *command) run() {
 	}
 }
 
-func (c *command) start() (*exec.Cmd, error) {
+func (c *child) start() (*exec.Cmd, error) {
 	o := c.options
 	op := "run " + o.command[0]
 	if err := c.place.Namespace.Enter(); err != nil {
