@@ -20,11 +20,11 @@ import (
 
 // Every engine passes the same suite.
 func TestConformanceSQLite(t *testing.T) {
-	conformance(t, func(t *testing.T) string { return "sqlite:" + filepath.Join(t.TempDir(), "state.db") })
+	conformance(t, func(t testing.TB) string { return "sqlite:" + filepath.Join(t.TempDir(), "state.db") })
 }
 
 // conformance runs the suite; fresh returns the URL of an empty store.
-func conformance(t *testing.T, fresh func(*testing.T) string) {
+func conformance(t *testing.T, fresh func(testing.TB) string) {
 	for _, c := range []struct {
 		name string
 		test func(*testing.T, *DB)
@@ -56,7 +56,7 @@ func conformance(t *testing.T, fresh func(*testing.T) string) {
 	t.Run("ForeignTables", func(t *testing.T) { testForeignTables(t, fresh(t)) })
 }
 
-func openTest(t *testing.T, url string) *DB {
+func openTest(t testing.TB, url string) *DB {
 	t.Helper()
 	db, err := Open(t.Context(), url)
 	if err != nil {
@@ -70,15 +70,15 @@ func openTest(t *testing.T, url string) *DB {
 	return db
 }
 
-func check(t *testing.T, err error) {
+func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
 }
 
-func must[T any](v T, err error) func(*testing.T) T {
-	return func(t *testing.T) T {
+func must[T any](v T, err error) func(testing.TB) T {
+	return func(t testing.TB) T {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)

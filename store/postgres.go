@@ -92,8 +92,8 @@ func diagnosePostgres(err error) diagnosis {
 		return diagnosis{kind: assay.Internal}
 	}
 	switch e.Code {
-	case "40003": // statement_completion_unknown
-		return diagnosis{then: reconnect, kind: assay.Unavailable}
+	case "40003", "25P03": // statement_completion_unknown, idle_in_transaction_session_timeout
+		return diagnosis{then: reconnect, kind: assay.Unavailable, cause: "the server ended the transaction", remedy: "try again"}
 	case "55P03", "57014": // lock_not_available, query_canceled
 		return diagnosis{then: again, kind: assay.Unavailable, cause: "the server gave up waiting", remedy: "look for a long transaction on the server"}
 	case "53100": // disk_full

@@ -37,7 +37,7 @@ type pgServer struct {
 }
 
 // sharedPostgres is one server for all tests of the package.
-func sharedPostgres(t *testing.T) *pgServer {
+func sharedPostgres(t testing.TB) *pgServer {
 	t.Helper()
 	if pgShared == nil {
 		s := newPostgres(t)
@@ -50,7 +50,7 @@ func sharedPostgres(t *testing.T) *pgServer {
 var pgShared *pgServer
 
 // newPostgres makes and starts a server, or skips the test.
-func newPostgres(t *testing.T) *pgServer {
+func newPostgres(t testing.TB) *pgServer {
 	t.Helper()
 	bins, _ := filepath.Glob("/usr/lib/postgresql/*/bin")
 	if len(bins) == 0 {
@@ -83,7 +83,7 @@ func newPostgres(t *testing.T) *pgServer {
 func (s *pgServer) data() string { return filepath.Join(s.dir, "data") }
 
 // start starts the server and waits until it answers.
-func (s *pgServer) start(t *testing.T) {
+func (s *pgServer) start(t testing.TB) {
 	t.Helper()
 	log := must(os.OpenFile(filepath.Join(s.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600))(t)
 	defer log.Close()
@@ -126,7 +126,7 @@ func pgURL(dir, database string) string {
 }
 
 // admin runs one statement as the server's owner.
-func (s *pgServer) admin(t *testing.T, statement string) {
+func (s *pgServer) admin(t testing.TB, statement string) {
 	t.Helper()
 	db := must(sql.Open("pgx", s.url("postgres")))(t)
 	defer db.Close()
@@ -136,7 +136,7 @@ func (s *pgServer) admin(t *testing.T, statement string) {
 }
 
 // newDatabase returns the URL of an empty database.
-func (s *pgServer) newDatabase(t *testing.T) string {
+func (s *pgServer) newDatabase(t testing.TB) string {
 	t.Helper()
 	name := fmt.Sprintf("t%d", s.databases.Add(1))
 	s.admin(t, "CREATE DATABASE "+name)
@@ -243,6 +243,30 @@ func TestPostgresDeadlock(t *testing.T) {
 	go func() { errs <- put("b", "a") }()
 	check(t, errors.Join(<-errs, <-errs))
 	equal(t, "both values are of one writer", string(must(db.GetMeta(ctx, "a"))(t)), string(must(db.GetMeta(ctx, "b"))(t)))
+}
+
+// A process that was stopped in a transaction, as by a laptop's sleep, finds it
+// ended by the server, and begins again.
+func TestPostgresIdleTransaction(t *testing.T) {
+	dbURL := sharedPostgres(t).newDatabase(t)
+	direct := openTest(t, dbURL)
+	db := openTest(t, dbURL+"&idle_in_transaction_session_timeout=50")
+	runs := 0
+	check(t, db.write(t.Context(), "store", func(ctx context.Context, tx *tx) error {
+		var pid int
+		if _, err := tx.row(ctx, `SELECT pg_backend_pid()`, nil, &pid); err != nil {
+			return err
+		}
+		if runs++; runs == 1 {
+			waitFor(t, "the server to end the transaction", func() bool {
+				var alive int
+				check(t, direct.r.QueryRowContext(ctx, `SELECT count(*) FROM pg_stat_activity WHERE pid = $1`, pid).Scan(&alive))
+				return alive == 0
+			})
+		}
+		return tx.putMeta(ctx, "x", nil)
+	}))
+	equal(t, "runs", runs, 2)
 }
 
 // A server that is restarted or crashes under writers costs them time, not writes:
