@@ -66,6 +66,12 @@ var (
 	ErrNoBody       = refusal(502, "body-forbidden", "RFC 9112 section 6.3", "a response that cannot have a body (1xx, 204) announces one")
 )
 
+// Order of events.
+var (
+	ErrHeadSlow    = refusal(408, "head-timeout", "RFC 9110 section 15.5.9", "the head of the request was not complete in time")
+	ErrSwitchEarly = refusal(502, "switch-early", "RFC 9110 section 7.8", "the response leaves HTTP before the request is complete")
+)
+
 // Chunks.
 var (
 	ErrChunkSize     = refusal(400, "chunk-size", "RFC 9112 section 7.1", "a chunk size is not hexadecimal digits followed by CRLF or an extension")

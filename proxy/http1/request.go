@@ -21,6 +21,10 @@ type Request struct {
 	// NTLM and Negotiate (RFC 4559 section 6) bind every later request to it.
 	BoundAuth bool
 
+	// IsHead and IsConnect name methods that frame their responses; Idempotent says
+	// that the method may be repeated (RFC 9110 section 9.2.2).
+	IsHead, IsConnect, Idempotent bool
+
 	method, target, host span
 	hasHost              bool
 	upgradeField         bool
@@ -189,30 +193,23 @@ func (r *Request) complete(b []byte) *Refusal {
 	} else if r.Minor == 1 {
 		return ErrHostMissing
 	}
+	switch string(r.Method) {
+	case "HEAD":
+		r.IsHead, r.Idempotent = true, true
+	case "GET", "OPTIONS", "TRACE", "PUT", "DELETE":
+		r.Idempotent = true
+	case "CONNECT":
+		r.IsConnect = true
+	}
 	r.Upgrade = r.upgradeField && r.UpgradeOption && r.Minor == 1
 	r.WebSocket = r.WebSocket && r.Upgrade
 	if err := r.framed(); err != nil {
 		return err
 	}
-	if r.IsConnect() && (r.Chunked || r.Length > 0) {
+	if r.IsConnect && (r.Chunked || r.Length > 0) {
 		return ErrConnectBody
 	}
 	return r.route()
-}
-
-// IsConnect reports whether the method is CONNECT.
-func (r *Request) IsConnect() bool { return string(r.Method) == "CONNECT" }
-
-// IsHead reports whether the method is HEAD: its response has no body.
-func (r *Request) IsHead() bool { return string(r.Method) == "HEAD" }
-
-// Idempotent reports whether the method may be repeated (RFC 9110 section 9.2.2).
-func (r *Request) Idempotent() bool {
-	switch string(r.Method) {
-	case "GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE":
-		return true
-	}
-	return false
 }
 
 // HasBody reports whether bytes follow the head.

@@ -222,7 +222,7 @@ func TestRequestParts(t *testing.T) {
 	if r.Size != len(text)-len("rest") {
 		t.Errorf("size %d", r.Size)
 	}
-	if !r.Close || r.Persistent() || !r.Upgrade || !r.WebSocket || !r.Expect || !r.BoundAuth || r.Idempotent() || !r.HasBody() {
+	if !r.Close || r.Persistent() || !r.Upgrade || !r.WebSocket || !r.Expect || !r.BoundAuth || r.Idempotent || !r.HasBody() {
 		t.Errorf("%+v", r)
 	}
 }

@@ -15,7 +15,7 @@ func (r *Request) route() *Refusal {
 	r.Authority = r.Host
 	t := r.Target
 	switch {
-	case r.IsConnect(): // authority-form
+	case r.IsConnect: // authority-form
 		h, p, ok := splitAuthority(t)
 		if !ok || len(h) == 0 || len(p) == 0 {
 			return ErrTarget

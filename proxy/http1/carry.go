@@ -1,0 +1,420 @@
+package http1
+
+import (
+	"assay.dev/proxy/mux"
+	"errors"
+	"io"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The way of a request: nextHead -> begin -> dispatch -> upload -> await. While the
+// response is on its way the goroutine reads the application's socket, so the end of
+// an exchange costs it nothing: the next bytes that wake it are the next request.
+
+// carry takes the request whose head was parsed to its end. It reports whether the
+// connection goes on, and otherwise why not.
+func (c *client) carry() (bool, error) {
+	data, fin, refusal := c.firstBytes()
+	if refusal != nil {
+		c.refuse(refusal)
+		return false, refusal
+	}
+	x := c.begin(data)
+	for {
+		if c.dispatch(x, data, fin) {
+			c.upload(x)
+		}
+		next, err := c.await(x)
+		switch next {
+		case goOn:
+			return true, nil
+		case end:
+			return false, err
+		}
+		x = c.again(x)
+	}
+}
+
+// firstBytes returns the head and what is there of the body, which travel together,
+// and whether they are the whole request.
+func (c *client) firstBytes() (data []byte, fin bool, refusal *Refusal) {
+	c.body = c.req.Body(&c.lim)
+	n, refusal := c.body.Advance(c.in.b[c.req.Size:])
+	if refusal != nil {
+		return nil, false, refusal
+	}
+	c.sent = c.req.Size + n
+	c.uploaded = false
+	// What may become a tunnel, or another request on the same stream, stays open.
+	bound := c.req.BoundAuth || c.x != nil && c.x.bound
+	fin = c.body.Done() && !c.req.Upgrade && !c.req.IsConnect && !bound
+	return c.in.b[:c.sent], fin, nil
+}
+
+// begin makes the exchange. A connection that authenticated itself keeps its stream.
+func (c *client) begin(data []byte) *exchange {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	x := c.x
+	switch {
+	case x != nil && x.bound:
+		x.nextRequest()
+	case x != nil && x.gotFin && x.sentFin: // no call for its stream can follow
+		*x = exchange{c: c}
+	default:
+		x = &exchange{c: c}
+	}
+	c.x = x
+	x.bound = x.bound || c.req.BoundAuth
+	x.reqDone = c.body.Done()
+	x.Request = &c.req
+	x.Start = now()
+	x.RequestBytes = int64(len(data))
+	if c.observer != nil {
+		c.observer.Begin(&x.Exchange)
+	}
+	return x
+}
+
+// again prepares another attempt with the same bytes. Late calls for the stream
+// that failed go to its own handler.
+func (c *client) again(old *exchange) *exchange {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	x := &exchange{c: c, Exchange: old.Exchange, bound: old.bound, reqDone: old.reqDone}
+	x.Attempt++
+	x.Last = old.code
+	old.gone = true
+	c.x = x
+	return x
+}
+
+// dispatch gives the first bytes to an upstream. It reports whether there is one.
+func (c *client) dispatch(x *exchange, data []byte, fin bool) bool {
+	n, err := 0, error(nil)
+	switch {
+	case x.opened: // bound
+	case c.direct != nil:
+		n, err = c.openDirect(x, data, fin)
+	default:
+		x.Request = &c.req
+		st, taken, openErr := c.d.Dispatch(c.ctx, &x.Exchange, data, fin, x)
+		n, err = taken, openErr
+		if err == nil {
+			c.mu.Lock()
+			x.st.Stream = st
+			c.mu.Unlock()
+		}
+	}
+	if err != nil {
+		f, ok := errors.AsType[*Failure](err)
+		if !ok {
+			f = &Failure{Status: failDispatch.Status, Reason: failDispatch.Reason, Text: failDispatch.Text + " (" + err.Error() + ")"}
+		}
+		c.fail(x, f)
+		return false
+	}
+	c.mu.Lock()
+	x.Request = nil
+	x.opened = true
+	x.sentFin = fin && n == len(data)
+	if x.owed > 0 {
+		x.st.consumed(x.owed)
+		x.owed = 0
+	}
+	if x.gone && !x.gotFin {
+		x.st.reset(mux.Cancelled) // it was refused before it was known
+	}
+	c.settle(x)
+	c.mu.Unlock()
+	return n == len(data) || c.send(x, data[n:], fin) == nil
+}
+
+// upload sends what is left of the body as it comes.
+func (c *client) upload(x *exchange) {
+	for !c.body.Done() {
+		if c.in == nil || len(c.in.b) == c.sent {
+			if c.in != nil && c.in.full() {
+				c.dropSent()
+			}
+			switch err := c.fill(); {
+			case err == nil:
+			case err == errKicked:
+				if c.interrupted(x) {
+					return
+				}
+			case err == io.EOF:
+				c.mu.Lock()
+				c.gone(x)
+				c.mu.Unlock()
+				return
+			default:
+				c.mu.Lock()
+				c.dead = true
+				c.mu.Unlock()
+				return
+			}
+			continue
+		}
+		n, refusal := c.body.Advance(c.in.b[c.sent:])
+		if refusal != nil {
+			c.refuseBody(x, refusal)
+			return
+		}
+		c.count(x, n)
+		if c.send(x, c.in.b[c.sent:c.sent+n], c.body.Done() && !x.bound && !c.req.Upgrade) != nil {
+			return
+		}
+		if n > classes[small]/2 {
+			c.class = large
+		}
+		c.sent += n
+		c.dropSent()
+	}
+	c.class = small
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	x.reqDone = true
+	c.settle(x)
+}
+
+// count notes n more bytes of the request.
+func (c *client) count(x *exchange, n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.uploaded = true
+	x.RequestBytes += int64(n)
+}
+
+// dropSent forgets what the upstream has; no other can be given it any more.
+func (c *client) dropSent() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.uploaded = true
+	c.dropSentLocked()
+}
+
+func (c *client) dropSentLocked() {
+	if c.in != nil {
+		c.discard(c.sent)
+	}
+	c.sent = 0
+}
+
+// errInterrupted says that something else must be decided first.
+var errInterrupted = errors.New("http1: interrupted")
+
+// send gives p to the upstream, waiting for credit.
+func (c *client) send(x *exchange, p []byte, fin bool) error {
+	for {
+		n, err := x.st.tryWrite(p, fin)
+		if err != nil {
+			// The stream's Reset, which tells why, is on its way.
+			return c.pause(x, false)
+		}
+		if n == len(p) {
+			if fin {
+				c.mu.Lock()
+				x.sentFin = true
+				c.mu.Unlock()
+			}
+			return nil
+		}
+		p = p[n:]
+		if err := c.pause(x, true); err != nil {
+			return err
+		}
+	}
+}
+
+// pause waits for room at the upstream, or for what makes waiting pointless.
+func (c *client) pause(x *exchange, writable bool) error {
+	tick := time.NewTimer(time.Second)
+	defer tick.Stop()
+	for {
+		c.mu.Lock()
+		stop := c.halted(x)
+		c.waiting = !stop
+		c.mu.Unlock()
+		if stop {
+			return errInterrupted
+		}
+		woken := false
+		select {
+		case <-c.wake:
+			woken = writable
+		case <-tick.C:
+			// Nobody reads the socket now, so its reset would go unnoticed.
+			if c.isReset() {
+				c.mu.Lock()
+				c.dead = true
+				c.mu.Unlock()
+			}
+			tick.Reset(time.Second)
+		}
+		c.mu.Lock()
+		c.waiting = false
+		c.mu.Unlock()
+		if woken {
+			return nil
+		}
+	}
+}
+
+// isReset asks the kernel whether the application's connection was reset.
+func (c *client) isReset() bool {
+	state := uint8(0)
+	c.raw.Control(func(fd uintptr) {
+		if info, err := unix.GetsockoptTCPInfo(int(fd), syscall.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+			state = info.State
+		}
+	})
+	return state == unix.BPF_TCP_CLOSE
+}
+
+func (c *client) interrupted(x *exchange) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.halted(x)
+}
+
+// halted reports whether sending the request has become pointless.
+func (c *client) halted(x *exchange) bool {
+	return c.dead || c.stopped || c.closing || x.failed || x.ended
+}
+
+type outcome int
+
+const (
+	goOn  outcome = iota // with the next request
+	end                  // of the connection
+	retry                // the same bytes at another upstream
+)
+
+// await waits for the end of the exchange, and watches the application meanwhile.
+func (c *client) await(x *exchange) (outcome, error) {
+	for {
+		c.mu.Lock()
+		switch {
+		case c.stopped:
+			c.drop(x, failAborted)
+			c.abort()
+			c.mu.Unlock()
+			return end, ErrStopped
+		case c.dead:
+			c.drop(x, failClientGone)
+			c.mu.Unlock()
+			return end, c.cause(x)
+		case x.ended:
+			keep := x.keep
+			c.mu.Unlock()
+			if !keep {
+				return end, c.cause(x)
+			}
+			return goOn, nil
+		case x.failed:
+			c.mu.Unlock()
+			if c.retryable(x) {
+				return retry, nil
+			}
+			c.fail(x, failureOf(x.code))
+			continue
+		case c.closing: // answered before the request was complete
+			c.drop(x, "")
+			c.mu.Unlock()
+			return end, c.cause(x)
+		case x.tunnel && !x.reqDone:
+			c.mu.Unlock()
+			c.pump(x)
+			continue
+		}
+		// With another request at hand, or nothing left to read, there is nothing to
+		// watch; a reset is noticed by the write of the response.
+		watch := !c.eof && (c.in == nil || len(c.in.b) == c.sent && !c.in.full())
+		c.waiting = !watch
+		c.mu.Unlock()
+		if !watch {
+			<-c.wake
+			c.mu.Lock()
+			c.waiting = false
+			c.mu.Unlock()
+			continue
+		}
+		switch err := c.fill(); {
+		case err == nil, err == errKicked, err == io.EOF, err == errTimeout:
+		default:
+			c.mu.Lock()
+			c.dead = true
+			c.mu.Unlock()
+		}
+	}
+}
+
+// cause returns the error of an exchange that ended the connection.
+func (c *client) cause(x *exchange) error {
+	if x.Failure == "" {
+		return nil
+	}
+	return &endError{x.Failure}
+}
+
+type endError struct{ reason string }
+
+func (e *endError) Error() string { return "http1: connection ended: " + e.reason }
+
+// retryable reports whether the same bytes may go to another upstream: all of them
+// are at hand, and either nobody read them or reading them twice does no harm.
+func (c *client) retryable(x *exchange) bool {
+	if x.passed || x.reply.interim || c.uploaded || c.d == nil || x.Attempt+1 >= maxAttempts || c.eof {
+		return false
+	}
+	return x.code.Unread() && failureOf(x.code) != failDenied ||
+		failureOf(x.code) == failBroken && c.req.Idempotent && !c.req.HasBody()
+}
+
+// pump carries the application's side of a tunnel.
+func (c *client) pump(x *exchange) {
+	c.mu.Lock()
+	c.dropSentLocked() // the head of the request that asked for it
+	c.mu.Unlock()
+	c.class = small
+	for {
+		if c.in != nil {
+			n := len(c.in.b)
+			c.count(x, n)
+			if c.send(x, c.in.b, false) != nil {
+				return
+			}
+			c.class = small
+			if n == cap(c.in.b) {
+				c.class = large
+			}
+			c.discard(n)
+		}
+		if c.eof {
+			if c.send(x, nil, true) != nil {
+				return
+			}
+			c.mu.Lock()
+			x.reqDone = true
+			c.settle(x)
+			c.mu.Unlock()
+			return
+		}
+		switch err := c.fill(); {
+		case err == nil, err == io.EOF:
+		case err == errKicked:
+			if c.interrupted(x) {
+				return
+			}
+		default:
+			c.mu.Lock()
+			c.dead = true
+			c.mu.Unlock()
+			return
+		}
+	}
+}

@@ -1,0 +1,107 @@
+package http1
+
+import (
+	"context"
+	"time"
+
+	"assay.dev/proxy/mux"
+)
+
+// Exchange is what is known of one request and its response. It is reused for the
+// next one: nobody may keep a pointer beyond End.
+type Exchange struct {
+	// Request is the request's head. It is valid in Dispatch and Begin only.
+	Request *Request
+	// Attempt counts what Dispatch tried before, and Last is what ended that.
+	Attempt int
+	Last    mux.Code
+	// Tag is whatever Dispatch or Begin wants to find again in End.
+	Tag any
+
+	Start         time.Duration // when the head was read, on a monotonic clock of this package
+	Duration      time.Duration // from then to the last byte of the response
+	Status        int           // of the final response, 0 when there was none; also of an answer of our own
+	RequestBytes  int64         // head and body, as far as they were carried
+	ResponseBytes int64
+	Tunnel        bool // it became an opaque connection: the duration is that one's
+	// Failure is a stable short reason, a metric's label: "" when the response was
+	// carried whole, whatever its status.
+	Failure string
+}
+
+// Observer is told of each exchange. Both calls are made on the path of the bytes
+// and may hold locks: they must neither wait nor call back. End follows every Begin.
+type Observer interface {
+	Begin(x *Exchange)
+	End(x *Exchange)
+}
+
+// Dispatcher finds an upstream for each request of one application connection.
+type Dispatcher interface {
+	// Dispatch chooses an upstream and passes data, fin and h to its session's Open,
+	// whose results it returns. It may dial and wait, within bounds of its own, until
+	// ctx ends. When it returns an error, nothing was opened; a *Failure says what
+	// the application is told, anything else is answered 503. When x.Attempt is over
+	// 0 the last upstream did not read the request (x.Last): it should choose another.
+	Dispatch(ctx context.Context, x *Exchange, data []byte, fin bool, h mux.Handler) (mux.Stream, int, error)
+	Observer
+}
+
+// Failure says how the application is told that there is no response.
+type Failure struct {
+	Status int
+	Reason string // a stable short word, for the metric and Assay-Error
+	Text   string // what was refused, why, and what would allow it
+	// Reset resets the connection instead of answering: the application at the far
+	// end refused or reset it, and without the mesh the client would see that.
+	Reset bool
+}
+
+func (f *Failure) Error() string { return f.Text }
+
+// Failures by how the stream ended. Reasons are stable.
+var (
+	failRefused     = &Failure{Status: 503, Reason: "refused", Text: "no upstream accepted the request, and none has read it; it can be sent again when one is ready"}
+	failOverloaded  = &Failure{Status: 503, Reason: "overloaded", Text: "the upstream is at its limit and has not read the request; it can be sent again later"}
+	failDenied      = &Failure{Status: 403, Reason: "denied", Text: "a rule at the upstream forbids this client; a rule that names its identity would allow it"}
+	failBroken      = &Failure{Status: 502, Reason: "broken", Text: "the connection to the upstream's proxy broke before a response; the request may have been acted on"}
+	failBadRequest  = &Failure{Status: 502, Reason: "bad-request", Text: "the upstream's proxy read the request as malformed; the two proxies differ and should run the same version"}
+	failUnreachable = &Failure{Reset: true, Reason: "unreachable", Text: "the application refused the connection"}
+	failAppReset    = &Failure{Reset: true, Reason: "app-reset", Text: "the application reset the connection"}
+	failDispatch    = &Failure{Status: 503, Reason: "unavailable", Text: "no upstream is available; it can be sent again when one is ready"}
+	failUnknown     = &Failure{Status: 502, Reason: "unknown", Text: "the upstream's proxy ended the request for a reason that this version does not know"}
+)
+
+func failureOf(code mux.Code) *Failure {
+	switch code {
+	case mux.Refused:
+		return failRefused
+	case mux.Overloaded:
+		return failOverloaded
+	case mux.Denied:
+		return failDenied
+	case mux.Broken, mux.Cancelled:
+		return failBroken
+	case mux.BadRequest:
+		return failBadRequest
+	case mux.Unreachable:
+		return failUnreachable
+	case mux.AppReset:
+		return failAppReset
+	}
+	return failUnknown
+}
+
+// Reasons of exchanges that ended early otherwise.
+const (
+	failClientGone = "client-gone" // the client reset or closed before it had its response
+	failTruncated  = "truncated"   // the application closed before the end of its response
+	failNoResponse = "no-response" // it closed before the beginning
+	failUnasked    = "unasked"     // bytes followed a complete response
+	failAborted    = "aborted"     // the proxy stopped
+)
+
+var epoch = time.Now()
+
+// now is one reading of the monotonic clock.
+func now() time.Duration { return time.Since(epoch) }

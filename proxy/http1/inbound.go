@@ -1,0 +1,256 @@
+package http1
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"assay.dev/proxy/mux"
+)
+
+// Origin says between whom a stream is.
+type Origin struct {
+	Client netip.AddrPort // whom the application shall see; port 0: any
+	Target netip.AddrPort // the application
+	// Observer is told of the stream's exchanges; nil for nobody.
+	Observer Observer
+}
+
+// Backend connects to the application.
+type Backend interface {
+	// Dial connects to o.Target from o.Client's address. It gives up when ctx ends, and
+	// bounds itself. An error means that the application refused or does not answer.
+	Dial(ctx context.Context, o Origin) (*net.TCPConn, error)
+}
+
+// InboundConfig bounds an Inbound. Zero fields take the defaults in parentheses.
+type InboundConfig struct {
+	Limits Limits
+	// IdleTimeout is how long a connection to the application is kept without a
+	// request (10 s). An application that closes earlier is noticed at once.
+	IdleTimeout time.Duration
+	MaxIdle     int // connections kept in all (1024)
+}
+
+// Inbound serves the streams that peers open to the application: each request goes
+// to a connection of the client's own address, kept alive between requests. A client
+// connection that authenticates itself as a connection (NTLM, Negotiate) has one of
+// its own from then on.
+type Inbound struct {
+	cfg     InboundConfig
+	backend Backend
+	direct  Outbound
+	ctx     context.Context
+	cancel  context.CancelFunc
+	served  sync.Pool // of *served
+
+	mu     sync.Mutex
+	idle   map[poolKey]*idleList
+	count  int // idle connections
+	tick   uint32
+	conns  map[*backend]struct{}
+	closed bool
+	wg     sync.WaitGroup
+}
+
+// poolKey is what two requests must share to use one connection.
+type poolKey struct {
+	client netip.Addr
+	target netip.AddrPort
+}
+
+// idleList holds the idle connections of one key, last used first.
+type idleList struct {
+	first, last *backend
+	tick        uint32 // of the last use
+}
+
+// NewInbound makes an Inbound. Run must be called.
+func NewInbound(b Backend, cfg InboundConfig) *Inbound {
+	cfg.Limits = cfg.Limits.WithDefaults()
+	if cfg.IdleTimeout <= 0 {
+		cfg.IdleTimeout = 10 * time.Second
+	}
+	if cfg.MaxIdle <= 0 {
+		cfg.MaxIdle = 1024
+	}
+	in := &Inbound{cfg: cfg, backend: b, idle: map[poolKey]*idleList{}, conns: map[*backend]struct{}{}}
+	in.direct.Limits = cfg.Limits
+	in.ctx, in.cancel = context.WithCancel(context.Background())
+	in.served.New = func() any { return &served{in: in, wake: make(chan struct{}, 1)} }
+	return in
+}
+
+// Run closes connections that have been idle for too long, until ctx ends; then it
+// closes all of them and returns when their goroutines have. Exchanges that still
+// run are reset.
+func (in *Inbound) Run(ctx context.Context) error {
+	t := time.NewTicker(in.cfg.IdleTimeout / 2)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			in.sweep()
+		case <-ctx.Done():
+			in.close()
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func (in *Inbound) close() {
+	in.mu.Lock()
+	in.closed = true
+	var all []*backend
+	for b := range in.conns {
+		all = append(all, b)
+	}
+	in.mu.Unlock()
+	in.cancel()
+	for _, b := range all {
+		b.close()
+	}
+	in.wg.Wait()
+}
+
+// Accept returns the handler of a stream whose header says HTTP/1. The request is
+// parsed again, as strictly as the peer claims to have done.
+func (in *Inbound) Accept(st mux.Stream, o Origin) mux.Handler {
+	x := in.accept(o)
+	x.st.Stream = st
+	return x
+}
+
+func (in *Inbound) accept(o Origin) *served {
+	x := in.served.Get().(*served)
+	x.origin = o
+	return x
+}
+
+// Serve carries the requests of a client outside the mesh, whose connection came in
+// plaintext, to the application; first are the bytes that were read from it already.
+// The contract is Outbound.Serve's.
+func (in *Inbound) Serve(ctx context.Context, tcp *net.TCPConn, first []byte, o Origin) error {
+	c := &client{direct: in, origin: o}
+	return c.run(ctx, &in.direct, tcp, first)
+}
+
+// Drain does for plaintext clients what Outbound.Drain does. Streams are drained by
+// their sessions.
+func (in *Inbound) Drain() { in.direct.Drain() }
+
+// openDirect opens an exchange within the process.
+func (c *client) openDirect(x *exchange, data []byte, fin bool) (int, error) {
+	s, p := c.direct.accept(c.origin), &pipe{}
+	p.init(x, s)
+	s.st.end = &p.ends[1]
+	c.mu.Lock()
+	x.st.end = &p.ends[0]
+	c.mu.Unlock()
+	return x.st.tryWrite(data, fin)
+}
+
+var errStopped = errors.New("http1: the proxy stops")
+
+// attach gives x a connection, a kept one if there is one and fresh is not asked for.
+func (in *Inbound) attach(x *served, fresh bool) (b *backend, reused bool, err error) {
+	key := poolKey{x.origin.Client.Addr(), x.origin.Target}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.closed {
+		return nil, false, errStopped
+	}
+	if l := in.idle[key]; l != nil && l.first != nil && !fresh {
+		b = l.first
+		in.unlist(b)
+		l.tick = in.tick
+		b.x.Store(x)
+		return b, true, nil
+	}
+	b = newBackend(in, key, x)
+	in.conns[b] = struct{}{}
+	in.wg.Add(1)
+	go b.run()
+	return b, false, nil
+}
+
+// put keeps a connection for the next request.
+func (in *Inbound) put(b *backend) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	b.x.Store(nil)
+	if in.closed || in.count >= in.cfg.MaxIdle {
+		b.shut()
+		return
+	}
+	l := in.idle[b.key]
+	if l == nil {
+		l = &idleList{}
+		in.idle[b.key] = l
+	}
+	b.listed, b.tick, l.tick = true, in.tick, in.tick
+	b.next = l.first
+	if l.first != nil {
+		l.first.prev = b
+	} else {
+		l.last = b
+	}
+	l.first = b
+	in.count++
+}
+
+// claim takes b out of the pool for good, if it is there. Otherwise it returns the
+// exchange that took it, which is nil when that has given it up.
+func (in *Inbound) claim(b *backend) *served {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if b.listed {
+		in.unlist(b)
+		return nil
+	}
+	return b.x.Load()
+}
+
+func (in *Inbound) unlist(b *backend) {
+	l := in.idle[b.key]
+	if b.prev != nil {
+		b.prev.next = b.next
+	} else {
+		l.first = b.next
+	}
+	if b.next != nil {
+		b.next.prev = b.prev
+	} else {
+		l.last = b.prev
+	}
+	b.prev, b.next, b.listed = nil, nil, false
+	in.count--
+}
+
+// sweep runs twice in each IdleTimeout.
+func (in *Inbound) sweep() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.tick++
+	for key, l := range in.idle {
+		for b := l.last; b != nil && in.tick-b.tick > 2; b = l.last {
+			in.unlist(b)
+			b.shut()
+		}
+		if l.first == nil && in.tick-l.tick > 2 {
+			delete(in.idle, key)
+		}
+	}
+}
+
+func (in *Inbound) forget(b *backend) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if b.listed {
+		in.unlist(b)
+	}
+	delete(in.conns, b)
+}

@@ -1,0 +1,201 @@
+package http1
+
+import (
+	"net"
+	"sync"
+	"syscall"
+)
+
+// outlet is the way into an application's socket. Whoever has bytes writes them
+// himself, without waiting; what the kernel does not take is queued, and one
+// goroutine waits for the kernel as long as something is. The queue is bounded by
+// the stream's window: its bytes are acknowledged when they have left.
+type outlet struct {
+	// flushed tells the owner how many queued bytes left. It is called without the
+	// lock.
+	flushed func(n int)
+
+	mu        sync.Mutex
+	tcp       *net.TCPConn
+	raw       syscall.RawConn
+	try, drip func(fd uintptr) bool // bound once: a closure would escape
+	p         []byte                // argument and results of try
+	n         int
+	tryErr    error
+
+	first, last *buffer
+	draining    bool
+	fin         bool  // shut down once the queue is empty
+	err         error // the socket takes nothing any more
+	wg          sync.WaitGroup
+}
+
+func (o *outlet) init(flushed func(n int)) {
+	o.flushed = flushed
+	o.try, o.drip = o.tryFD, o.dripFD
+}
+
+// open connects the outlet. What was queued before leaves now.
+func (o *outlet) open(tcp *net.TCPConn, raw syscall.RawConn) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.tcp, o.raw = tcp, raw
+	if o.first != nil {
+		o.startDrain()
+	} else if o.fin {
+		tcp.CloseWrite()
+	}
+}
+
+// write gives p to the kernel, or queues it. It returns how many bytes the kernel
+// took; flushed reports the others. After an error nothing more is taken, and what
+// was queued is forgotten.
+func (o *outlet) write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.err != nil {
+		return 0, o.err
+	}
+	n := 0
+	if o.first == nil && o.raw != nil {
+		o.p, o.n, o.tryErr = p, 0, nil
+		err := o.raw.Write(o.try)
+		n, o.p = o.n, nil
+		if err == nil {
+			err = o.tryErr
+		}
+		if err != nil {
+			o.err = err
+			return n, err
+		}
+	}
+	if n < len(p) {
+		o.enqueue(p[n:])
+		if o.raw != nil {
+			o.startDrain()
+		}
+	}
+	return n, nil
+}
+
+func (o *outlet) tryFD(fd uintptr) bool {
+	o.n, o.tryErr = writeFD(fd, o.p)
+	return true
+}
+
+func (o *outlet) enqueue(p []byte) {
+	for len(p) > 0 {
+		if o.last == nil || o.last.full() {
+			b := bufferFor(min(max(len(p), classes[small]), classes[medium]))
+			if o.last == nil {
+				o.first = b
+			} else {
+				o.last.next = b
+			}
+			o.last = b
+		}
+		n := copy(o.last.room(), p)
+		o.last.b = o.last.b[:len(o.last.b)+n]
+		p = p[n:]
+	}
+}
+
+func (o *outlet) startDrain() {
+	if !o.draining {
+		o.draining = true
+		o.wg.Add(1)
+		go o.drain()
+	}
+}
+
+// drain waits for the kernel until the queue is empty.
+func (o *outlet) drain() {
+	defer o.wg.Done()
+	err := o.raw.Write(o.drip)
+	if err == nil {
+		return
+	}
+	o.mu.Lock()
+	o.fail(err)
+	o.mu.Unlock()
+	o.flushed(0)
+}
+
+// dripFD writes what is queued and asks to be called again until nothing is.
+func (o *outlet) dripFD(fd uintptr) bool {
+	total := 0
+	o.mu.Lock()
+	for o.first != nil && o.err == nil {
+		b := o.first
+		n, err := writeFD(fd, b.b[b.from:])
+		if err != nil {
+			o.fail(err)
+			break
+		}
+		total += n
+		if b.from += n; b.from < len(b.b) {
+			o.mu.Unlock()
+			o.flushed(total)
+			return false
+		}
+		o.first = b.next
+		if o.first == nil {
+			o.last = nil
+		}
+		b.release()
+	}
+	o.draining = false
+	if o.fin && o.err == nil {
+		o.tcp.CloseWrite()
+	}
+	o.mu.Unlock()
+	o.flushed(total)
+	return true
+}
+
+func (o *outlet) fail(err error) {
+	if o.err == nil {
+		o.err = err
+	}
+	for b := o.first; b != nil; {
+		next := b.next
+		b.release()
+		b = next
+	}
+	o.first, o.last, o.draining = nil, nil, false
+}
+
+// shutdown passes a half-close on, after what is queued.
+func (o *outlet) shutdown() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.fin {
+		return
+	}
+	o.fin = true
+	if o.first == nil && o.tcp != nil && o.err == nil {
+		o.tcp.CloseWrite()
+	}
+}
+
+// empty reports whether everything has left, or never will.
+func (o *outlet) empty() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.first == nil
+}
+
+func (o *outlet) failed() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.err
+}
+
+// close forgets the queue. The owner has closed the socket, and waits for the
+// goroutine that may drain it.
+func (o *outlet) close() {
+	o.mu.Lock()
+	o.fail(net.ErrClosed)
+	o.mu.Unlock()
+	o.wg.Wait()
+}

@@ -1,0 +1,259 @@
+package http1
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"math/big"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"assay.dev/proxy/mux"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// world is an application behind the mesh: connections to addr reach app through
+// Outbound, a session under TLS, and Inbound; or through Inbound alone.
+type world struct {
+	t    testing.TB
+	addr string
+	app  netip.AddrPort
+	out  *Outbound
+	in   *Inbound
+
+	mu       sync.Mutex
+	sessions [2]*mux.Session
+	dials    int // to the application
+	refuse   []mux.Code
+	clients  record // of the outbound side
+	servers  record // of the inbound side
+	served   chan error
+	local    netip.AddrPort
+	noDial   error
+}
+
+// record is an Observer that keeps what it is told.
+type record struct {
+	mu     sync.Mutex
+	began  int
+	ended  []Exchange
+	silent bool
+	change chan struct{}
+}
+
+func (r *record) Begin(x *Exchange) {
+	if r.silent {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.began++
+}
+
+func (r *record) End(x *Exchange) {
+	if r.silent {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ended = append(r.ended, *x)
+	select {
+	case r.change <- struct{}{}:
+	default:
+	}
+}
+
+// wait returns what was recorded once n exchanges have ended.
+func (r *record) wait(t testing.TB, n int) []Exchange {
+	t.Helper()
+	deadline := time.After(10 * time.Second)
+	for {
+		r.mu.Lock()
+		got := append([]Exchange(nil), r.ended...)
+		r.mu.Unlock()
+		if len(got) >= n {
+			return got
+		}
+		select {
+		case <-r.change:
+		case <-deadline:
+			t.Fatalf("%d exchanges ended, want %d", len(got), n)
+		}
+	}
+}
+
+const (
+	meshed      = "meshed"
+	plain       = "plaintext"
+	unencrypted = "unencrypted" // meshed without TLS, for measurements
+)
+
+type option func(*world)
+
+func newWorld(t testing.TB, mode string, app string, options ...option) *world {
+	w := &world{t: t, app: netip.MustParseAddrPort(app), out: &Outbound{}, served: make(chan error, 10000)}
+	w.clients.change, w.servers.change = make(chan struct{}, 1), make(chan struct{}, 1)
+	w.in = NewInbound(w, InboundConfig{})
+	for _, o := range options {
+		o(w)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { w.in.Run(ctx) })
+	if mode != plain {
+		a, b := tcpPair(t)
+		if mode == meshed {
+			a, b = tlsPair(t, a.(*mux.Socket), b.(*mux.Socket))
+		}
+		w.sessions[0] = mux.New(a, true, mux.Config{}, nil)
+		w.sessions[1] = mux.New(b, false, mux.Config{}, w.accept)
+		for _, s := range w.sessions {
+			running.Go(func() { s.Run() })
+		}
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.addr = l.Addr().String()
+	running.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			running.Go(func() {
+				if mode != plain {
+					w.served <- w.out.Serve(ctx, c.(*net.TCPConn), nil, w)
+				} else {
+					w.served <- w.in.Serve(ctx, c.(*net.TCPConn), nil, w.origin())
+				}
+			})
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		cancel()
+		for _, s := range w.sessions {
+			if s != nil {
+				s.Close(errors.New("test over"))
+			}
+		}
+		running.Wait()
+	})
+	return w
+}
+
+func (w *world) origin() Origin {
+	return Origin{Client: netip.MustParseAddrPort("127.0.0.1:0"), Target: w.app, Observer: &w.servers}
+}
+
+func (w *world) accept(st mux.Stream, open []byte) (mux.Handler, mux.Code) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.refuse) > 0 {
+		code := w.refuse[0]
+		w.refuse = w.refuse[1:]
+		return nil, code
+	}
+	return w.in.Accept(st, w.origin()), 0
+}
+
+func (w *world) Dial(ctx context.Context, o Origin) (*net.TCPConn, error) {
+	w.mu.Lock()
+	w.dials++
+	w.mu.Unlock()
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "tcp", o.Target.String())
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
+}
+
+func (w *world) dialled() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.dials
+}
+
+var testHeader = make([]byte, 40)
+
+func (w *world) Dispatch(ctx context.Context, x *Exchange, data []byte, fin bool, h mux.Handler) (mux.Stream, int, error) {
+	if w.noDial != nil {
+		return mux.Stream{}, 0, w.noDial
+	}
+	return w.sessions[0].Open(testHeader, data, fin, h)
+}
+
+func (w *world) Begin(x *Exchange) { w.clients.Begin(x) }
+func (w *world) End(x *Exchange)   { w.clients.End(x) }
+
+// dial connects a client.
+func (w *world) dial() *net.TCPConn {
+	w.t.Helper()
+	c, err := net.Dial("tcp", w.addr)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	return c.(*net.TCPConn)
+}
+
+// tcpPair connects two ends over loopback.
+func tcpPair(t testing.TB) (client, server net.Conn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	dialled, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mux.NewSocket(dialled.(*net.TCPConn)), mux.NewSocket(accepted.(*net.TCPConn))
+}
+
+// tlsPair puts TLS over two ends, as two proxies do.
+func tlsPair(t testing.TB, a, b *mux.Socket) (client, server net.Conn) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"peer"}}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, _ := x509.ParseCertificate(der)
+	roots := x509.NewCertPool()
+	roots.AddCert(leaf)
+	cert := tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+	conf := &tls.Config{MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true, RootCAs: roots, ServerName: "peer", Certificates: []tls.Certificate{cert}}
+	ca, cb := tls.Client(a, conf), tls.Server(b, conf)
+	done := make(chan error, 1)
+	go func() { done <- ca.Handshake() }()
+	if err := cb.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	return ca, cb
+}

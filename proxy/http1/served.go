@@ -1,0 +1,595 @@
+package http1
+
+import (
+	"io"
+	"sync"
+
+	"assay.dev/proxy/mux"
+)
+
+// served is the handler of one stream from a peer: one request, or, once the client
+// connection authenticated itself, all that follow. The session's reader writes the
+// request into the application's socket; the connection's goroutine writes the
+// response into the stream.
+//
+// mu guards it, and is never held while the stream is written or reset: within the
+// process that calls the other end.
+type served struct {
+	Exchange
+	in     *Inbound
+	origin Origin
+	st     stream
+	wake   chan struct{} // for the connection's goroutine, while the stream has no credit
+
+	mu     sync.Mutex
+	b      *backend
+	req    Request
+	held   *buffer // of a head in pieces
+	inBody bool
+	body   Body
+	reply  reply
+
+	bound    bool
+	reused   bool    // b has served before
+	replay   *buffer // the request, when it may be sent again
+	tunnel   bool
+	reqDone  bool
+	respDone bool
+	passed   bool // a part of the response is on its way
+	gotFin   bool
+	sentFin  bool
+	dead     bool // the stream or the application is gone; what still comes is dropped
+	writing  bool // somebody writes the stream: it must not be pooled
+	reported bool
+	pooled   bool
+}
+
+// reuse makes x as good as new.
+func (x *served) reuse() {
+	x.replay.release()
+	x.held.release()
+	x.Exchange, x.origin, x.st = Exchange{}, Origin{}, stream{}
+	x.req, x.body, x.reply = Request{}, Body{}, reply{}
+	x.b, x.held, x.replay = nil, nil, nil
+	x.inBody, x.bound, x.reused, x.tunnel = false, false, false, false
+	x.reqDone, x.respDone, x.passed, x.gotFin, x.sentFin = false, false, false, false, false
+	x.dead, x.reported, x.pooled = false, false, false
+	select {
+	case <-x.wake:
+	default:
+	}
+	x.in.served.Put(x)
+}
+
+// done reports, once, that nobody will call or look at x again.
+func (x *served) done() bool {
+	if !x.gotFin || !x.sentFin || !x.respDone || x.b != nil || x.writing || x.dead || x.pooled {
+		return false
+	}
+	x.pooled = true
+	return true
+}
+
+// Received takes bytes of the request.
+func (x *served) Received(_ mux.Stream, p []byte, fin bool) {
+	x.mu.Lock()
+	x.gotFin = x.gotFin || fin
+	code := x.receive(p, fin)
+	done := x.done()
+	x.mu.Unlock()
+	if code != 0 {
+		x.st.reset(code)
+		x.signal()
+	}
+	if done {
+		x.reuse()
+	}
+}
+
+// receive frames p and gives the application what belongs to the request.
+func (x *served) receive(p []byte, fin bool) mux.Code {
+	if x.dead || x.respDone && x.b == nil {
+		x.consumed(len(p)) // answered already, and nobody reads more
+		return 0
+	}
+	if x.bound && x.respDone && x.reqDone && len(p) > 0 {
+		x.nextRequest()
+	}
+	lim := &x.in.cfg.Limits
+	own := x.held != nil
+	if own {
+		x.consumed(len(p))
+		x.held = held(x.held, p)
+		p = x.held.b
+	}
+	end := 0
+	switch {
+	case x.tunnel:
+		end = len(p)
+	case len(p) == 0:
+	default:
+		if !x.inBody {
+			ok, refusal := x.req.Parse(p, lim)
+			if refusal != nil {
+				return x.refuse(refusal)
+			}
+			if !ok {
+				if !own {
+					x.held = held(nil, p)
+					x.consumed(len(p))
+				}
+				break
+			}
+			x.inBody, x.body, end = true, x.req.Body(lim), x.req.Size
+			if err := x.begin(); err != nil {
+				x.dead = true
+				x.fail("stopped")
+				return mux.Refused
+			}
+		}
+		n, refusal := x.body.Advance(p[end:])
+		if refusal != nil {
+			return x.refuse(refusal)
+		}
+		end += n
+		x.reqDone = x.body.Done()
+		if end < len(p) {
+			// The peer's proxy sends one request at a time.
+			return x.refuse(ErrRequestLine)
+		}
+	}
+	x.forward(p[:end], own)
+	if own && x.inBody {
+		x.held.release()
+		x.held = nil
+	}
+	if fin {
+		return x.finRequest()
+	}
+	x.release()
+	return 0
+}
+
+// begin starts the exchange whose head was parsed.
+func (x *served) begin() error {
+	x.bound = x.bound || x.req.BoundAuth
+	x.Start = now()
+	if x.origin.Observer != nil {
+		x.Request = &x.req
+		x.origin.Observer.Begin(&x.Exchange)
+		x.Request = nil
+	}
+	if x.b != nil {
+		return nil
+	}
+	var err error
+	x.b, x.reused, err = x.in.attach(x, false)
+	return err
+}
+
+// nextRequest prepares for another request on a bound stream.
+func (x *served) nextRequest() {
+	x.Exchange = Exchange{Tag: x.Tag}
+	x.req, x.body, x.reply = Request{}, Body{}, reply{}
+	x.inBody, x.reqDone, x.respDone, x.passed, x.reported = false, false, false, false, false
+	x.reused = false // never to another connection
+	x.replay.release()
+	x.replay = nil
+}
+
+// forward gives p to the application's connection.
+func (x *served) forward(p []byte, own bool) {
+	if len(p) == 0 {
+		return
+	}
+	first := x.RequestBytes == 0
+	x.RequestBytes += int64(len(p))
+	if first && x.reused && x.reqDone && x.req.Idempotent && !x.req.HasBody() {
+		x.replay = held(nil, p)
+	}
+	n, err := x.b.w.write(p)
+	if err != nil && n == 0 && first && x.reused {
+		// It died before the kernel took a byte: nobody has read any.
+		if fresh, _, attachErr := x.in.attach(x, true); attachErr == nil {
+			x.lose()
+			x.b, x.reused = fresh, false
+			n, err = fresh.w.write(p)
+		}
+	}
+	if err != nil {
+		n = len(p) // its reader will say how it ended
+	}
+	if !own {
+		x.consumed(n)
+	}
+}
+
+// lose gives the connection up for good.
+func (x *served) lose() {
+	if b := x.b; b != nil {
+		x.b = nil
+		b.x.CompareAndSwap(x, nil)
+		b.shut()
+	}
+}
+
+// finRequest handles the end of what the client sends.
+func (x *served) finRequest() mux.Code {
+	switch {
+	case x.tunnel:
+		x.reqDone = true
+		x.b.w.shutdown()
+		x.release()
+	case x.bound && x.respDone && x.reqDone:
+		x.lose() // the client's connection ended, so does the one that is bound to it
+		if !x.sentFin {
+			x.dead = true
+			return mux.Cancelled
+		}
+	case !x.reqDone:
+		x.lose()
+		x.dead = true
+		x.fail(failClientGone)
+		return mux.Cancelled
+	default:
+		x.release()
+	}
+	return 0
+}
+
+// refuse ends a stream whose bytes are not the request that its peer claimed.
+func (x *served) refuse(why *Refusal) mux.Code {
+	x.lose()
+	x.dead = true
+	if x.Start == 0 && x.origin.Observer != nil {
+		x.Start = now()
+		x.origin.Observer.Begin(&x.Exchange)
+	}
+	x.fail(why.Reason)
+	return mux.BadRequest
+}
+
+// fail reports an exchange that did not end well.
+func (x *served) fail(reason string) {
+	if x.Failure == "" {
+		x.Failure = reason
+	}
+	x.report()
+}
+
+func (x *served) report() {
+	if x.reported || x.Start == 0 {
+		return
+	}
+	x.reported = true
+	x.Duration = now() - x.Start
+	if x.origin.Observer != nil {
+		x.origin.Observer.End(&x.Exchange)
+	}
+}
+
+// Reset is the client's end of the stream.
+func (x *served) Reset(_ mux.Stream, code mux.Code) {
+	x.mu.Lock()
+	x.dead = true
+	x.lose()
+	reason := failClientGone
+	if code != mux.Cancelled {
+		reason = code.String()
+	}
+	x.fail(reason)
+	x.mu.Unlock()
+	x.signal()
+}
+
+// Writable lets the connection's goroutine write more.
+func (x *served) Writable(mux.Stream) { x.signal() }
+
+func (x *served) signal() {
+	select {
+	case x.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (x *served) consumed(n int) {
+	if n > 0 && !x.gotFin {
+		x.st.consumed(n)
+	}
+}
+
+// flushed follows queued bytes of the request that have left.
+func (x *served) flushed(b *backend, n int) {
+	x.mu.Lock()
+	if x.b == b {
+		x.consumed(n)
+		x.release()
+	}
+	done := x.done()
+	x.mu.Unlock()
+	if done {
+		x.reuse()
+	}
+}
+
+// release gives the connection back once request and response are complete.
+func (x *served) release() {
+	if x.b == nil || !x.respDone || !x.reqDone || x.writing || x.bound || !x.b.w.empty() {
+		return
+	}
+	if x.tunnel {
+		x.report()
+		x.lose()
+		return
+	}
+	b := x.b
+	x.b = nil
+	x.in.put(b)
+}
+
+// quick bounds responses whose connection is given back before their last bytes are
+// written, so that the client's next request finds it.
+const quick = 64 << 10
+
+// respond passes on what the application said. It reports whether the connection
+// goes on.
+func (x *served) respond(b *backend, p []byte) bool {
+	x.mu.Lock()
+	if x.b != b || x.dead {
+		x.mu.Unlock()
+		return false
+	}
+	if x.respDone {
+		// More after the end of a response: whose it is nobody knows.
+		x.Failure = failUnasked
+		return x.hangUp(b)
+	}
+	r := &x.reply
+	p = r.take(p)
+	end, refusal := r.frame(p, &x.req, &x.in.cfg.Limits)
+	if r.inBody && x.Status == 0 {
+		x.Status = r.resp.Status
+		if r.body.Framing == Tunnel {
+			if !x.reqDone && refusal == nil {
+				refusal = ErrSwitchEarly
+			}
+			x.tunnel, x.Tunnel, x.reqDone = true, true, x.gotFin
+		}
+	}
+	if refusal != nil {
+		return x.bad(b, refusal)
+	}
+	keep, fin, whole := true, false, r.whole()
+	x.ResponseBytes += int64(end)
+	x.passed = x.passed || r.inBody
+	if whole {
+		x.respDone = true
+		if end < len(p) {
+			x.Failure = failUnasked
+		}
+		keep = x.Failure == "" && r.resp.Persistent(&x.req) && !(x.bound && x.gotFin)
+		fin = !keep || !x.bound
+		x.report()
+		switch {
+		case !keep:
+			x.b = nil
+			b.x.Store(nil)
+		case x.ResponseBytes <= quick:
+			x.release()
+		}
+	}
+	x.writing = true
+	early := whole && x.b != b && keep
+	x.mu.Unlock()
+	ok := x.write(p[:end], fin, early)
+	x.mu.Lock()
+	if ok {
+		r.keep(p, end)
+		x.wrote(fin)
+	}
+	more := early || ok && keep && !x.dead
+	done := x.done()
+	x.mu.Unlock()
+	if done {
+		x.reuse()
+	}
+	return more
+}
+
+// wrote notes that what was due has been written.
+func (x *served) wrote(fin bool) {
+	x.writing = false
+	x.sentFin = x.sentFin || fin
+	x.release()
+}
+
+// write waits for credit. When the connection was given back already, it may not
+// wait: the rest is left to a goroutine of its own.
+func (x *served) write(p []byte, fin, early bool) bool {
+	for {
+		n, err := x.st.tryWrite(p, fin)
+		if err != nil {
+			return false
+		}
+		if n == len(p) {
+			return true
+		}
+		p = p[n:]
+		if early {
+			x.in.wg.Add(1)
+			go x.writeRest(append([]byte(nil), p...))
+			return false
+		}
+		select {
+		case <-x.wake:
+		case <-x.in.ctx.Done():
+			x.st.reset(mux.Broken)
+			return false
+		}
+	}
+}
+
+// writeRest writes the end of a small response to a client that does not read.
+func (x *served) writeRest(p []byte) {
+	defer x.in.wg.Done()
+	if !x.write(p, true, false) {
+		return
+	}
+	x.mu.Lock()
+	x.wrote(true)
+	done := x.done()
+	x.mu.Unlock()
+	if done {
+		x.reuse()
+	}
+}
+
+// hangUp ends the stream after what was passed on, and the connection. It unlocks mu.
+func (x *served) hangUp(b *backend) bool {
+	bound := x.bound && !x.sentFin
+	x.b = nil
+	b.x.Store(nil)
+	x.mu.Unlock()
+	if bound {
+		x.write(nil, true, false)
+		x.mu.Lock()
+		x.wrote(true)
+		x.mu.Unlock()
+	}
+	return false
+}
+
+// bad refuses a response, with an answer of our own while there is time. It unlocks
+// mu.
+func (x *served) bad(b *backend, why *Refusal) bool {
+	x.b = nil
+	b.x.Store(nil)
+	passed := x.passed
+	x.respDone = true
+	if passed {
+		x.dead = true
+	} else {
+		x.Status = 502
+	}
+	x.fail(why.Reason)
+	head := x.req.IsHead
+	x.mu.Unlock()
+	if passed {
+		x.st.reset(mux.BadRequest)
+		return false
+	}
+	x.write(answer(502, why.Reason, "the application's response was refused: "+why.Error(), true, head), true, false)
+	x.mu.Lock()
+	x.sentFin = true
+	x.mu.Unlock()
+	return false
+}
+
+// lost handles the end of the connection.
+func (x *served) lost(b *backend, err error) {
+	x.mu.Lock()
+	if x.b != b || x.dead {
+		x.mu.Unlock()
+		return
+	}
+	r := &x.reply
+	if !x.respDone && !r.begun() && x.reused && x.replay != nil {
+		// The application closed the kept connection as we used it. The request may be
+		// sent again, on a connection that it has not seen.
+		if fresh, _, attachErr := x.in.attach(x, true); attachErr == nil {
+			x.b, x.reused = fresh, false
+			b.x.Store(nil)
+			fresh.w.write(x.replay.b)
+			x.mu.Unlock()
+			return
+		}
+	}
+	if x.respDone {
+		x.hangUp(b) // between requests, or while it was still sent one
+		return
+	}
+	if err != io.EOF {
+		x.cut(b, mux.AppReset, failAppReset.Reason)
+		return
+	}
+	switch {
+	case !r.inBody:
+		x.Failure = failNoResponse
+	case r.body.Framing == Length || r.body.Framing == Chunks:
+		x.Failure = failTruncated
+	case r.body.Framing == Tunnel:
+		x.halfClose(b)
+		return
+	}
+	x.respDone = true
+	x.report()
+	x.b = nil
+	b.x.Store(nil)
+	x.writing = true
+	x.mu.Unlock()
+	x.finish()
+}
+
+// finish ends the response's direction of the stream.
+func (x *served) finish() {
+	if !x.write(nil, true, false) {
+		return
+	}
+	x.mu.Lock()
+	x.wrote(true)
+	done := x.done()
+	x.mu.Unlock()
+	if done {
+		x.reuse()
+	}
+}
+
+// halfClose passes the application's half-close of a tunnel on, and keeps the
+// connection until the client's direction ends, too. It unlocks mu.
+func (x *served) halfClose(b *backend) {
+	x.respDone, x.writing = true, true
+	x.mu.Unlock()
+	if !x.write(nil, true, false) {
+		return
+	}
+	x.mu.Lock()
+	x.wrote(true)
+	done := x.done()
+	x.mu.Unlock()
+	if done {
+		x.reuse()
+		return
+	}
+	<-b.over
+}
+
+// unreachable says that there was no connection to be had.
+func (x *served) unreachable(b *backend) {
+	x.mu.Lock()
+	if x.b != b || x.dead {
+		x.mu.Unlock()
+		return
+	}
+	x.cut(b, mux.Unreachable, failUnreachable.Reason)
+}
+
+// cut resets the stream. It unlocks mu.
+func (x *served) cut(b *backend, code mux.Code, reason string) {
+	x.dead = true
+	x.b = nil
+	b.x.Store(nil)
+	x.fail(reason)
+	x.mu.Unlock()
+	x.st.reset(code)
+}
+
+// stop resets an exchange because the Inbound stops.
+func (x *served) stop(b *backend) {
+	x.mu.Lock()
+	if x.b != b || x.dead {
+		x.mu.Unlock()
+		return
+	}
+	x.cut(b, mux.Broken, "stopped")
+	x.signal()
+}
