@@ -282,6 +282,7 @@ func (c *Control) TrustDomain() string { return c.authority.TrustDomain() }
 func (c *Control) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return c.behind.run(ctx) })
+	group.Go(func() error { return c.model.publisher(ctx) })
 	group.Go(func() error { return c.tick(ctx) })
 	if c.cfg.Intent != "" {
 		group.Go(func() error { return c.watch(ctx, c.cfg.Intent) })

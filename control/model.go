@@ -2,6 +2,7 @@ package control
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -39,6 +40,7 @@ type model struct {
 	now         func() time.Time
 	behind      *behind // the store, behind
 	lease       time.Duration
+	changed     chan struct{} // capacity 1: something was touched and is not published
 
 	mu       sync.Mutex
 	catalog  *discovery.Catalog
@@ -77,7 +79,7 @@ type report struct {
 
 func newModel(trustDomain string, network Network, epoch uint64, lease time.Duration, now func() time.Time, b *behind) *model {
 	return &model{
-		trustDomain: trustDomain, network: network, now: now, behind: b, lease: lease,
+		trustDomain: trustDomain, network: network, now: now, behind: b, lease: lease, changed: make(chan struct{}, 1),
 		catalog: discovery.New(), snapshot: newSnapshot(epoch), hosts: map[string]*host{}, owner: map[netip.Addr]string{},
 		vips: map[string]int64{}, idle: map[string]time.Time{}, acks: map[string]uint64{}, certs: map[string][]store.Certificate{},
 		reports: map[string]*report{}, sessions: map[*session]bool{}, tokens: map[string]store.Token{},
@@ -190,6 +192,42 @@ func (m *model) removeWorkload(id string) bool {
 	return true
 }
 
+// publishEvery is the least time between two computations of what hosts' facts
+// have touched: a host that starts a thousand replicas of one service costs a few
+// computations of that service, not a thousand.
+const publishEvery = 10 * time.Millisecond
+
+// publishSoon has publisher publish.
+func (m *model) publishSoon() {
+	select {
+	case m.changed <- struct{}{}:
+	default:
+	}
+}
+
+// publisher publishes what was touched, at once and then at most every
+// publishEvery, until ctx ends.
+func (m *model) publisher(ctx context.Context) error {
+	t := time.NewTimer(0)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.changed:
+		}
+		m.mu.Lock()
+		m.publish()
+		m.mu.Unlock()
+		t.Reset(publishEvery)
+	}
+}
+
 // publish recomputes what was touched, puts it into the snapshot and wakes the
 // streams.
 func (m *model) publish() {
@@ -270,7 +308,7 @@ func (m *model) allocated(key string, n int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.vips[key] = n
-	m.publish()
+	m.publishSoon()
 }
 
 // released forgets a number; false when the service is there again.
@@ -307,7 +345,11 @@ func (m *model) tick() {
 	}
 	m.forgetReports(now)
 	for id, list := range m.certs {
-		kept := slices.DeleteFunc(slices.Clone(list), func(c store.Certificate) bool { return !now.Before(c.NotAfter) })
+		ended := func(c store.Certificate) bool { return !now.Before(c.NotAfter) }
+		if !slices.ContainsFunc(list, ended) {
+			continue
+		}
+		kept := slices.DeleteFunc(slices.Clone(list), ended)
 		if len(kept) == 0 {
 			delete(m.certs, id)
 		} else {

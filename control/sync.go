@@ -310,7 +310,7 @@ func (m *model) take(s *session, msg *api.HostUpdate) error {
 		if w, ok := m.catalog.Workload(u.WorkloadGone); ok && w.Host == s.host {
 			m.removeWorkload(u.WorkloadGone)
 			m.behind.workload(u.WorkloadGone, nil)
-			m.publish()
+			m.publishSoon()
 		}
 	case *api.HostUpdate_Synced:
 		for _, id := range m.workloadsOf(s.host) {
@@ -319,7 +319,7 @@ func (m *model) take(s *session, msg *api.HostUpdate) error {
 				m.behind.workload(id, nil)
 			}
 		}
-		m.publish()
+		m.publishSoon()
 	case *api.HostUpdate_BundleAck:
 		if id := u.BundleAck.GetWorkloadId(); id == "" {
 			h.bundle = u.BundleAck.GetVersion()
@@ -368,7 +368,7 @@ func (m *model) workloadUp(h *host, s *session, w *assay.Workload) error {
 	m.behind.workload(w.ID, w)
 	s.accepted[w.ID] = true
 	delete(s.refused, w.ID)
-	m.publish()
+	m.publishSoon()
 	s.wake()
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"assay.dev"
 )
@@ -24,6 +25,7 @@ type Catalog struct {
 	configs    map[string]assay.NamespaceConfig
 	workloads  map[string]*assay.Workload
 	byNS       map[string]map[string]*assay.Workload // namespace -> ID
+	members    map[string]map[string]*assay.Workload // service key -> ID: who belongs to it
 	named      map[string]int                        // service key -> workloads started with its name
 	lost       map[string]bool                       // hosts that did not come back in time
 	remembered map[string][]assay.Port               // implicit services whose last workload is gone
@@ -39,7 +41,7 @@ func New() *Catalog {
 	return &Catalog{
 		declared: map[string]*DeclaredService{}, declaredNS: map[string][]*DeclaredService{}, configs: map[string]assay.NamespaceConfig{},
 		workloads: map[string]*assay.Workload{}, byNS: map[string]map[string]*assay.Workload{},
-		named: map[string]int{}, lost: map[string]bool{}, remembered: map[string][]assay.Port{},
+		members: map[string]map[string]*assay.Workload{}, named: map[string]int{}, lost: map[string]bool{}, remembered: map[string][]assay.Port{},
 		services: map[string]assay.Service{}, namespaces: map[string]assay.NamespaceConfig{},
 		touched: map[string]bool{}, touchedNS: map[string]bool{},
 	}
@@ -55,14 +57,15 @@ func (c *Catalog) SetIntent(in Intent) error {
 		s := &in.Services[i]
 		declared[s.Key()] = s
 	}
+	differs := map[string]bool{}
 	for key, s := range declared {
 		if old := c.declared[key]; old == nil || !sameDeclaration(old, s) {
-			c.touch(key)
+			differs[key] = true
 		}
 	}
 	for key := range c.declared {
 		if declared[key] == nil {
-			c.touch(key)
+			differs[key] = true
 		}
 	}
 	configs := make(map[string]assay.NamespaceConfig, len(in.Namespaces))
@@ -77,6 +80,10 @@ func (c *Catalog) SetIntent(in Intent) error {
 	clear(c.declaredNS)
 	for _, s := range declared {
 		c.declaredNS[s.Namespace] = append(c.declaredNS[s.Namespace], s)
+	}
+	for key := range differs {
+		c.touch(key)
+		c.regroup(key)
 	}
 	return nil
 }
@@ -103,7 +110,32 @@ func (c *Catalog) SetWorkload(w *assay.Workload) {
 		c.named[key]++
 		delete(c.remembered, key)
 	}
-	c.touchOf(w)
+	for _, key := range c.servicesOf(w) {
+		c.touch(key)
+		c.join(key, w)
+	}
+}
+
+func (c *Catalog) join(key string, w *assay.Workload) {
+	if c.members[key] == nil {
+		c.members[key] = map[string]*assay.Workload{}
+	}
+	c.members[key][w.ID] = w
+}
+
+// regroup finds the members of a service whose declaration changed.
+func (c *Catalog) regroup(key string) {
+	delete(c.members, key)
+	ns, name, _ := strings.Cut(key, "/")
+	d := c.declared[key]
+	if d == nil {
+		d = &DeclaredService{Namespace: ns, Name: name}
+	}
+	for _, w := range c.byNS[ns] {
+		if d.selects(w) {
+			c.join(key, w)
+		}
+	}
 }
 
 // RemoveWorkload forgets a workload; one that is not there is no error.
@@ -115,7 +147,13 @@ func (c *Catalog) RemoveWorkload(id string) {
 }
 
 func (c *Catalog) unlink(w *assay.Workload) {
-	c.touchOf(w)
+	for _, key := range c.servicesOf(w) {
+		c.touch(key)
+		delete(c.members[key], w.ID)
+		if len(c.members[key]) == 0 {
+			delete(c.members, key)
+		}
+	}
 	delete(c.byNS[w.Namespace], w.ID)
 	if len(c.byNS[w.Namespace]) == 0 {
 		delete(c.byNS, w.Namespace)
@@ -147,7 +185,9 @@ func (c *Catalog) SetHostLost(host string, lost bool) {
 	}
 	for _, w := range c.workloads {
 		if w.Host == host {
-			c.touchOf(w)
+			for _, key := range c.servicesOf(w) {
+				c.touch(key)
+			}
 		}
 	}
 }
@@ -176,16 +216,18 @@ func (c *Catalog) Remember(key string, ports []assay.Port) {
 
 func (c *Catalog) touch(key string) { c.touched[key] = true }
 
-// touchOf marks the services that w is or was behind.
-func (c *Catalog) touchOf(w *assay.Workload) {
+// servicesOf returns the keys of the services to which w belongs.
+func (c *Catalog) servicesOf(w *assay.Workload) []string {
+	var out []string
 	if w.Service != "" {
-		c.touch(w.Namespace + "/" + w.Service)
+		out = append(out, w.Namespace+"/"+w.Service)
 	}
 	for _, s := range c.declaredNS[w.Namespace] {
-		if s.selects(w) {
-			c.touch(s.Key())
+		if s.Name != w.Service && s.selects(w) {
+			out = append(out, s.Key())
 		}
 	}
+	return out
 }
 
 // Workload returns a workload.

@@ -39,8 +39,8 @@ func (c *Catalog) service(key string) (assay.Service, bool) {
 	for _, p := range d.Ports {
 		s.Ports = append(s.Ports, p.Port)
 	}
-	for _, w := range c.byNS[ns] {
-		if d.selects(w) && !w.MeshedSince.IsZero() && len(w.Addrs) > 0 {
+	for _, w := range c.members[key] {
+		if !w.MeshedSince.IsZero() && len(w.Addrs) > 0 {
 			s.Endpoints = append(s.Endpoints, c.endpoint(d, w))
 		}
 	}
@@ -63,10 +63,8 @@ func (c *Catalog) implicit(ns, name string) *DeclaredService {
 		return d
 	}
 	var ports []uint16
-	for _, w := range c.byNS[ns] {
-		if w.Service == name {
-			ports = append(ports, w.Ports...)
-		}
+	for _, w := range c.members[key] {
+		ports = append(ports, w.Ports...)
 	}
 	slices.Sort(ports)
 	for _, p := range slices.Compact(ports) {
