@@ -51,7 +51,7 @@ func (c *contender) measure(r *run, w load) sample {
 	if code := p.Code(); code != 0 {
 		r.Fatalf("%s: wrk: exit code %d\n%s", c.name, code, p.Output())
 	}
-	used := cpuOf(pids) - before
+	used := cpuOf(c.proxies()) - before
 	requests, bytes, took := s.parse(r, p.Output())
 	if requests == 0 {
 		r.Fatalf("%s: no request was answered\n%s", c.name, p.Output())

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 
 	"assay.dev/test/lab"
 )
@@ -12,8 +13,9 @@ func newAssay(r *run, l *lab.Lab, res *results) *contender {
 	m := l.StartMesh(r)
 	server := m.Run(r, "bench-web", lab.Spec{Ports: []int{8081}, Command: backendCommand(r, l, "assay-backend")})
 	client := m.Run(r, "bench-client", lab.Spec{})
-	proxies := []int{m.Proxy(server), m.Proxy(client)}
-	if proxies[0] == 0 || proxies[1] == 0 {
+	pair := func() []int { return []int{m.Proxy(server), m.Proxy(client)} }
+	proxies := pair()
+	if slices.Contains(proxies, 0) {
 		r.Fatalf("assay: a workload has no proxy")
 	}
 	one := readMemory(proxies[1:])
@@ -25,6 +27,12 @@ func newAssay(r *run, l *lab.Lab, res *results) *contender {
 	res.Mesh["proxyIdleAnonymous"] = float64(one.Anonymous)
 	return &contender{
 		name: "assay", client: client.Space, url: fmt.Sprintf("http://%s:8081", "bench-web"), peer: server.IPv4.String(),
-		proxies: func() []int { return proxies },
+		proxies: func() []int {
+			// One that was replaced would take its CPU time with it.
+			if now := pair(); !slices.Equal(now, proxies) {
+				r.Fatalf("assay: proxies %v were replaced by %v\n%s", proxies, now, m.Up.Output())
+			}
+			return proxies
+		},
 	}
 }

@@ -82,15 +82,15 @@ func (m *Mesh) ExpectNoLeaks(t TB) {
 }
 
 // accounts reports whether what is left is the mesh's fault. Its data stays, and the
-// lock in the runtime folder, which cannot be removed without a race; /tmp is the
-// test's own otherwise.
+// lock in the runtime folder, which cannot be removed without a race; other files are
+// those of the programs that a scenario ran.
 func (m *Mesh) accounts(line string) bool {
 	file, ok := strings.CutPrefix(line, "file ")
 	switch file {
 	case runtimeDir, runtimeDir + "/up.lock", runtimeDir + "/workloads":
 		return false
 	}
-	return !ok || !strings.HasPrefix(file, "/tmp/")
+	return !ok || strings.HasPrefix(file, runtimeDir) || strings.Contains(file, "assay") && !strings.HasPrefix(file, m.Data)
 }
 
 // Workload starts a host with its command; nil waits for ever. The host has its
