@@ -16,7 +16,7 @@ demo: build ## a meshed bank on this machine; Ctrl-C ends it
 
 .PHONY: build
 build: ## bin/assay, bin/assay-proxy and the demo's bin/bank
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/assay ./cmd/assay-proxy
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/assay ./cmd/assay-proxy
 	cd examples/bank && $(GO) build -trimpath -o $(BIN)/bank .
 
 .PHONY: test

@@ -45,6 +45,8 @@ type Config struct {
 	Viewers int
 	// Certificates is how long those of the authority live; zero: identity's default.
 	Certificates identity.Policy
+	// LeafLife is how long workloads' certificates live; zero: identity's default.
+	LeafLife time.Duration
 	Log          *slog.Logger     // nil: none
 	Now          func() time.Time // nil: time.Now
 }
@@ -132,7 +134,7 @@ func openAuthority(cfg Config) (*identity.Authority, error) {
 			cfg.TrustDomain = "assay.local"
 		}
 	}
-	return identity.Open(identity.Config{Dir: dir, TrustDomain: cfg.TrustDomain, Policy: cfg.Certificates, Now: cfg.Now})
+	return identity.Open(identity.Config{Dir: dir, TrustDomain: cfg.TrustDomain, Policy: cfg.Certificates, LeafLife: cfg.LeafLife, Now: cfg.Now})
 }
 
 // lockFolder makes this process the one control of a data folder. The lock ends

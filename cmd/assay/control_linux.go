@@ -15,13 +15,14 @@ import (
 
 	"assay.dev"
 	"assay.dev/control"
+	"assay.dev/identity"
 	"assay.dev/kube"
 )
 
 // controlFlags are what `assay control` takes.
 type controlFlags struct {
 	data, listen, config, store, trustDomain, socket, viewers string
-	lease                                                     time.Duration
+	lease, leafLife                                           time.Duration
 }
 
 // controlCommand runs control alone, for the hosts of a mesh.
@@ -47,6 +48,7 @@ It stops at SIGTERM; connections of workloads do not need it.`,
 	flags.StringVar(&f.socket, "socket", defaultSocket(), "unix socket for the operators of this machine")
 	flags.StringVar(&f.viewers, "viewers", "", "group whose members may look through --socket")
 	flags.DurationVar(&f.lease, "lease", 30*time.Second, "how long the workloads of a host that is away stay ready")
+	flags.DurationVar(&f.leafLife, "leaf-life", identity.WorkloadLife, "how long workloads' certificates live; renewed at half of it")
 	return c
 }
 
@@ -59,7 +61,7 @@ func runControl(ctx context.Context, f controlFlags, log *slog.Logger) (err erro
 	}
 	c, err := control.Open(ctx, control.Config{
 		Data: f.data, Store: f.store, TrustDomain: f.trustDomain, Intent: f.config, Translate: kube.Translate,
-		Lease: f.lease, Viewers: viewers, Log: log,
+		Lease: f.lease, LeafLife: f.leafLife, Viewers: viewers, Log: log,
 	})
 	if err != nil {
 		return err

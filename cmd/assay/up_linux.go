@@ -17,6 +17,7 @@ import (
 	"assay.dev"
 	"assay.dev/agent"
 	"assay.dev/control"
+	"assay.dev/identity"
 	"assay.dev/kube"
 )
 
@@ -31,6 +32,7 @@ type up struct {
 	advertise   string
 	proxy       string
 	keep        bool
+	leafLife    time.Duration
 	verbose     bool
 	inherit     string // sockets from outside of our network namespace
 
@@ -75,6 +77,7 @@ network of its own.`,
 	f.StringVar(&u.listen, "listen", "", "`address` for agents of other hosts and remote operators, or fd:N")
 	f.StringVar(&u.advertise, "advertise", "", "`address` where other hosts route this host's workloads to")
 	f.StringVar(&u.proxy, "proxy", "", "`path` of assay-proxy (beside this binary)")
+	f.DurationVar(&u.leafLife, "leaf-life", identity.WorkloadLife, "how long workloads' certificates live; renewed at half of it")
 	f.BoolVar(&u.keep, "keep", false, "leave workloads running at the end")
 	f.BoolVarP(&u.verbose, "verbose", "v", false, "log more")
 	f.StringVar(&u.inherit, "inherit", "", "")
@@ -161,7 +164,7 @@ func (u *up) reenter(ctx context.Context) error {
 	if err != nil {
 		return &assay.Error{Op: "up", Err: err}
 	}
-	args := []string{"up", "--data", u.data, "--runtime", u.runtime, "--inherit", names}
+	args := []string{"up", "--data", u.data, "--runtime", u.runtime, "--leaf-life", u.leafLife.String(), "--inherit", names}
 	for _, opt := range [][2]string{{"--config", u.config}, {"--trust-domain", u.trustDomain}, {"--advertise", u.advertise}, {"--proxy", u.proxy}} {
 		if opt[1] != "" {
 			args = append(args, opt[0], opt[1])
@@ -187,7 +190,7 @@ func (u *up) serve(ctx context.Context) (err error) {
 		return &assay.Error{Kind: assay.NotFound, Op: "up", Err: err, Remedy: "install assay-proxy beside assay (make build), or name it with --proxy"}
 	}
 	ctl, err := control.Open(ctx, control.Config{
-		Data: filepath.Join(u.data, "control"), TrustDomain: u.trustDomain, Intent: u.config, Translate: kube.Translate,
+		Data: filepath.Join(u.data, "control"), TrustDomain: u.trustDomain, Intent: u.config, Translate: kube.Translate, LeafLife: u.leafLife,
 		Log: u.log.With("role", "control"),
 	})
 	if err != nil {

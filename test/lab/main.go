@@ -108,7 +108,9 @@ func Build(pkg string) (string, error) {
 	if !ok {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		defer cancel()
-		out, runErr := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(dir, name), pkg).CombinedOutput()
+		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", filepath.Join(dir, name), pkg)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // the proxy's sandbox is whole only without C's threads
+		out, runErr := cmd.CombinedOutput()
 		if runErr != nil {
 			err = fmt.Errorf("go build %s: %w\n%s", pkg, runErr, out)
 		}
