@@ -162,6 +162,9 @@ func TestFolder(t *testing.T) {
 		t.Errorf("meshconfigs: %s", show(got))
 	}
 	// The folder's objects are the folder's.
+	if _, err := apply(t, o, &api.ApplyRequest{Files: files("x.yaml", strictYAML), DryRun: true}); assay.KindOf(err) != assay.Conflict {
+		t.Errorf("a dry run over the folder: %v", err)
+	}
 	if _, err := apply(t, o, &api.ApplyRequest{Files: files("x.yaml", strictYAML)}); assay.KindOf(err) != assay.Conflict || !strings.Contains(err.Error(), "folder") {
 		t.Errorf("applied over the folder: %v", err)
 	}

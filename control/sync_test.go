@@ -109,8 +109,12 @@ func TestTwoHosts(t *testing.T) {
 	})
 
 	// A stolen host certificate is good for that host's workloads alone.
-	if _, err := issue(t, h.hosts, "pay-1"); assay.KindOf(err) != assay.Denied {
-		t.Errorf("another host's workload: %v", err)
+	la.up(la.workload("web-1", "shop", "web", 2, 80)) // which h's token covers too
+	la.waitAccepted("web-1")
+	for _, id := range []string{"pay-1", "web-1"} {
+		if _, err := issue(t, h.hosts, id); assay.KindOf(err) != assay.Denied {
+			t.Errorf("another host's workload %s: %v", id, err)
+		}
 	}
 	if _, err := issue(t, h.hosts, "led-1"); err != nil {
 		t.Errorf("its own workload: %v", err)
