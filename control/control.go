@@ -47,8 +47,8 @@ type Config struct {
 	Certificates identity.Policy
 	// LeafLife is how long workloads' certificates live; zero: identity's default.
 	LeafLife time.Duration
-	Log          *slog.Logger     // nil: none
-	Now          func() time.Time // nil: time.Now
+	Log      *slog.Logger     // nil: none
+	Now      func() time.Time // nil: time.Now
 }
 
 // Control is an open control. It does its work in Run and in the Serve methods.

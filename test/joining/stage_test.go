@@ -155,6 +155,9 @@ func pace(d time.Duration) string {
 func (s *stage) connect(to netip.AddrPort) string {
 	began := time.Now()
 	c, err := s.client.Dial(to)
+	if errors.Is(err, unix.ECONNRESET) {
+		return "connected, then ECONNRESET " + pace(time.Since(began))
+	}
 	if err != nil {
 		return fmt.Sprintf("connect: %s %s", name(err), pace(time.Since(began)))
 	}

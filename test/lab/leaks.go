@@ -83,7 +83,7 @@ func (l *Lab) Leaks() ([]string, error) {
 	}
 	var left []string
 	for _, line := range now {
-		if !slices.Contains(l.before, line) && !strings.Contains(line, " node") && !strings.Contains(line, "dev "+uplinkName) {
+		if !slices.Contains(l.before, line) && !strings.Contains(line, " node") && !strings.Contains(line, uplinkName) {
 			left = append(left, line)
 		}
 	}

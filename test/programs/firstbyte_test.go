@@ -71,7 +71,10 @@ func awaitReady(t *testing.T, w *lab.World, client *lab.Workload, service string
 		if w.Mode == lab.Direct {
 			return nil
 		}
-		return w.Mesh.EndpointReady(t, service, port)
+		// What refuses connect() until there is a ready endpoint is the client's own
+		// kernel.
+		_, err := client.Try(t.Context(), "nft", "get", "element", "inet", "assay", "open4", fmt.Sprintf("{ %s . %d }", addrs[0], port))
+		return err
 	})
 	return to
 }
