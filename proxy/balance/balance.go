@@ -22,6 +22,10 @@ import (
 // decay is the time in which an observation loses 1-1/e of its weight.
 const decay = 10 * time.Second
 
+// floor is what no average is below: among answers that fast a difference is noise,
+// which would send everything to one endpoint for the length of decay.
+const floor = float64(time.Millisecond)
+
 // failure is what a failed attempt counts as: so much worse than any answer that
 // an endpoint that failed is chosen only when the other one of two failed too.
 const failure = 5 * time.Second
@@ -85,7 +89,6 @@ func decayed(cost uint64, at uint32) float64 {
 }
 
 func (e *Endpoint) load(at uint32) float64 {
-	const floor = float64(time.Microsecond) // an unknown endpoint is tried, but not by everybody at once
 	return max(decayed(e.cost.Load(), at), floor) * float64(e.inFlight.Load()+1)
 }
 

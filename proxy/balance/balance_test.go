@@ -51,6 +51,20 @@ func TestBusyEndpointGetsLess(t *testing.T) {
 	}
 }
 
+func TestFastEndpointsShare(t *testing.T) {
+	s := New(nil, wants(2), nil)
+	now := time.Unix(1_700_000_000, 0)
+	count := map[*Endpoint]int{}
+	for i := range 1000 {
+		e := s.Pick(now, nil)
+		count[e]++
+		e.Answered(time.Duration(100+i%7*100)*time.Microsecond, now)
+	}
+	if n := count[s.list[0]]; n < 350 || n > 650 {
+		t.Errorf("two equally fast endpoints got %d and %d of 1000", n, 1000-n)
+	}
+}
+
 func TestFailedIsForgivenInTime(t *testing.T) {
 	s := New(nil, wants(2), nil)
 	now := time.Unix(1_700_000_000, 0)
