@@ -72,6 +72,11 @@ func (h *Header) AppendTo(b []byte) []byte {
 	return append(b, service...)
 }
 
+// isHTTP1 reports whether p can only be a header that says HTTP/1.
+func isHTTP1(p []byte) bool {
+	return len(p) > 2 && p[0] == headerVersion && wireProtocols[min(int(p[2]), len(wireProtocols)-1)] == assay.HTTP1
+}
+
 var (
 	errHeaderShort   = errors.New("stream header: cut short")
 	errHeaderVersion = errors.New("stream header: of a version that this proxy does not know")

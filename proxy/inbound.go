@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -38,6 +39,7 @@ type inbound struct {
 	accepted    time.Time
 	meshed      bool // the table knows the remote address
 	who         link.Meshed
+	protocol    assay.Protocol
 	app         *net.TCPConn // dialled while the client was silent
 }
 
@@ -97,9 +99,19 @@ func (i *inbound) sniff() (mesh bool, err error) {
 		case detect.HelloOurs:
 			i.conn.SetReadDeadline(time.Time{})
 			return true, nil
-		case detect.HelloForeign, detect.HelloNone:
+		case detect.HelloForeign:
+			i.protocol = assay.TLS
 			i.conn.SetReadDeadline(time.Time{})
 			return false, nil
+		case detect.HelloNone:
+			// Only for the engine and the metric, and only where it will be served.
+			proto, done := detect.Client(sn.bytes())
+			if done || sn.end || !i.guest() || time.Since(i.accepted) > detect.Dribble {
+				i.protocol = proto
+				i.conn.SetReadDeadline(time.Time{})
+				return false, nil
+			}
+			limit = i.accepted.Add(detect.Dribble)
 		}
 		if sn.end {
 			i.conn.SetReadDeadline(time.Time{})
@@ -120,6 +132,9 @@ func (i *inbound) sniff() (mesh bool, err error) {
 			return false, &refusal{err: err}
 		case sn.n == 0 && i.guest():
 			return i.awaitEither(sn)
+		case i.guest():
+			clearWake(i.conn)
+			return false, nil // half a line, or half a hello: the application's to judge
 		default:
 			return false, &refusal{refusedSilent, nil}
 		}
@@ -192,7 +207,13 @@ func (i *inbound) plaintext() error {
 	if i.snap.mode() != assay.Observe {
 		return &refusal{refusedStrict, nil}
 	}
+	if sp := i.snap.targets[i.dst]; sp != nil && sp.declared != assay.Detect {
+		i.protocol = sp.declared
+	}
 	if i.app == nil {
+		if i.protocol == assay.HTTP1 {
+			return i.serveGuestHTTP()
+		}
 		if err := i.dial(); err != nil {
 			return err
 		}
@@ -211,7 +232,7 @@ func (i *inbound) plaintext() error {
 
 func (i *inbound) key(reason string) assay.SignalKey {
 	key := assay.SignalKey{
-		Direction: assay.Inbound, Port: i.dst.Port(), Protocol: assay.Opaque, Security: assay.Plaintext, Reason: reason,
+		Direction: assay.Inbound, Port: i.dst.Port(), Protocol: cmp.Or(i.protocol, assay.Opaque), Security: assay.Plaintext, Reason: reason,
 	}
 	if sp := i.snap.targets[i.dst]; sp != nil {
 		key.Service, key.Port = sp.service, sp.port

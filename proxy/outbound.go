@@ -80,6 +80,9 @@ func (o *outbound) serve() (err error) {
 	if err := o.detect(); err != nil {
 		return err
 	}
+	if o.protocol == assay.HTTP1 {
+		return o.serveHTTP()
+	}
 	return o.relay()
 }
 
@@ -219,6 +222,21 @@ func (o *outbound) choose() (*balance.Endpoint, *peer) {
 // nothing has been read there, another.
 func (o *outbound) open(data []byte, fin bool) error {
 	payload := o.header(o.protocol).AppendTo(make([]byte, 0, maxHeader))
+	k := newPipe(o.p, o.conn)
+	e, s, st, n, err := o.openAny(o.ctx, payload, data, fin, k)
+	if err != nil {
+		return err
+	}
+	o.endpoint, o.session, o.stream, o.pipe = e, s, st, k
+	if n < len(data) {
+		st.Write(data[n:], fin) // its failure is the pipe's to tell
+	}
+	return nil
+}
+
+// openAny tries endpoints that were not tried until one takes the stream. The
+// endpoint is begun. An error is always a refusal.
+func (o *outbound) openAny(ctx context.Context, payload, data []byte, fin bool, h mux.Handler) (*balance.Endpoint, *session, mux.Stream, int, error) {
 	last := error(&refusal{refusedUnreachable, nil})
 	for ; o.attempts < maxAttempts; o.attempts++ {
 		e, pe := o.choose()
@@ -238,15 +256,10 @@ func (o *outbound) open(data []byte, fin bool) error {
 			}
 			e.Begin()
 		}
-		k := newPipe(o.p, o.conn)
-		s, st, n, err := pe.open(o.ctx, payload, data, fin, k)
+		s, st, n, err := pe.open(ctx, payload, data, fin, h)
 		if err == nil {
 			o.attempts++
-			o.endpoint, o.session, o.stream, o.pipe = e, s, st, k
-			if n < len(data) {
-				st.Write(data[n:], fin) // its failure is the pipe's to tell
-			}
-			return nil
+			return e, s, st, n, nil
 		}
 		last = err
 		if e != nil {
@@ -254,10 +267,10 @@ func (o *outbound) open(data []byte, fin bool) error {
 			e.Done()
 		}
 	}
-	if r, ok := errors.AsType[*refusal](last); ok {
-		return r
+	if _, ok := errors.AsType[*refusal](last); !ok {
+		last = &refusal{refusedUnreachable, last}
 	}
-	return &refusal{refusedUnreachable, last}
+	return nil, nil, mux.Stream{}, 0, last
 }
 
 // drop forgets the open stream.
@@ -285,7 +298,7 @@ func (o *outbound) retry(code mux.Code) error {
 		return &refusal{refusedPeer + "-" + code.String(), nil}
 	}
 	if err := o.open(o.sent, o.finished); err != nil {
-		if r, ok := errors.AsType[*refusal](err); ok && r.err == nil {
+		if r, _ := errors.AsType[*refusal](err); r.err == nil {
 			return &refusal{refusedPeer + "-" + code.String(), nil}
 		}
 		return err

@@ -15,6 +15,7 @@ import (
 	"assay.dev/link"
 	"assay.dev/proxy/dns"
 	"assay.dev/proxy/golden"
+	"assay.dev/proxy/http1"
 	"golang.org/x/sys/unix"
 )
 
@@ -39,6 +40,7 @@ type Proxy struct {
 	agent *agent
 	rec   *golden.Recorder
 	names *dns.Server
+	http  httpEngines
 	pipes kernelPipes
 	sift  chan struct{} // slots for handshakes as a server
 
@@ -80,6 +82,7 @@ func New(conn *link.Conn, o Options) *Proxy {
 	p.snap.Store(&snapshot{})
 	p.creds = newCredentials(p)
 	p.peers = newPeers(p)
+	p.http.in = http1.NewInbound(application{p}, http1.InboundConfig{})
 	p.agent = newAgent(p, conn, o.Notes)
 	p.names = dns.NewServer(dns.Options{Snapshot: func() *dns.Snapshot { return p.snap.Load().names }, Log: o.Log})
 	return p
@@ -92,6 +95,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.ctx = ctx
 	p.wg.Go(func() { p.creds.run(ctx) })
 	p.wg.Go(func() { p.peers.janitor(ctx) })
+	p.wg.Go(func() { p.http.in.Run(ctx) })
 	p.wg.Go(func() {
 		if err := p.agent.run(ctx); err != nil {
 			cancel(err)
@@ -202,6 +206,8 @@ func (p *Proxy) awaitDrain(ctx context.Context, cancel context.CancelCauseFunc) 
 		return
 	case <-p.draining:
 	}
+	p.http.out.Drain()
+	p.http.in.Drain()
 	p.mu.Lock()
 	for s := range p.sessions {
 		s.mux.Drain()

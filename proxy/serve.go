@@ -17,15 +17,22 @@ func isEOF(err error) bool { return errors.Is(err, io.EOF) }
 
 // accept takes a stream that a peer opened. It is the session's reader.
 func (s *session) accept(st mux.Stream, open []byte) (mux.Handler, mux.Code) {
+	if isHTTP1(open) {
+		return s.acceptHTTP(st, open)
+	}
 	h, rest, err := ParseHeader(open)
 	if err != nil || len(rest) > 0 {
-		s.p.rec.Refusals.Inc(refusedHeader)
-		return nil, mux.BadRequest
+		return s.refuseHeader()
 	}
 	v := &served{s: s, header: h, stream: st, pipe: newPipe(s.p, nil), accepted: time.Now()}
 	s.p.begin()
 	s.p.wg.Go(v.run)
 	return v.pipe, 0
+}
+
+func (s *session) refuseHeader() (mux.Handler, mux.Code) {
+	s.p.rec.Refusals.Inc(refusedHeader)
+	return nil, mux.BadRequest
 }
 
 // served is an opaque stream of a peer, and the connection to the application.

@@ -29,6 +29,9 @@ type session struct {
 
 	// Of the server's side: where the connection came from and to.
 	remote, local netip.AddrPort
+	// What the last stream of HTTP/1 said, and how it is counted; the reader's.
+	lastOpen    []byte
+	lastCounted *counted
 }
 
 func (s *session) run() error {

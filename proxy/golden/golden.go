@@ -135,6 +135,9 @@ func (s *Series) End(took time.Duration, failed bool, now time.Time) {
 	s.last.Store(now.UnixNano())
 }
 
+// Undo takes back a Begin: the request is tried elsewhere.
+func (s *Series) Undo() { s.inFlight.Add(-1) }
+
 // Refused counts a request that never got as far as a peer.
 func (s *Series) Refused(now time.Time) {
 	s.requests.Add(1)

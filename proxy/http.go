@@ -1,0 +1,264 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"assay.dev"
+	"assay.dev/proxy/balance"
+	"assay.dev/proxy/golden"
+	"assay.dev/proxy/http1"
+	"assay.dev/proxy/mux"
+)
+
+// httpEngines are the two sides of HTTP/1.
+type httpEngines struct {
+	out http1.Outbound
+	in  *http1.Inbound
+}
+
+// serveHTTP gives the application's connection to the engine, which asks dispatcher
+// for an upstream with each request.
+func (o *outbound) serveHTTP() error {
+	o.drop(mux.Cancelled)
+	d := &dispatcher{o: o}
+	d.payload = o.header(assay.HTTP1).AppendTo(make([]byte, 0, maxHeader))
+	defer d.close()
+	if err := o.p.http.out.Serve(o.ctx, o.conn, nil, d); err != nil {
+		o.p.log.Debug("http connection", "source", o.src.String(), "destination", o.dst.String(), "error", err)
+	}
+	return nil
+}
+
+// dispatcher chooses upstreams for the requests of one connection.
+type dispatcher struct {
+	o       *outbound
+	payload []byte
+	calls   [8]*call // that this connection made, so that a request allocates nothing
+	next    int
+	refused *golden.Series
+	waited  atomic.Int64 // nanoseconds that the last Dispatch took: not the endpoint's fault
+}
+
+// call is what requests of one connection to one endpoint have in common.
+type call struct {
+	endpoint *balance.Endpoint // nil when the address was dialled directly
+	session  *session
+	series   *golden.Series
+}
+
+// Begin is called when a head was read. Only a stream that carries one request after
+// the other knows by then where it goes.
+func (d *dispatcher) Begin(x *http1.Exchange) {
+	if c, ok := x.Tag.(*call); ok {
+		c.begin()
+	}
+}
+
+func (c *call) begin() {
+	c.series.Begin()
+	if c.endpoint != nil {
+		c.endpoint.Begin()
+	}
+}
+
+// Dispatch implements http1.Dispatcher.
+func (d *dispatcher) Dispatch(ctx context.Context, x *http1.Exchange, data []byte, fin bool, h mux.Handler) (mux.Stream, int, error) {
+	o := d.o
+	if x.Attempt == 0 {
+		o.tried, o.attempts = o.tried[:0], 0
+	} else if c, ok := x.Tag.(*call); ok {
+		c.series.Undo()
+		if c.endpoint != nil {
+			c.endpoint.Done()
+			if x.Last == mux.Unreachable {
+				c.endpoint.Failed(time.Now())
+			}
+		}
+		x.Tag = nil
+	}
+	if err := d.follow(); err != nil {
+		return mux.Stream{}, 0, d.failure(err)
+	}
+	start := time.Now()
+	e, s, st, n, err := o.openAny(ctx, d.payload, data, fin, h)
+	if err != nil {
+		return mux.Stream{}, 0, d.failure(err)
+	}
+	d.waited.Store(int64(time.Since(start)))
+	c := d.call(e, s)
+	c.series.Begin() // the endpoint was begun when it was chosen
+	x.Tag = c
+	return st, n, nil
+}
+
+// follow takes over a newer snapshot: a connection may live for hours.
+func (d *dispatcher) follow() error {
+	s := d.o.p.snap.Load()
+	if s == d.o.snap {
+		return nil
+	}
+	o := d.o
+	o.snap, o.port, o.set, o.direct, o.outside = s, nil, nil, nil, false
+	if err := o.route(); err != nil {
+		return err
+	}
+	if o.outside {
+		return &refusal{refusedUnknown, errors.New("the address has left the mesh")}
+	}
+	return nil
+}
+
+// failure counts a request that reaches nobody and says what the application is told.
+func (d *dispatcher) failure(err error) error {
+	r, ok := errors.AsType[*refusal](err)
+	if !ok {
+		r = &refusal{"internal", err}
+	}
+	d.o.p.rec.Refusals.Inc(r.reason)
+	d.o.log(r)
+	return &http1.Failure{Status: 503, Reason: r.reason, Text: r.Error()}
+}
+
+// call finds or makes the call for an endpoint's session.
+func (d *dispatcher) call(e *balance.Endpoint, s *session) *call {
+	for _, c := range d.calls {
+		if c != nil && c.session == s && c.endpoint == e {
+			return c
+		}
+	}
+	d.o.session = s
+	c := &call{endpoint: e, session: s, series: d.o.series()}
+	d.o.session = nil
+	c.series.Opened(time.Now())
+	if old := d.calls[d.next]; old != nil {
+		old.series.Closed()
+	}
+	d.calls[d.next] = c
+	d.next = (d.next + 1) % len(d.calls)
+	return c
+}
+
+// End implements http1.Observer.
+func (d *dispatcher) End(x *http1.Exchange) {
+	now := time.Now()
+	c, ok := x.Tag.(*call)
+	if !ok { // refused before it went anywhere
+		if d.refused == nil {
+			key := d.o.key()
+			key.Reason = "refused"
+			d.refused = d.o.p.rec.Series(key)
+		}
+		d.refused.Refused(now)
+		return
+	}
+	observe(c.series, x, now, false)
+	if c.endpoint == nil {
+		return
+	}
+	c.endpoint.Done()
+	switch x.Failure {
+	case "":
+		if !x.Tunnel {
+			c.endpoint.Answered(x.Duration-time.Duration(d.waited.Load()), now)
+		}
+	case clientGone, proxyStopped:
+	default:
+		c.endpoint.Failed(now)
+	}
+}
+
+// Failures that say nothing about the server.
+const (
+	clientGone   = "client-gone"
+	proxyStopped = "aborted"
+)
+
+// observe counts an exchange that ended.
+func observe(s *golden.Series, x *http1.Exchange, now time.Time, inbound bool) {
+	failed := x.Status >= 500 || x.Failure != "" && x.Failure != clientGone && x.Failure != proxyStopped
+	if inbound {
+		s.In(int(x.RequestBytes))
+		s.Out(int(x.ResponseBytes))
+	} else {
+		s.In(int(x.ResponseBytes))
+		s.Out(int(x.RequestBytes))
+	}
+	s.End(x.Duration, failed, now)
+}
+
+func (d *dispatcher) close() {
+	for _, c := range d.calls {
+		if c != nil {
+			c.series.Closed()
+		}
+	}
+}
+
+// application implements http1.Backend.
+type application struct{ p *Proxy }
+
+// Dial connects to the application as the client. Connections of one client address
+// are shared by its requests, so the port is nobody's.
+func (a application) Dial(ctx context.Context, o http1.Origin) (*net.TCPConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, appDialTimeout)
+	defer cancel()
+	c, err := a.p.dialApp(ctx, o.Client, o.Target)
+	if err != nil {
+		a.p.rec.Refusals.Inc(refusedApplication)
+		a.p.log.Info("refused", "direction", assay.Inbound, "source", o.Client.String(), "destination", o.Target.String(), "reason", refusedApplication, "error", err)
+	}
+	return c, err
+}
+
+// counted implements http1.Observer for the server's side.
+type counted struct{ series *golden.Series }
+
+func (c *counted) Begin(*http1.Exchange) { c.series.Begin() }
+
+func (c *counted) End(x *http1.Exchange) { observe(c.series, x, time.Now(), true) }
+
+// acceptHTTP takes a stream of HTTP/1. The session's reader calls it, so what it
+// remembers needs no lock; streams of one service and port differ in the client's
+// port alone.
+func (s *session) acceptHTTP(st mux.Stream, open []byte) (mux.Handler, mux.Code) {
+	if !sameButClientPort(s.lastOpen, open) {
+		h, rest, err := ParseHeader(open)
+		if err != nil || len(rest) > 0 {
+			return s.refuseHeader()
+		}
+		s.lastOpen = append(s.lastOpen[:0], open...)
+		s.lastCounted = &counted{s.p.rec.Series(s.key(&h))}
+	}
+	return s.p.http.in.Accept(st, http1.Origin{
+		Client:   netip.AddrPortFrom(s.remote.Addr(), 0),
+		Target:   s.local,
+		Observer: s.lastCounted,
+	}), 0
+}
+
+// sameButClientPort compares two headers without bytes 5 and 6.
+func sameButClientPort(a, b []byte) bool {
+	return len(a) == len(b) && len(a) > 7 && string(a[:5]) == string(b[:5]) && string(a[7:]) == string(b[7:])
+}
+
+// serveGuestHTTP gives a plaintext client's connection to the engine, so that its
+// requests are counted like everybody's.
+func (i *inbound) serveGuestHTTP() error {
+	key := i.key(reasonOutside)
+	key.Protocol = assay.HTTP1
+	series := i.p.rec.Series(key)
+	series.Opened(i.accepted)
+	defer series.Closed()
+	err := i.p.http.in.Serve(i.ctx, i.conn, nil, http1.Origin{
+		Client: netip.AddrPortFrom(i.remote.Addr(), 0), Target: i.dst, Observer: &counted{series},
+	})
+	if err != nil {
+		i.p.log.Debug("http connection", "source", i.remote.String(), "destination", i.dst.String(), "error", err)
+	}
+	return nil
+}
