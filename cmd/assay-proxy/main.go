@@ -65,17 +65,23 @@ func serve(log *slog.Logger) error {
 	return proxy.New(conn, proxy.Options{Log: log, Build: build(), Notes: notes}).Run(ctx)
 }
 
-// build is the version that the Go tool stamped.
+// version is set by the linker in a release.
+var version string
+
+// build is the version, or what the Go tool stamped.
 func build() string {
+	if version != "" {
+		return version
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "unknown"
 	}
-	version := info.Main.Version
+	v := info.Main.Version
 	for _, s := range info.Settings {
 		if s.Key == "vcs.revision" && len(s.Value) >= 12 {
-			version += " " + s.Value[:12]
+			v += " " + s.Value[:12]
 		}
 	}
-	return version
+	return v
 }
