@@ -21,7 +21,7 @@ const Marker = "XX00ASSAYBANK"
 const manifest = `apiVersion: assay.dev/v1alpha1
 kind: MeshConfig
 metadata:
-  name: mesh
+  name: default
   namespace: bank
 spec:
   mode: strict

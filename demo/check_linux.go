@@ -16,6 +16,9 @@ import (
 	"syscall"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"assay.dev"
 	"assay.dev/api"
 	"assay.dev/demo/wire"
@@ -106,7 +109,7 @@ func (p *play) await(ctx context.Context, what string, within time.Duration, don
 		if ok {
 			return nil
 		}
-		if err != nil {
+		if err != nil && status.Code(err) != codes.DeadlineExceeded { // that is ours
 			last = err
 		}
 		select {
@@ -312,9 +315,10 @@ func knock(ctx context.Context, target netip.AddrPort, speak string) attempt {
 		a.err = err
 		return a
 	}
-	b := make([]byte, 512)
-	n, err := conn.Read(b)
-	a.answer = string(b[:n])
+	// To the end: closing with something unread would be a reset, and a failure.
+	b, err := io.ReadAll(io.LimitReader(conn, 1<<20))
+	n := len(b)
+	a.answer = string(b[:min(n, 64)])
 	switch {
 	case n == 0:
 		a.err = err // refused: reset, or closed without a word
@@ -354,11 +358,12 @@ func (p *play) actCertificates(ctx context.Context) error {
 func (p *play) actOutage(ctx context.Context) error {
 	// What control knows now is gone with it as far as it is not stored.
 	if err := p.await(ctx, "the edges", 15*time.Second, func(ctx context.Context) (bool, error) {
-		var err error
-		if p.ev.edges, err = list[assay.Edge](ctx, p.operator, "edges"); err != nil {
+		now, err := list[assay.Edge](ctx, p.operator, "edges")
+		if err != nil {
 			return false, err
 		}
-		wrong := p.ev.checkWanted()
+		p.ev.edges = now
+		wrong := append(p.ev.checkWanted(), p.ev.checkObserve()...)
 		return len(wrong) == 0, errors.New(some(wrong))
 	}); err != nil {
 		p.tell("%v", err) // the verdict says it again
@@ -434,7 +439,7 @@ func (p *play) actRead(ctx context.Context) error {
 			return false, err
 		}
 		p.ev.edges = append(now, p.earlier...)
-		wrong := append(p.ev.checkWanted(), p.ev.checkObserve()...)
+		wrong := p.ev.checkWanted()
 		return len(wrong) == 0, errors.New(some(wrong))
 	}); err != nil {
 		p.tell("%v", err)

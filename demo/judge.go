@@ -139,17 +139,17 @@ func (ev *evidence) checkWanted() (wrong []string) {
 	return wrong
 }
 
-// checkUnwanted allows, besides the wanted edges, our own plaintext from outside.
+// checkUnwanted allows, besides the wanted edges, what we did from outside: plaintext
+// to web, and what was refused (plaintext to payments, and reading certificates
+// without having one).
 func (ev *evidence) checkUnwanted() (wrong []string) {
 	for i := range ev.edges {
 		e := &ev.edges[i]
 		if slices.ContainsFunc(wanted, func(w want) bool { return ev.match(e, w) }) {
 			continue
 		}
-		if e.Client.Identity.IsZero() && e.Security == assay.Plaintext {
-			if n := nameOf(e.Server.Identity); n == web || n == payments {
-				continue
-			}
+		if e.Client.Identity.IsZero() && (nameOf(e.Server.Identity) == web || e.Failures == e.Requests) {
+			continue
 		}
 		wrong = append(wrong, edgeName(e))
 	}

@@ -111,7 +111,7 @@ func TestJudge(t *testing.T) {
 			ev.edges = append(ev.edges, e)
 		}, "no other edge"},
 		{"plaintext from outside to another", func(ev *evidence) {
-			ev.edges = append(ev.edges, assay.Edge{Server: ev.edges[4].Server, Security: assay.Plaintext, Reason: "outside"})
+			ev.edges = append(ev.edges, assay.Edge{Server: ev.edges[4].Server, Security: assay.Plaintext, Reason: "outside", Requests: 2, Failures: 1})
 		}, "no other edge"},
 		{"edge in clear", func(ev *evidence) { ev.edges[3].Security = assay.Plaintext }, "mutual TLS on every edge"},
 		{"other artifact", func(ev *evidence) { ev.edges[3].Client.Artifacts = assay.DigestOf(nil) }, "artifacts at both ends"},

@@ -40,8 +40,10 @@ const grace = 10 * time.Second
 
 // raise starts the mesh: `assay up`. It returns once control and agent are ready.
 func (s *Stage) raise(ctx context.Context) (time.Duration, error) {
-	for _, dir := range []string{"data", "run", "log", "config"} {
-		if err := os.MkdirAll(filepath.Join(s.Dir, dir), 0o700); err != nil {
+	// Proxies are users of their own and have to find the agent's socket.
+	for dir, mode := range map[string]os.FileMode{"": 0o711, "run": 0o755, "data": 0o700, "log": 0o700, "config": 0o700} {
+		path := filepath.Join(s.Dir, dir)
+		if err := errors.Join(os.MkdirAll(path, mode), os.Chmod(path, mode)); err != nil {
 			return 0, err
 		}
 	}

@@ -142,10 +142,32 @@ func (u *up) check() error {
 			return bad("--advertise "+u.advertise, err, "name one IP address")
 		}
 	}
+	if os.Geteuid() == 0 && u.inherit == "" {
+		if err := reachable(u.runtime); err != nil {
+			return bad("--runtime "+u.runtime, err, "proxies are users of their own and must find the agent there: chmod o+x, or name another folder")
+		}
+	}
 	if u.keep && os.Geteuid() != 0 {
 		return bad("--keep", errors.New("without root the network ends with this process"), "leave the flag out, or run as root")
 	}
 	return nil
+}
+
+// reachable reports which folder on the way to path keeps other users out.
+func reachable(path string) error {
+	for dir := path; ; dir = filepath.Dir(dir) {
+		st, err := os.Stat(dir)
+		switch {
+		case errors.Is(err, os.ErrNotExist): // made later, open to others
+		case err != nil:
+			return err
+		case st.Mode().Perm()&1 == 0:
+			return fmt.Errorf("%s is closed to other users (mode %04o)", dir, st.Mode().Perm())
+		}
+		if dir == filepath.Dir(dir) {
+			return nil
+		}
+	}
 }
 
 // reenter runs us again in a user and network namespace of our own. What people

@@ -63,7 +63,10 @@ func (p *Payments) Run(ctx context.Context, ln net.Listener) error {
 	hard := time.AfterFunc(5*time.Second, srv.Stop)
 	defer hard.Stop()
 	srv.GracefulStop()
-	return <-done
+	if err := <-done; !errors.Is(err, grpc.ErrServerStopped) {
+		return err
+	}
+	return nil
 }
 
 // Transfer books one transfer.
