@@ -421,6 +421,10 @@ func (c *Control) Close() error {
 	if c.authority != nil {
 		errs = append(errs, c.authority.Close())
 	}
+	if c.behind != nil {
+		// What came in after Run had ended, while calls under way came to theirs.
+		errs = append(errs, c.behind.flush(context.Background()))
+	}
 	if c.store != nil {
 		errs = append(errs, c.store.Close())
 	}

@@ -14,6 +14,7 @@ import (
 
 	"assay.dev"
 	"assay.dev/api"
+	"assay.dev/store"
 )
 
 // TestStoreAway locks the database from outside: people are told to wait, and
@@ -176,6 +177,24 @@ func TestForgottenService(t *testing.T) {
 		list, err := r.store.ListVIPs(t.Context())
 		return err == nil && len(list) == 0
 	})
+}
+
+// TestNothingIsLostAtTheEnd: what is issued while control stops is in the inventory
+// of the next.
+func TestNothingIsLostAtTheEnd(t *testing.T) {
+	r := start(t, nil)
+	hosts := localHosts(t, r)
+	a := syncHost(t, hosts, nil)
+	a.up(a.workload("w", "bank", "s", 1, 80))
+	a.waitAccepted("w")
+	r.cancel()
+	r.done.Wait()
+	// As a call does that was under way.
+	r.model.issued(store.Certificate{Serial: "ff", Subject: "spiffe://bank.test/ns/bank/sa/s", Workload: "w", NotAfter: time.Now().Add(time.Hour), IssuedAt: time.Now()})
+	r = r.restart(nil)
+	if !strings.Contains(show(documents[api.CertificateView](t, r.operator(t), "certificates")), `"serial":"ff"`) {
+		t.Error("a certificate is not in the inventory")
+	}
 }
 
 func TestSecondControlIsRefused(t *testing.T) {
