@@ -209,10 +209,25 @@ func (a *Agent) listen() (*net.UnixListener, error) {
 	if err := os.MkdirAll(filepath.Join(a.cfg.RuntimeDir, "workloads"), 0o755); err != nil {
 		return nil, &assay.Error{Op: "start agent", Err: err, Remedy: "run as root, or name a folder of your own"}
 	}
+	if dir := untraversable(a.cfg.RuntimeDir); dir != "" && uidMapped(a.cfg.ProxyUIDs) {
+		a.log.Warn("proxies will not find the next agent: only its owner may enter a folder above agent.sock", "folder", dir, "remedy", "chmod o+x, or another folder")
+	}
 	if a.cfg.Listener != nil {
 		return a.cfg.Listener, nil
 	}
 	return ListenSocket(a.socketPath())
+}
+
+// untraversable returns a folder on the way to dir that others may not enter, or "".
+func untraversable(dir string) string {
+	for ; ; dir = filepath.Dir(dir) {
+		if st, err := os.Stat(dir); err == nil && st.Mode().Perm()&0o001 == 0 {
+			return dir
+		}
+		if dir == filepath.Dir(dir) {
+			return ""
+		}
+	}
 }
 
 // ListenSocket opens agent.sock at path. The folder of the agent that owned it before

@@ -33,6 +33,9 @@ func TestMain(m *testing.M) {
 	case os.Getenv("ASSAY_TEST_APP") != "":
 		runTestApp()
 		return
+	case os.Getenv("ASSAY_TEST_OWNER") != "":
+		runTestOwner()
+		return
 	case os.Getenv("ASSAY_TEST_AGENT") != "":
 		runTestAgent()
 		return
@@ -75,6 +78,11 @@ func runTestAgent() {
 }
 
 func testConfig(dir string, log io.Writer) Config {
+	for d := dir; d != "/"; d = filepath.Dir(d) {
+		if st, err := os.Stat(d); err == nil && st.Mode().Perm()&0o001 == 0 {
+			os.Chmod(d, 0o755) // proxies have users of their own
+		}
+	}
 	exe, err := os.Executable()
 	if err != nil {
 		panic(err)

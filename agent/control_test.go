@@ -125,6 +125,7 @@ func (c *testControl) Sync(stream grpc.BidiStreamingServer[api.HostUpdate, api.C
 	out <- &api.ControlUpdate{Update: &api.ControlUpdate_Delta{Delta: d}}
 	c.streams[out] = true
 	c.mu.Unlock()
+	seen := map[string]bool{}
 	defer func() {
 		c.mu.Lock()
 		delete(c.streams, out)
@@ -147,7 +148,22 @@ func (c *testControl) Sync(stream grpc.BidiStreamingServer[api.HostUpdate, api.C
 		if err != nil {
 			return err
 		}
+		seen["workload/"+u.GetWorkloadUp().GetId()] = true
 		c.take(u, out)
+		if u.GetSynced() != nil {
+			c.forgetOthers(seen)
+		}
+	}
+}
+
+// forgetOthers removes workloads that the host no longer has.
+func (c *testControl) forgetOthers(seen map[string]bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for key := range c.resources {
+		if strings.HasPrefix(key, "workload/") && !seen[key] {
+			c.removeLocked(key)
+		}
 	}
 }
 

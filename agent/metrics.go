@@ -1,5 +1,241 @@
 package agent
 
-import "context"
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
 
-func (a *Agent) serveMetrics(ctx context.Context) error { <-ctx.Done(); return nil }
+	"assay.dev"
+	"assay.dev/link"
+)
+
+// metricsFresh is how long a scrape waits for proxies to count: one that does not
+// answer is shown as it was.
+const metricsFresh = 300 * time.Millisecond
+
+// serveMetrics serves Prometheus text of all workloads of the host on /metrics, until
+// ctx ends.
+func (a *Agent) serveMetrics(ctx context.Context) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /metrics", a.scrape)
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(done)
+		end, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if server.Shutdown(end) != nil {
+			server.Close()
+		}
+	})
+	err := server.Serve(a.cfg.Metrics)
+	if !stop() {
+		<-done
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return &assay.Error{Op: "serve metrics", Err: err}
+}
+
+func (a *Agent) scrape(out http.ResponseWriter, r *http.Request) {
+	list := a.all()
+	var g sync.WaitGroup
+	for _, w := range list {
+		g.Go(func() { w.freshReport(r.Context(), metricsFresh) })
+	}
+	g.Wait()
+	out.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+	b := bufio.NewWriter(out)
+	defer b.Flush()
+	a.mu.Lock()
+	connected, version, workloads := a.connected, a.snapshot.version, len(list)
+	dropped := a.outbox.droppedFindings()
+	a.mu.Unlock()
+	writeMetrics(b, hostMetrics{connected, version, workloads, dropped}, list)
+}
+
+func (o *outbox) droppedFindings() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.dropped
+}
+
+type hostMetrics struct {
+	connected bool
+	version   uint64
+	workloads int
+	dropped   int
+}
+
+// source is one workload's part of the metrics.
+type source struct {
+	labels   string // workload, namespace and service, rendered
+	report   *link.Report
+	notAfter time.Time
+}
+
+func writeMetrics(out io.Writer, h hostMetrics, list []*workload) {
+	var sources []source
+	for _, w := range list {
+		n := w.noun()
+		w.mu.Lock()
+		s := source{report: w.report, notAfter: w.notAfter}
+		w.mu.Unlock()
+		s.labels = labels("workload", n.ID, "namespace", n.Namespace, "name", n.Name)
+		if s.report == nil {
+			s.report = &link.Report{}
+		}
+		sources = append(sources, s)
+	}
+	p := &page{out: out}
+	p.family("assay_control_connected", "gauge", "Whether the stream to control is up.")
+	p.sample("assay_control_connected", "", boolean(h.connected))
+	p.family("assay_snapshot_version", "gauge", "Version of control's snapshot on this host.")
+	p.sample("assay_snapshot_version", "", float64(h.version))
+	p.family("assay_workloads", "gauge", "Workloads of this host.")
+	p.sample("assay_workloads", "", float64(h.workloads))
+	p.family("assay_findings_dropped_total", "counter", "Findings that control was never told.")
+	p.sample("assay_findings_dropped_total", "", float64(h.dropped))
+
+	type value struct {
+		name, kind, help string
+		of               func(*assay.Signals) float64
+	}
+	for _, v := range []value{
+		{"assay_requests_total", "counter", "HTTP exchanges, or opaque connections ended.", func(s *assay.Signals) float64 { return float64(s.Requests) }},
+		{"assay_failures_total", "counter", "Requests that failed: 5xx, resets, refusals.", func(s *assay.Signals) float64 { return float64(s.Failures) }},
+		{"assay_connections_total", "counter", "Connections or streams begun.", func(s *assay.Signals) float64 { return float64(s.Opened) }},
+		{"assay_connections_open", "gauge", "Connections now.", func(s *assay.Signals) float64 { return float64(s.Open) }},
+		{"assay_requests_in_flight", "gauge", "Requests now.", func(s *assay.Signals) float64 { return float64(s.InFlight) }},
+	} {
+		p.family(v.name, v.kind, v.help)
+		for _, src := range sources {
+			for i := range src.report.Signals {
+				p.sample(v.name, join(src.labels, signalLabels(&src.report.Signals[i].SignalKey)), v.of(&src.report.Signals[i]))
+			}
+		}
+	}
+	p.family("assay_bytes_total", "counter", "Bytes from the peer (in) and to it (out).")
+	for _, src := range sources {
+		for i := range src.report.Signals {
+			s := &src.report.Signals[i]
+			l := join(src.labels, signalLabels(&s.SignalKey))
+			p.sample("assay_bytes_total", join(l, labels("way", "in")), float64(s.BytesIn))
+			p.sample("assay_bytes_total", join(l, labels("way", "out")), float64(s.BytesOut))
+		}
+	}
+	p.family("assay_request_duration_seconds", "histogram", "From the request's head to the response's end; the life of an opaque connection.")
+	for _, src := range sources {
+		for i := range src.report.Signals {
+			p.histogram("assay_request_duration_seconds", join(src.labels, signalLabels(&src.report.Signals[i].SignalKey)), &src.report.Signals[i].Latency)
+		}
+	}
+	p.family("assay_tls_handshakes_total", "counter", "Mutual TLS handshakes completed.")
+	for _, src := range sources {
+		p.sample("assay_tls_handshakes_total", src.labels, float64(src.report.Counters.Handshakes))
+	}
+	for _, c := range []struct {
+		name, help, label string
+		of                func(*assay.Counters) map[string]uint64
+	}{
+		{"assay_tls_handshake_failures_total", "Mutual TLS handshakes that failed.", "reason", func(c *assay.Counters) map[string]uint64 { return c.HandshakeFailures }},
+		{"assay_detections_total", "Connections by what protocol detection found.", "outcome", func(c *assay.Counters) map[string]uint64 { return c.Detections }},
+		{"assay_refusals_total", "Connections that the proxy refused.", "reason", func(c *assay.Counters) map[string]uint64 { return c.Refusals }},
+	} {
+		p.family(c.name, "counter", c.help)
+		for _, src := range sources {
+			m := c.of(&src.report.Counters)
+			for _, key := range slices.Sorted(maps.Keys(m)) {
+				p.sample(c.name, join(src.labels, labels(c.label, key)), float64(m[key]))
+			}
+		}
+	}
+	p.family("assay_certificate_expiry_timestamp_seconds", "gauge", "When the certificate that was issued last expires.")
+	for _, src := range sources {
+		if !src.notAfter.IsZero() {
+			p.sample("assay_certificate_expiry_timestamp_seconds", src.labels, float64(src.notAfter.Unix()))
+		}
+	}
+}
+
+// signalLabels are those of one series. Their number is bounded by the proxy.
+func signalLabels(k *assay.SignalKey) string {
+	return labels("direction", string(k.Direction), "peer", k.Peer.String(), "peer_artifacts", string(k.PeerArtifacts), "service", k.Service,
+		"port", strconv.Itoa(int(k.Port)), "protocol", string(k.Protocol), "security", string(k.Security), "reason", k.Reason)
+}
+
+// labels renders pairs as the text format wants them; empty values are left out,
+// which means the same.
+func labels(pairs ...string) string {
+	var b strings.Builder
+	for i := 0; i+1 < len(pairs); i += 2 {
+		if pairs[i+1] == "" || pairs[i] == "port" && pairs[i+1] == "0" {
+			continue
+		}
+		if b.Len() > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteString(pairs[i])
+		b.WriteString(`="`)
+		b.WriteString(escape.Replace(pairs[i+1]))
+		b.WriteByte('"')
+	}
+	return b.String()
+}
+
+var escape = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
+
+func join(a, b string) string {
+	if a == "" || b == "" {
+		return a + b
+	}
+	return a + "," + b
+}
+
+func boolean(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// page writes the text format, version 0.0.4. An error of the reader's connection
+// shows in the bufio.Writer below.
+type page struct{ out io.Writer }
+
+func (p *page) family(name, kind, help string) {
+	io.WriteString(p.out, "# HELP "+name+" "+help+"\n# TYPE "+name+" "+kind+"\n")
+}
+
+func (p *page) sample(name, labels string, v float64) {
+	if labels != "" {
+		name += "{" + labels + "}"
+	}
+	io.WriteString(p.out, name+" "+strconv.FormatFloat(v, 'g', -1, 64)+"\n")
+}
+
+func (p *page) histogram(name, labels string, l *assay.Latency) {
+	var sum uint64
+	for i := range l.Buckets {
+		sum += l.Buckets[i]
+		bound := "+Inf"
+		if i < assay.LatencyBuckets-1 {
+			if l.Buckets[i] == 0 && i%4 != 0 {
+				continue // cumulative: what is left out is known from its neighbours
+			}
+			bound = strconv.FormatFloat(assay.LatencyBound(i).Seconds(), 'g', -1, 64)
+		}
+		p.sample(name+"_bucket", join(labels, `le="`+bound+`"`), float64(sum))
+	}
+	p.sample(name+"_sum", labels, l.Sum.Seconds())
+	p.sample(name+"_count", labels, float64(sum))
+}

@@ -146,6 +146,12 @@ func (p *Placement) Run(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return nil
 			}
+			close(p.over)
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			if p.ended {
+				return nil // the agent saw it first
+			}
 			return err
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -192,8 +193,8 @@ func (w *workload) spawn() (_ *attest.Process, _ *link.Conn, err error) {
 	w.mu.Lock()
 	uid := w.a.cfg.ProxyUIDs + w.rec.Number
 	w.mu.Unlock()
-	pidfd := -1
-	sys := &syscall.SysProcAttr{Setsid: true, AmbientCaps: []uintptr{unix.CAP_NET_RAW}, PidFD: &pidfd}
+	pid := 0
+	sys := &syscall.SysProcAttr{Setsid: true, AmbientCaps: []uintptr{unix.CAP_NET_RAW}}
 	if uidMapped(uid) {
 		sys.Credential = &syscall.Credential{Uid: uid, Gid: uid}
 	}
@@ -205,15 +206,25 @@ func (w *workload) spawn() (_ *attest.Process, _ *link.Conn, err error) {
 		if err := confineThread(unix.CAP_NET_RAW); err != nil {
 			return err
 		}
+		// Whatever the agent inherited and nobody marked: a table of descriptors of
+		// the thread's own, in which all are closed on exec.
+		if err := unix.Unshare(unix.CLONE_FILES); err != nil {
+			return fmt.Errorf("descriptors: %w", err)
+		}
+		if err := unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+			return fmt.Errorf("descriptors: %w", err)
+		}
 		// One word, for those who look at processes: a proxy takes no arguments.
-		_, err := syscall.ForkExec(fmt.Sprintf("/proc/self/fd/%d", exeFD), []string{proxyName + " " + w.id}, attr)
+		pid, err = syscall.ForkExec(fmt.Sprintf("/proc/self/fd/%d", exeFD), []string{proxyName + " " + w.id}, attr)
 		return err
 	})
 	if err != nil {
 		return nil, nil, &assay.Error{Op: "start " + w.a.cfg.Proxy, Err: err, Remedy: "everybody must be able to execute it (chmod 755), and its file system must not be mounted noexec"}
 	}
-	proc, err := attest.FromPidfd(os.NewFile(uintptr(pidfd), "pidfd"))
+	proc, err := attest.Open(pid) // our child: the number is its own until it is reaped
 	if err != nil {
+		unix.Kill(pid, unix.SIGKILL)
+		unix.Wait4(pid, nil, 0, nil)
 		return nil, nil, fmt.Errorf("start %s: %w%s", w.a.cfg.Proxy, err, w.logTail())
 	}
 	// Recorded before it is configured: a proxy that nobody configured ends by

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -128,6 +129,9 @@ func (s *session) greet(m link.Message) error {
 	}
 	if h.Bundle > w.bundle {
 		w.bundle = h.Bundle
+	}
+	if h.NotAfter.After(w.notAfter) {
+		w.notAfter = h.NotAfter
 	}
 	w.mu.Unlock()
 	c, files, err := w.configuration(len(h.Listeners) == 0)
@@ -363,7 +367,7 @@ func (s *session) issue(ctx context.Context, id uint64, csr link.CSR) {
 		s.refuse(id, errors.New("control sent no certificate"))
 		return
 	} else {
-		s.w.log.Info("certificate issued", "renew", c.RenewAt)
+		s.w.issued(c)
 	}
 	s.conn.Send(link.KindCertificate, id, c)
 }
@@ -375,4 +379,17 @@ func (s *session) refuse(id uint64, err error) {
 	}
 	s.w.log.Warn("no certificate", "reason", c.Refused, "retry", c.Retry)
 	s.conn.Send(link.KindCertificate, id, c)
+}
+
+// issued notes a certificate for the metrics.
+func (w *workload) issued(c link.Certificate) {
+	w.log.Info("certificate issued", "renew", c.RenewAt)
+	leaf, err := x509.ParseCertificate(c.Chain[0])
+	if err != nil {
+		w.log.Error("control sent a certificate that cannot be read", "err", err)
+		return
+	}
+	w.mu.Lock()
+	w.notAfter = leaf.NotAfter
+	w.mu.Unlock()
 }

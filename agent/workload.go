@@ -84,7 +84,9 @@ type workload struct {
 	failures  int   // proxies that ended before one accepted
 	logFrom   int64 // where the proxy's log begins in its file
 	report    *link.Report
-	bundle    uint64 // in use by the proxy
+	bundle    uint64    // in use by the proxy
+	notAfter  time.Time // of the certificate that was issued last
+	withdrawn bool      // control was told that it is gone
 	reported  time.Time
 }
 
@@ -142,6 +144,9 @@ func (w *workload) live(ctx context.Context, running *attest.Process) {
 // withdraw takes back "meshed" before anything is removed, and gives control a
 // moment to tell the others. Without control there is nobody to tell.
 func (w *workload) withdraw() {
+	w.mu.Lock()
+	w.withdrawn = true
+	w.mu.Unlock()
 	w.a.outbox.workloadGone(w.id)
 	const most = 300 * time.Millisecond
 	for deadline := time.Now().Add(most); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
@@ -395,11 +400,12 @@ func (w *workload) refusal() error {
 	return w.refused
 }
 
-// message is what control is told, nil while the proxy does not accept.
+// message is what control is told, nil before the proxy accepts and after the
+// workload was withdrawn.
 func (w *workload) message() *api.Workload {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.rec.Workload.MeshedSince.IsZero() {
+	if w.rec.Workload.MeshedSince.IsZero() || w.withdrawn {
 		return nil
 	}
 	return api.FromWorkload(&w.rec.Workload)
