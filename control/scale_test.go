@@ -21,8 +21,10 @@ func TestScale(t *testing.T) {
 	const hostCount, perHost = 52, 96
 	r := start(t, func(cfg *Config) { cfg.Log = slog.New(slog.DiscardHandler) })
 	var agents []*agent
+	var joined []*remoteHost
 	for i := range hostCount {
 		h := r.join(t, fmt.Sprint("node-", i), "*/*")
+		joined = append(joined, h)
 		agents = append(agents, syncHost(t, h.hosts, nil))
 	}
 	began := time.Now()
@@ -61,6 +63,20 @@ func TestScale(t *testing.T) {
 	t.Logf("one change to all hosts: p50 %v, p99 %v", took[len(took)/2], took[len(took)*99/100])
 
 	for _, a := range agents {
+		a.close()
+		a.resources = nil
+	}
+	began = time.Now()
+	again := make([]*agent, hostCount)
+	for i, h := range joined {
+		again[i] = dialSync(t, h.hosts, nil)
+		again[i].ended.Go(again[i].read)
+	}
+	for _, a := range again {
+		eventually(t, "everything again", func() bool { return len(a.keys()) == want })
+	}
+	t.Logf("everything to %d hosts at once, as after a restart: %v", hostCount, time.Since(began).Round(time.Millisecond))
+	for _, a := range again {
 		a.close()
 		a.resources = nil
 	}
