@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -212,6 +213,10 @@ func (r *runningControl) host(text []byte) error {
 		if err := r.stream.Send(&api.HostUpdate{Update: &api.HostUpdate_WorkloadUp{WorkloadUp: api.FromWorkload(&w)}}); err != nil {
 			return err
 		}
+		// One after the other, so that addresses are given in the order of the file.
+		if err := r.awaitService(w.Namespace, w.Service); err != nil {
+			return err
+		}
 	}
 	for _, rep := range f.Reports {
 		m := api.FromReport(&api.Report{Workload: rep.Workload, Started: rep.Started, Signals: rep.Signals, Counters: rep.Counters})
@@ -278,6 +283,22 @@ func (r *runningControl) await(f *facts) error {
 		}
 		if time.Now().After(deadline) || !sleep(r.ctx, 5*time.Millisecond) {
 			return errors.New("control does not list " + strings.Join(missing, ", "))
+		}
+	}
+}
+
+// awaitService waits until a service has its addresses.
+func (r *runningControl) awaitService(namespace, name string) error {
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		resp, err := r.List(r.ctx, &api.ListRequest{Kind: "services", Namespace: namespace, Name: name})
+		if err != nil {
+			return err
+		}
+		if strings.Contains(string(bytes.Join(resp.GetItems(), nil)), `"vips":[`) {
+			return nil
+		}
+		if time.Now().After(deadline) || !sleep(r.ctx, 5*time.Millisecond) {
+			return fmt.Errorf("%s/%s gets no address", namespace, name)
 		}
 	}
 }
