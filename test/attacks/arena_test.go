@@ -100,7 +100,13 @@ func send(from *lab.Space, to netip.AddrPort) (sent int, end string) {
 		}
 		<-pause.C
 	}
-	return sent, ending(<-answer)
+	err = <-answer
+	if err == nil {
+		// To the end, so that nothing of it is on its way later.
+		c.CloseWrite()
+		io.Copy(io.Discard, c)
+	}
+	return sent, ending(err)
 }
 
 func ending(err error) string {

@@ -68,6 +68,9 @@ func honest(t *testing.T, a *arena) {
 		t.Errorf("nothing reached the server")
 	}
 	a.capture.ExpectNone(t)
+	if packets, _, _ := a.capture.Seen(); packets == 0 {
+		t.Errorf("the capture saw no packet at all")
+	}
 }
 
 // serverProxyDead: and nobody there to start another one.

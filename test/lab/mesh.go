@@ -48,7 +48,7 @@ func (l *Lab) StartMesh(t TB, args ...string) *Mesh {
 func (m *Mesh) Start(t TB) {
 	t.Helper()
 	began := time.Now()
-	m.Up = m.Lab.Start(t, append([]string{m.Assay, "up", "--data", m.Data}, m.args...)...)
+	m.Up = m.Lab.launch(t, append([]string{m.Assay, "up", "--data", m.Data}, m.args...)...)
 	if err := WaitFor(t.Context(), 20*time.Second, m.ready); err != nil {
 		t.Fatalf("assay up is not ready: %v\n%s", err, lastLines(m.Up.Output(), 20))
 	}

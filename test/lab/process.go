@@ -35,12 +35,19 @@ type Process struct {
 // kept (the last 256 KiB) and shown when the test fails; the test's end kills it.
 func (s *Space) Start(t TB, argv ...string) *Process {
 	t.Helper()
+	p := s.launch(t, argv...)
+	t.Cleanup(p.Kill)
+	return p
+}
+
+// launch is Start for what the lab itself ends.
+func (s *Space) launch(t TB, argv ...string) *Process {
+	t.Helper()
 	p, err := s.start(nil, argv...)
 	if err != nil {
 		t.Fatalf("start %s: %v", argv[0], err)
 	}
 	t.Cleanup(func() {
-		p.Kill()
 		if t.Failed() {
 			t.Logf("the end of the output of %s:\n%s", strings.Join(argv, " "), lastLines(p.Output(), 40))
 		}

@@ -34,7 +34,7 @@ func (m *Mesh) StartControl(t TB) {
 		m.Start(t)
 		return
 	}
-	m.Control = m.Lab.Start(t, append([]string{m.Assay, "control", "--data", filepath.Join(m.Data, "control"), "--listen", controlAddress}, m.args...)...)
+	m.Control = m.Lab.launch(t, append([]string{m.Assay, "control", "--data", filepath.Join(m.Data, "control"), "--listen", controlAddress}, m.args...)...)
 	Eventually(t, 20*time.Second, "control answers", func() error {
 		if m.Control.Ended() {
 			return fmt.Errorf("ended with exit code %d: %s", m.Control.Code(), m.Control.Output())
@@ -58,7 +58,7 @@ func (m *Mesh) StartAgent(t TB) {
 		m.Start(t)
 		return
 	}
-	m.Agent = m.Host.Start(t, m.Assay, "agent", "--data", filepath.Join(m.Data, "agent"), "--control", controlAddress, "--token-file", "/tmp/token")
+	m.Agent = m.Host.launch(t, m.Assay, "agent", "--data", filepath.Join(m.Data, "agent"), "--control", controlAddress, "--token-file", "/tmp/token")
 	Eventually(t, 20*time.Second, "the agent is ready", func() error {
 		if m.Agent.Ended() {
 			return fmt.Errorf("ended with exit code %d: %s", m.Agent.Code(), m.Agent.Output())
