@@ -125,6 +125,12 @@ func (p *Process) Stop(patience time.Duration) (code int, willingly bool) {
 	case <-p.done:
 		return p.code, true
 	case <-time.After(patience):
+		// A program in Go says where it hangs.
+		p.Signal(syscall.SIGQUIT)
+		select {
+		case <-p.done:
+		case <-time.After(2 * time.Second):
+		}
 		p.Kill()
 		return p.code, false
 	}

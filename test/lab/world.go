@@ -56,7 +56,7 @@ func (m *Mesh) Finish(t TB) {
 		if p == nil || p.Ended() && p == m.Up {
 			continue
 		}
-		if code, willingly := p.Stop(15 * time.Second); code != 0 || !willingly {
+		if code, willingly := p.Stop(8 * time.Second); code != 0 || !willingly {
 			t.Errorf("%s: asked to end: exit code %d, by itself: %v\n%s", strings.Join(p.cmd.Args, " "), code, willingly, p.Output())
 		}
 	}
