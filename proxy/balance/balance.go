@@ -19,8 +19,10 @@ import (
 	"assay.dev"
 )
 
-// decay is the time in which an observation loses 1-1/e of its weight.
-const decay = 10 * time.Second
+// decay is the time in which an observation loses 1-1/e of its weight. Short: with
+// the ten seconds that others use, one answer of 50 ms keeps an endpoint out of light
+// traffic for most of a minute.
+const decay = 2 * time.Second
 
 // floor is what no average is below: among answers that fast a difference is noise,
 // which would send everything to one endpoint for the length of decay.
