@@ -70,15 +70,14 @@ func (c *call) begin() {
 func (d *dispatcher) Dispatch(ctx context.Context, x *http1.Exchange, data []byte, fin bool, h mux.Handler) (mux.Stream, int, error) {
 	o := d.o
 	if x.Attempt == 0 {
-		o.tried, o.attempts = o.tried[:0], 0
+		o.tried, o.spent, o.attempts = o.tried[:0], false, 0
 	} else if c, ok := x.Tag.(*call); ok {
 		c.series.Undo()
 		if c.endpoint != nil {
 			c.endpoint.Done()
-			if x.Last == mux.Unreachable {
-				c.endpoint.Failed(time.Now())
-			}
+			c.endpoint.Failed(time.Now())
 		}
+		o.forgive(x.Last)
 		x.Tag = nil
 	}
 	if err := d.follow(); err != nil {

@@ -41,6 +41,7 @@ type outbound struct {
 
 	// forward
 	tried    []*balance.Endpoint
+	spent    bool // direct was tried
 	attempts int
 	endpoint *balance.Endpoint // of the stream that is open
 	session  *session
@@ -206,9 +207,10 @@ func (o *outbound) header(proto assay.Protocol) *Header {
 // choose picks the next endpoint and its peer.
 func (o *outbound) choose() (*balance.Endpoint, *peer) {
 	if o.direct != nil {
-		if o.attempts > 0 {
+		if o.spent {
 			return nil, nil
 		}
+		o.spent = true
 		return nil, o.direct
 	}
 	e := o.set.Pick(time.Now(), o.tried)
@@ -292,6 +294,7 @@ func (o *outbound) retry(code mux.Code) error {
 	if safe && o.endpoint != nil {
 		o.endpoint.Failed(time.Now())
 	}
+	o.forgive(code)
 	o.drop(mux.Cancelled)
 	clearWake(o.conn)
 	if !safe || o.lost {
@@ -304,6 +307,18 @@ func (o *outbound) retry(code mux.Code) error {
 		return err
 	}
 	return nil
+}
+
+// forgive lets the last endpoint be tried again when all that it did was to end a
+// session: another one may be had there.
+func (o *outbound) forgive(code mux.Code) {
+	if code != mux.Refused {
+		return
+	}
+	o.spent = false
+	if n := len(o.tried); n > 0 {
+		o.tried = o.tried[:n-1]
+	}
 }
 
 // series is what the connection is counted under.

@@ -74,17 +74,19 @@ func TestHTTP(t *testing.T) {
 	base := "http://" + vip.String()
 	c := client.browser()
 	count := map[string]int{}
-	for range 100 {
+	requests := uint64(0)
+	// One connection of the client's, both endpoints: requests are balanced. One whose
+	// first answer was slow gets its next request when that is forgotten.
+	for deadline := time.Now().Add(15 * time.Second); count["one"] < 5 || count["two"] < 5; requests++ {
+		if time.Now().After(deadline) {
+			t.Fatalf("answered by %v", count)
+		}
 		status, body := get(t, c, base+"/who")
 		name, addr, _ := strings.Cut(body, " ")
 		if status != 200 || addr != client.Addrs[0].String() {
 			t.Fatalf("%d %q", status, body)
 		}
 		count[name]++
-	}
-	// One connection of the client's, both endpoints: requests are balanced.
-	if count["one"] < 10 || count["two"] < 10 {
-		t.Errorf("answered by %v", count)
 	}
 	big := strings.Repeat("assay ", 1<<19)
 	resp, err := c.Post(base+"/echo", "text/plain", io.MultiReader(strings.NewReader(big))) // chunked
@@ -102,7 +104,7 @@ func TestHTTP(t *testing.T) {
 	s := sum(r, func(k assay.SignalKey) bool {
 		return k.Direction == assay.Outbound && k.Service == "bank/web" && k.Protocol == assay.HTTP1 && k.Peer == one.Identity
 	})
-	if s.Requests != 102 || s.Failures != 1 || s.InFlight != 0 || s.BytesIn < uint64(len(big)) || s.BytesOut < uint64(len(big)) {
+	if s.Requests != requests+2 || s.Failures != 1 || s.InFlight != 0 || s.BytesIn < uint64(len(big)) || s.BytesOut < uint64(len(big)) {
 		t.Errorf("client counted %+v", s)
 	}
 	if n := r.Counters.Detections[string(detect.ClientHTTP1)]; n != 1 {
@@ -117,7 +119,7 @@ func TestHTTP(t *testing.T) {
 		in.Failures += s.Failures
 		in.InFlight += s.InFlight
 	}
-	if in.Requests != 102 || in.Failures != 1 || in.InFlight != 0 {
+	if in.Requests != requests+2 || in.Failures != 1 || in.InFlight != 0 {
 		t.Errorf("servers counted %+v", in)
 	}
 }
