@@ -215,7 +215,12 @@ func (a *Agent) sendChanges(ctx context.Context, stream hostStream) error {
 
 func (a *Agent) sendBatch(stream hostStream, b batch) error {
 	send := func(u *api.HostUpdate) error { return stream.Send(u) }
-	for _, id := range b.gone {
+	for id, last := range b.gone {
+		if last != nil {
+			if err := send(&api.HostUpdate{Update: &api.HostUpdate_Report{Report: last}}); err != nil {
+				return err
+			}
+		}
 		if err := send(&api.HostUpdate{Update: &api.HostUpdate_WorkloadGone{WorkloadGone: id}}); err != nil {
 			return err
 		}

@@ -16,9 +16,9 @@ type outbox struct {
 	wake chan struct{} // holds one token when there may be something
 
 	mu       sync.Mutex
-	up       map[string]bool // IDs of workloads to send
-	gone     map[string]bool
-	acks     map[string]uint64 // workload -> bundle version; "" is the agent
+	up       map[string]bool                // IDs of workloads to send
+	gone     map[string]*api.WorkloadReport // with its last numbers, or nil
+	acks     map[string]uint64              // workload -> bundle version; "" is the agent
 	reports  map[string]bool
 	findings []*api.Finding
 	dropped  int
@@ -27,7 +27,7 @@ type outbox struct {
 func newOutbox() *outbox {
 	return &outbox{
 		wake: make(chan struct{}, 1),
-		up:   map[string]bool{}, gone: map[string]bool{}, acks: map[string]uint64{}, reports: map[string]bool{},
+		up:   map[string]bool{}, gone: map[string]*api.WorkloadReport{}, acks: map[string]uint64{}, reports: map[string]bool{},
 	}
 }
 
@@ -45,12 +45,12 @@ func (o *outbox) workloadUp(id string) {
 	o.signal()
 }
 
-func (o *outbox) workloadGone(id string) {
+func (o *outbox) workloadGone(id string, last *api.WorkloadReport) {
 	o.mu.Lock()
 	delete(o.up, id)
 	delete(o.acks, id)
 	delete(o.reports, id)
-	o.gone[id] = true
+	o.gone[id] = last
 	o.mu.Unlock()
 	o.signal()
 }
@@ -82,19 +82,17 @@ func (o *outbox) finding(f *assay.Finding) {
 
 // batch is what an outbox held.
 type batch struct {
-	up, gone, reports []string
-	acks              map[string]uint64
-	findings          []*api.Finding
+	up, reports []string
+	gone        map[string]*api.WorkloadReport
+	acks        map[string]uint64
+	findings    []*api.Finding
 }
 
 // take empties the outbox; reports only when they are due.
 func (o *outbox) take(reports bool) batch {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	b := batch{acks: o.acks, findings: o.findings}
-	for id := range o.gone {
-		b.gone = append(b.gone, id)
-	}
+	b := batch{gone: o.gone, acks: o.acks, findings: o.findings}
 	for id := range o.up {
 		b.up = append(b.up, id)
 	}
@@ -105,8 +103,7 @@ func (o *outbox) take(reports bool) batch {
 		clear(o.reports)
 	}
 	clear(o.up)
-	clear(o.gone)
-	o.acks, o.findings = map[string]uint64{}, nil
+	o.gone, o.acks, o.findings = map[string]*api.WorkloadReport{}, map[string]uint64{}, nil
 	return b
 }
 

@@ -3,8 +3,10 @@ package agent
 import (
 	"context"
 	"reflect"
+	"slices"
 	"time"
 
+	"assay.dev"
 	"assay.dev/api"
 	"assay.dev/link"
 )
@@ -89,6 +91,26 @@ func (s *session) reported(id uint64, r *link.Report) {
 		delete(s.waiting, id)
 	}
 	s.mu.Unlock()
+}
+
+// settleReport takes the last numbers of a workload whose command has ended. Its
+// connections end a moment later, and are counted when they do: that moment is waited
+// for, since a short life is otherwise never told.
+func (w *workload) settleReport() {
+	const most = 250 * time.Millisecond
+	ctx, cancel := context.WithTimeout(context.Background(), most)
+	defer cancel()
+	for ctx.Err() == nil {
+		w.freshReport(ctx, most)
+		r := w.lastReport()
+		if r == nil || !slices.ContainsFunc(r.Signals, func(s assay.Signals) bool { return s.Open > 0 || s.InFlight > 0 }) {
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
 // reportMessage is the newest report for control, nil when there is none.

@@ -147,7 +147,8 @@ func (w *workload) withdraw() {
 	w.mu.Lock()
 	w.withdrawn = true
 	w.mu.Unlock()
-	w.a.outbox.workloadGone(w.id)
+	w.settleReport()
+	w.a.outbox.workloadGone(w.id, w.reportMessage())
 	const most = 300 * time.Millisecond
 	for deadline := time.Now().Add(most); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		w.a.mu.Lock()
