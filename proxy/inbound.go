@@ -205,6 +205,9 @@ func (i *inbound) plaintext() error {
 		return &refusal{refusedFromMeshed, nil}
 	}
 	if i.snap.mode() != assay.Observe {
+		i.p.finding(refusedStrict, i.remote.Addr().String(),
+			"plaintext to "+i.dst.String()+" from outside the mesh, refused: namespace "+i.snap.Identity.Namespace+" is strict",
+			"run the client in the mesh (assay run), or set the namespace to observe")
 		return &refusal{refusedStrict, nil}
 	}
 	if sp := i.snap.targets[i.dst]; sp != nil && sp.declared != assay.Detect {
