@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -228,23 +229,61 @@ func (p *play) actDrive(ctx context.Context) error {
 	return p.drive(ctx, "with everything there", "--duration", "5s", "--rate", "100")
 }
 
+// actFirst measures on several fresh workloads, each with its certificate: what is
+// asked is whether detection makes a first connection wait, not how long a birth is.
 func (p *play) actFirst(ctx context.Context) error {
-	proc, err := p.enter("probe", true, p.client(probe, "probe", "--target", "events.bank:4222", "--count", "20")...)
+	for range probes {
+		r, err := p.probe(ctx)
+		if err != nil {
+			return err
+		}
+		p.ev.first = append(p.ev.first, r)
+	}
+	return nil
+}
+
+const probes = 3
+
+func (p *play) probe(ctx context.Context) (r probeResult, err error) {
+	input, begin, err := os.Pipe()
 	if err != nil {
-		return err
+		return r, err
 	}
-	if err := p.await(ctx, "the probe", 30*time.Second, func(ctx context.Context) (bool, error) {
-		_, err := p.workloads(ctx)
+	defer begin.Close()
+	proc, err := p.launch(launch{name: "probe", keep: true, input: input,
+		args: p.client(probe, "probe", "--wait", "--target", "events.bank:4222", "--count", "20")})
+	input.Close()
+	if err != nil {
+		return r, err
+	}
+	certified := func(ctx context.Context) (bool, error) {
+		all, err := list[api.WorkloadView](ctx, p.operator, "workloads")
+		for _, w := range all {
+			if nameOf(w.Identity) == probe && !w.MeshedSince.IsZero() && w.Serial != "" {
+				return true, nil
+			}
+		}
 		return proc.ended(), err
-	}); err != nil {
-		return err
 	}
+	if err := p.await(ctx, "the probe's certificate", 30*time.Second, certified); err != nil {
+		return r, err
+	}
+	if _, err := p.workloads(ctx); err != nil {
+		return r, err
+	}
+	begin.Close()
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("no answer after a minute"))
+	defer cancel()
 	out, err := proc.result(ctx)
 	if err == nil {
-		err = json.Unmarshal(out, &p.ev.first)
+		err = json.Unmarshal(out, &r)
 	}
-	p.ev.first.err = err
-	return nil
+	r.err = err
+	// The next one has the same name: it must not be taken for this one.
+	return r, p.await(ctx, "the end of the probe", 30*time.Second, func(ctx context.Context) (bool, error) {
+		all, err := p.workloads(ctx)
+		return err == nil && !slices.ContainsFunc(all, func(w assay.Workload) bool { return nameOf(w.Identity) == probe }), err
+	})
 }
 
 // actScript starts a shell, whose digest says nothing about what it does. It waits

@@ -21,7 +21,7 @@ type evidence struct {
 	edges     []assay.Edge                     // as control tells them at the end
 	presented map[netip.AddrPort]presentation  // by the workloads' inbound ports
 	loads     []loadResult                     // each run of the load generator
-	first     probeResult                      // the server that speaks first
+	first     []probeResult                    // the server that speaks first, from fresh workloads
 	outside   map[string]attempt               // plaintext from outside, by target
 	script    assay.Workload                   // the workload that proves nothing
 	findings  []assay.Finding                  // as control tells them

@@ -23,7 +23,8 @@ type Verdict struct {
 // Bounds that the check holds the mesh to.
 const (
 	readyWithin     = 3 * time.Second
-	firstByteWithin = 20 * time.Millisecond // over direct, on every connection
+	firstByteWithin = 20.0 // milliseconds over direct, on a workload's first connection
+	laterByteWithin = 5.0  // and on later ones, in the median
 )
 
 // judge decides. It is a pure function of the evidence; what is not there is not ok.
@@ -46,7 +47,7 @@ func judge(ev *evidence) []Verdict {
 	add("no request failed", ev.checkLoads(), ev.loadDetail())
 	add("nothing readable on the links", ev.checkClear(), fmt.Sprintf("%d packets, %d connections", ev.wire.Packets, len(ev.wire.Conns)))
 	add("TLS 1.3 seen on the links", ev.checkRecords(), "application data in both directions of every edge")
-	add("server speaks first", ev.checkFirst(), fmt.Sprintf("first byte at worst %.1f ms, direct %.1f ms", ev.first.Probed.Max, ev.first.Direct.Max))
+	add("server speaks first", ev.checkFirst(), ev.firstDetail())
 	add("strict refuses plaintext", ev.checkStrict(), ev.refusal())
 	add("observe serves and lists it", ev.checkObserve(), "plaintext to "+web.String()+" is an exception with a reason")
 	add("an interpreter proves nothing", ev.checkScript(), ev.script.Artifacts.Unproven())
@@ -319,17 +320,52 @@ func (ev *evidence) checkRecords() (wrong []string) {
 	return wrong
 }
 
-func (ev *evidence) checkFirst() []string {
-	f := &ev.first
-	switch over := time.Duration((f.Probed.Max - f.Direct.Max) * float64(time.Millisecond)); {
-	case f.err != nil:
-		return []string{f.err.Error()}
-	case len(f.Probed.MS) == 0 || len(f.Direct.MS) == 0:
-		return []string{"nothing was measured"}
-	case over > firstByteWithin:
-		return []string{fmt.Sprintf("first byte up to %.1f ms after connect(), direct %.1f ms: more than %s over it", f.Probed.Max, f.Direct.Max, firstByteWithin)}
+// checkFirst takes the best of the fresh workloads: a machine that is busy delays one
+// of them, a wait that is built in delays all.
+func (ev *evidence) checkFirst() (wrong []string) {
+	for _, f := range ev.first {
+		switch {
+		case f.err != nil:
+			wrong = append(wrong, f.err.Error())
+		case len(f.Probed.MS) == 0 || len(f.Direct.MS) == 0:
+			wrong = append(wrong, "nothing was measured")
+		}
 	}
-	return nil
+	if len(ev.first) == 0 {
+		wrong = append(wrong, "nobody listened")
+	}
+	if wrong != nil {
+		return wrong
+	}
+	first, later := ev.firstBytes()
+	if first > firstByteWithin {
+		wrong = append(wrong, fmt.Sprintf("the first connection waits %.1f ms longer than a direct one for its first byte, want at most %v", first, firstByteWithin))
+	}
+	if later > laterByteWithin {
+		wrong = append(wrong, fmt.Sprintf("later connections wait %.1f ms longer than direct ones, want at most %v", later, laterByteWithin))
+	}
+	return wrong
+}
+
+// firstBytes returns, in milliseconds over direct, the first byte of the best first
+// connection and of the best median.
+func (ev *evidence) firstBytes() (first, later float64) {
+	for i, f := range ev.first {
+		a, b := max(f.Probed.MS[0]-f.Direct.MS[0], 0), max(f.Probed.P50-f.Direct.P50, 0)
+		if i == 0 {
+			first, later = a, b
+		}
+		first, later = min(first, a), min(later, b)
+	}
+	return first, later
+}
+
+func (ev *evidence) firstDetail() string {
+	if len(ev.checkFirst()) > 0 {
+		return ""
+	}
+	first, later := ev.firstBytes()
+	return fmt.Sprintf("first byte %.1f ms over direct on a first connection, %.1f ms on later ones", first, later)
 }
 
 // checkStrict wants the refusal on the wire, and a finding that says why and what

@@ -24,9 +24,12 @@ func perfect() *evidence {
 		outside:   map[string]attempt{},
 		gateway:   map[netip.Addr]struct{}{gateway: {}},
 		loads:     []loadResult{{act: "load", summary: loadSummary{Requests: 100}}},
-		first:     probeResult{Probed: times{MS: []float64{3, 1}, P50: 1, Max: 3}, Direct: times{MS: []float64{1, 0.2}, P50: 0.2, Max: 1}},
-		outage:    outage{length: 5 * time.Second, before: map[int]string{7: "100"}, after: map[int]string{7: "100", 9: "300"}},
-		script:    assay.Workload{ID: "s1", Name: "script", Artifacts: assay.ArtifactSet{{Unproven: "an interpreter"}}},
+		first: []probeResult{
+			{Probed: times{MS: []float64{90, 60}, P50: 60}, Direct: times{MS: []float64{1, 1}, P50: 1}}, // a busy moment
+			{Probed: times{MS: []float64{3, 1}, P50: 1}, Direct: times{MS: []float64{1, 0.2}, P50: 0.2}},
+		},
+		outage: outage{length: 5 * time.Second, before: map[int]string{7: "100"}, after: map[int]string{7: "100", 9: "300"}},
+		script: assay.Workload{ID: "s1", Name: "script", Artifacts: assay.ArtifactSet{{Unproven: "an interpreter"}}},
 	}
 	identity := func(n name) assay.Identity {
 		return assay.Identity{TrustDomain: td, Namespace: n.namespace, Account: n.account}
@@ -148,9 +151,11 @@ func TestJudge(t *testing.T) {
 			ev.wire.Conns[0].Server = netip.AddrPortFrom(ev.wire.Conns[0].Server.Addr(), 15008)
 		},
 			"TLS 1.3 seen on the links"},
-		{"stall", func(ev *evidence) { ev.first.Probed.Max = 21.5 }, "server speaks first"},
-		{"probe broke", func(ev *evidence) { ev.first = probeResult{err: errors.New("exit status 1")} }, "server speaks first"},
-		{"nothing measured", func(ev *evidence) { ev.first = probeResult{} }, "server speaks first"},
+		{"stall", func(ev *evidence) { ev.first[1].Probed.MS[0] = 21.5 }, "server speaks first"},
+		{"stall on later connections", func(ev *evidence) { ev.first[1].Probed.P50 = 5.5 }, "server speaks first"},
+		{"probe broke", func(ev *evidence) { ev.first[1].err = errors.New("exit status 1") }, "server speaks first"},
+		{"nothing measured", func(ev *evidence) { ev.first[0].Probed.MS = nil }, "server speaks first"},
+		{"nobody listened", func(ev *evidence) { ev.first = nil }, "server speaks first"},
 		{"strict serves", func(ev *evidence) { ev.outside[payments.String()] = attempt{answer: "\x00"} }, "strict refuses plaintext"},
 		{"strict serves on the wire", func(ev *evidence) { ev.wire.Conns[len(ev.wire.Conns)-1].Down.Bytes = 5 }, "nothing readable on the links"},
 		{"refusal without a finding", func(ev *evidence) { ev.findings = nil }, "strict refuses plaintext"},

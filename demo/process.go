@@ -30,7 +30,8 @@ type launch struct {
 	args  []string
 	env   []string // besides ours
 	files []*os.File
-	keep  bool // keep standard output apart, for process.result
+	input *os.File // standard input; nil: nothing
+	keep  bool     // keep standard output apart, for process.result
 }
 
 // start runs a program in a process group of its own, so that Ctrl-C reaches only
@@ -49,6 +50,9 @@ func (s *Stage) start(l launch) (*process, error) {
 			return nil, fmt.Errorf("start %s: %w", l.name, err)
 		}
 		cmd.Stdout = p.output
+	}
+	if l.input != nil {
+		cmd.Stdin = l.input
 	}
 	cmd.Env = append(os.Environ(), l.env...)
 	cmd.ExtraFiles = l.files

@@ -128,7 +128,13 @@ func ready(msg []byte) bool {
 
 // enter starts a command as a mesh workload.
 func (s *Stage) enter(as string, keep bool, args ...string) (*process, error) {
-	p, err := s.start(launch{name: as, path: s.Assay, args: args, env: s.env(), keep: keep})
+	return s.launch(launch{name: as, keep: keep, args: args})
+}
+
+// launch is enter for who wants more.
+func (s *Stage) launch(l launch) (*process, error) {
+	l.path, l.env = s.Assay, s.env()
+	p, err := s.start(l)
 	if err == nil {
 		s.members = append(s.members, p)
 	}

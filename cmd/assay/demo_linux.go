@@ -75,7 +75,7 @@ func (d *demoRun) run(cmd *cobra.Command) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	args := []string{"demo", "stage", "--dir", dir, "--bank", d.bank, "--proxy", d.proxy, "--rate", fmt.Sprint(d.rate)}
-	s := &space{pids: true}
+	s := &space{pids: true, dir: dir}
 	if d.check {
 		args = append(args, "--check")
 	} else {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"syscall"
 
@@ -24,12 +25,13 @@ type space struct {
 	args  []string // of the command in it
 	files []*os.File
 	pids  bool
+	dir   string // for a file that lives as long as the space
 }
 
 // run starts the space and waits for it. When ctx ends, or somebody stops us, the
 // command in it is asked to end. The error is an exitError with the command's code.
 func (s *space) run(ctx context.Context) error {
-	args := []string{"space"}
+	args := []string{"space", "--dir", s.dir}
 	if s.pids {
 		args = append(args, "--init")
 	}
@@ -97,14 +99,17 @@ func sysctlIs(path, value string) bool {
 
 // spaceCommand is the first process of a space.
 func spaceCommand() *cobra.Command {
-	var asInit bool
+	var (
+		asInit bool
+		dir    string
+	)
 	cmd := &cobra.Command{
-		Use:    "space [--init] -- ARGS",
+		Use:    "space --dir DIR [--init] -- ARGS",
 		Hidden: true,
 		Short:  "Run assay ARGS in the namespaces that this process was started in",
 		Args:   cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := prepareSpace(asInit); err != nil {
+			if err := prepareSpace(asInit, dir); err != nil {
 				return &assay.Error{Op: "prepare a network namespace", Err: err}
 			}
 			if asInit {
@@ -113,12 +118,13 @@ func spaceCommand() *cobra.Command {
 			return syscall.Exec("/proc/self/exe", append([]string{os.Args[0]}, args...), os.Environ())
 		},
 	}
+	cmd.Flags().StringVar(&dir, "dir", "", "`folder` for a file that lives as long as the space")
 	cmd.Flags().BoolVar(&asInit, "init", false, "be process 1: reap, and end everything at the end")
 	return cmd
 }
 
 // prepareSpace keeps our mounts to ourselves and makes loopback usable.
-func prepareSpace(pids bool) error {
+func prepareSpace(pids bool, dir string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("keep mounts private: %w", err)
 	}
@@ -127,11 +133,32 @@ func prepareSpace(pids bool) error {
 			return fmt.Errorf("mount /proc: %w", err)
 		}
 	}
+	if err := hideNameServers(dir); err != nil {
+		return fmt.Errorf("hide name servers: %w", err)
+	}
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return err
 	}
 	return netlink.LinkSetUp(lo)
+}
+
+// hideNameServers covers the host's resolver configuration: no packet reaches its name
+// servers from here, and whoever asked them would wait for nothing.
+func hideNameServers(dir string) error {
+	file := filepath.Join(dir, "resolv.conf")
+	// It stays: nothing can be mounted over a file that was removed, and a workload's
+	// own will be.
+	if err := os.WriteFile(file, []byte("# a network of its own: it reaches no name server\n"), 0o644); err != nil {
+		return err
+	}
+	for _, path := range []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"} {
+		err := unix.Mount(file, path, "", unix.MS_BIND, "")
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	return nil
 }
 
 // beInit runs the command and reaps every process that loses its parent. When the

@@ -195,7 +195,7 @@ func (u *up) reenter(ctx context.Context) error {
 	if u.verbose {
 		args = append(args, "--verbose")
 	}
-	return (&space{args: args, files: files}).run(ctx)
+	return (&space{args: args, files: files, dir: u.runtime}).run(ctx)
 }
 
 // serve is the mesh. Control starts first and stops last: the agent tells it what

@@ -156,7 +156,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		f.StringVar(&p.Target, "target", "events:4222", "`host:port` of the server")
 		f.IntVar(&p.Count, "count", 20, "how many connections")
 		f.StringVar(&p.Want, "want", "INFO ", "what its first line begins with")
+		wait := f.Bool("wait", false, "begin when something comes on standard input, or its end")
 		start = func() error {
+			if *wait {
+				p.Begin = os.Stdin
+			}
 			if p.Count < 1 {
 				return errors.New("probe: want --count >= 1")
 			}

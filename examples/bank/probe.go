@@ -14,13 +14,15 @@ import (
 )
 
 // Probe measures how long a server that speaks first takes to be heard: from the
-// call of connect() to the first byte, each time on a new connection. For
+// call of connect() to the first byte, each time on a new connection, the name looked
+// up before. For
 // comparison it does the same with a NATS server of its own on loopback, where
 // nothing is between them.
 type Probe struct {
 	Target string // host:port
 	Count  int
-	Want   string // what the first line begins with
+	Want   string    // what the first line begins with
+	Begin  io.Reader // begins when a byte or the end can be read; nil: at once
 }
 
 // ProbeSummary is what a probe prints.
@@ -41,6 +43,11 @@ type Times struct {
 func (p *Probe) Run(ctx context.Context, w io.Writer) error {
 	s := ProbeSummary{Target: p.Target}
 	var err error
+	if p.Begin != nil {
+		if _, err := p.Begin.Read(make([]byte, 1)); err != nil && err != io.EOF {
+			return err
+		}
+	}
 	if s.Probed, err = p.measure(ctx, p.Target); err != nil {
 		return err
 	}
@@ -77,8 +84,12 @@ func (p *Probe) measure(ctx context.Context, target string) (t Times, err error)
 func (p *Probe) once(ctx context.Context, target string) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
+	addr, err := net.ResolveTCPAddr("tcp", target)
+	if err != nil {
+		return 0, err
+	}
 	start := time.Now()
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", target)
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr.String())
 	if err != nil {
 		return 0, err
 	}
