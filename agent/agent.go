@@ -138,12 +138,14 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	var g sync.WaitGroup
 	a.publish()
 	g.Go(func() { a.publishLoop(serving) })
-	g.Go(func() { a.syncLoop(serving) })
 	failed := make(chan error, 2)
 	if a.cfg.Metrics != nil {
 		g.Go(func() { failed <- a.serveMetrics(serving) })
 	}
+	// Control forgets what it is not told at the beginning of a stream: what runs must
+	// be known before.
 	a.adopt()
+	g.Go(func() { a.syncLoop(serving) })
 	g.Go(func() { failed <- a.serve(serving, sock) })
 	a.ready.set()
 	a.log.Info("agent is ready", "socket", a.socketPath(), "workloads", len(a.all()))

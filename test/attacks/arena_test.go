@@ -50,7 +50,7 @@ func newArena(t *testing.T, w *lab.World) *arena {
 	a.server.Serve(t, port, a.application)
 	a.to = w.AwaitService(t, a.client, a.server.Name, port)
 	if sent, end := a.attempt(); a.served.Load() == 0 {
-		t.Fatalf("before any attack the server received nothing (%d bytes sent, %s)", sent, end)
+		t.Fatalf("before any attack the server received nothing (%d bytes sent, %s); refusals: %v", sent, end, refusals(t, w.Mesh))
 	}
 	a.served.Store(0)
 	a.before = total(refusals(t, w.Mesh))

@@ -35,6 +35,13 @@ func TestFirstByte(t *testing.T) {
 				io.Copy(io.Discard, c)
 			})
 			to := awaitReady(t, w, client, server.Name, 2500)
+			if w.Mesh != nil {
+				t.Cleanup(func() {
+					if t.Failed() {
+						t.Log(w.Mesh.CLI(t, "get", "signals", "-o", "json").Stdout)
+					}
+				})
+			}
 			first[w.Mode] = append(first[w.Mode], firstByte(t, client, to))
 			for range later {
 				rest[w.Mode] = append(rest[w.Mode], firstByte(t, client, to))
