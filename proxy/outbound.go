@@ -239,7 +239,7 @@ func (o *outbound) open(data []byte, fin bool) error {
 // openAny tries endpoints that were not tried until one takes the stream. The
 // endpoint is begun. An error is always a refusal.
 func (o *outbound) openAny(ctx context.Context, payload, data []byte, fin bool, h mux.Handler) (*balance.Endpoint, *session, mux.Stream, int, error) {
-	last := error(&refusal{refusedUnreachable, nil})
+	var last error
 	for ; o.attempts < maxAttempts; o.attempts++ {
 		e, pe := o.choose()
 		if pe == nil {
