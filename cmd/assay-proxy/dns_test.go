@@ -33,6 +33,7 @@ func TestNames(t *testing.T) {
 	r := client.resolver()
 	for _, name := range []string{"echo.", "echo.bank.", "echo.bank.svc.mesh.test."} {
 		got, err := r.LookupHost(ctx, name)
+		slices.Sort(got)
 		if err != nil || !slices.Equal(got, []string{"10.182.0.1", "fd5a:5a59:1::1"}) {
 			t.Errorf("%s: %v, %v", name, got, err)
 		}
