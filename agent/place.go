@@ -190,7 +190,7 @@ func (a *Agent) prepare(rec record, host *netns.Host) (_ *workload, err error) {
 	w.listeners, w.rec.Outbound, w.rec.Inbound = l, out, in
 	// Rules first, then the link: nothing ever passes uncaptured.
 	v := a.view.Load()
-	if err := w.capture.Install(w.rules(v.config(rec.Workload.Namespace))); err != nil {
+	if err := w.capture.Install(w.rules(v.config(rec.Workload.Namespace)), v.open); err != nil {
 		return nil, err
 	}
 	if err := w.capture.SetOpen(v.open); err != nil {

@@ -357,6 +357,11 @@ func (w *workload) setListening(ports []uint16) bool {
 	w.rec.Workload.Listening = ports
 	w.mu.Unlock()
 	if !same {
+		// The next agent reports it before it has looked: else nothing would be ready
+		// for a moment.
+		if err := w.save(); err != nil {
+			w.log.Error("the record is not on disk", "err", err)
+		}
 		w.a.outbox.workloadUp(w.id)
 	}
 	return !same
@@ -489,7 +494,7 @@ func (w *workload) distribute(ctx context.Context) {
 			s.wakeUp()
 		}
 		if rules := w.rules(v.config(namespace)); !reflect.DeepEqual(rules, installed) {
-			if err := w.capture.Install(rules); err != nil {
+			if err := w.capture.Install(rules, v.open); err != nil {
 				w.log.Error("capture rules", "err", err)
 			} else {
 				installed = rules
@@ -512,7 +517,7 @@ func (w *workload) verifyCapture() {
 	if err == nil {
 		return
 	}
-	repair := w.capture.Install(w.rules(w.a.view.Load().config(w.noun().Namespace)))
+	repair := w.capture.Install(w.rules(w.a.view.Load().config(w.noun().Namespace)), nil)
 	w.log.Error("capture rules were changed from outside", "err", err, "repair", repair)
 	w.a.outbox.finding(&assay.Finding{
 		Time: time.Now(), Workload: w.id, Kind: "capture-changed", Subject: w.id, Detail: err.Error(),

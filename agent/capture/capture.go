@@ -48,12 +48,15 @@ type Capture struct {
 // New returns the capture of ns, which it uses but does not close.
 func New(ns *netns.Namespace) *Capture { return &Capture{ns: ns} }
 
-// Install replaces all rules in one transaction, keeping the open set. Connections
-// that exist are not touched.
-func (c *Capture) Install(r Rules) error {
+// Install replaces all rules in one transaction, with open as the set of what may be
+// dialled; nil keeps the set as it is. Connections that exist are not touched.
+func (c *Capture) Install(r Rules, open map[netip.AddrPort]bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.install(r, c.open)
+	if open == nil {
+		open = c.open
+	}
+	return c.install(r, open)
 }
 
 func (c *Capture) install(r Rules, open map[netip.AddrPort]bool) error {
