@@ -58,7 +58,7 @@ func setup(t *testing.T, excluded ...uint16) *host {
 
 func (s *host) install(t *testing.T) {
 	t.Helper()
-	if err := s.capture.Install(s.rules); err != nil {
+	if err := s.capture.Install(s.rules, nil); err != nil {
 		t.Fatal(err)
 	}
 }

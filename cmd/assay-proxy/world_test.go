@@ -186,7 +186,7 @@ func (w *world) prepare(name string) *workload {
 		return nil
 	})
 	m.capture = capture.New(m.ns)
-	if err := m.capture.Install(capture.Rules{OutboundPort: ports[0], InboundPort: ports[1], OwnMark: ownMark, ReturnMark: returnMark, Virtual: virtual}); err != nil {
+	if err := m.capture.Install(capture.Rules{OutboundPort: ports[0], InboundPort: ports[1], OwnMark: ownMark, ReturnMark: returnMark, Virtual: virtual}, nil); err != nil {
 		w.t.Fatal(err)
 	}
 	m.MeshedSince = time.Now()
