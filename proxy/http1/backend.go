@@ -97,7 +97,7 @@ func (b *backend) dial() error {
 	}
 	b.tcp, b.raw = tcp, raw
 	b.mu.Unlock()
-	b.w.open(tcp, raw)
+	b.w.flush(tcp, raw)
 	return nil
 }
 

@@ -52,6 +52,8 @@ func answers(t testing.TB) string {
 var response = []byte("HTTP/1.1 200 OK\r\nServer: nginx/1.22.1\r\nContent-Type: text/plain\r\nContent-Length: 50\r\nConnection: keep-alive\r\n\r\n" +
 	"01234567890123456789012345678901234567890123456789")
 
+var pooled = true
+
 var get = []byte("GET / HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n")
 
 // load sends n requests over each of conns keep-alive connections.
@@ -113,6 +115,9 @@ func cpuTime() time.Duration {
 
 // TestSteadyStateAllocations holds both sides to no allocation for a request.
 func TestSteadyStateAllocations(t *testing.T) {
+	if !pooled {
+		t.Skip("pools do not hold what they are given")
+	}
 	w := newWorld(t, unencrypted, answers(t), quiet) // crypto/tls allocates for each read
 	load(t, w, 4, 2000)
 	var before, after runtime.MemStats
@@ -128,6 +133,9 @@ func TestSteadyStateAllocations(t *testing.T) {
 // TestIdleConnection holds an idle keep-alive connection to 8 KiB on the client's
 // side.
 func TestIdleConnection(t *testing.T) {
+	if !pooled {
+		t.Skip("the race detector has memory of its own")
+	}
 	w := newWorld(t, meshed, answers(t), quiet)
 	load(t, w, 1, 100)
 	const n = 500

@@ -24,7 +24,7 @@ func (c *client) carry() (bool, error) {
 	}
 	x := c.begin(data)
 	for {
-		if c.dispatch(x, data, fin) {
+		if c.dispatch(x, data, fin) && !c.body.Done() {
 			c.upload(x)
 		}
 		next, err := c.await(x)
@@ -67,7 +67,7 @@ func (c *client) begin(data []byte) *exchange {
 	default:
 		x = &exchange{c: c}
 	}
-	c.x = x
+	c.x, c.fresh = x, false
 	x.bound = x.bound || c.req.BoundAuth
 	x.reqDone = c.body.Done()
 	x.Request = &c.req

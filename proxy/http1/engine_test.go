@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -79,56 +78,6 @@ func TestNetHTTP(t *testing.T) {
 	})
 }
 
-// script is an application that reads an exact request and says an exact answer.
-type script struct {
-	t    testing.TB
-	addr string
-	conn chan net.Conn
-}
-
-func newScript(t testing.TB) *script {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &script{t, l.Addr().String(), make(chan net.Conn, 100)}
-	var running sync.WaitGroup
-	running.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			s.conn <- c
-		}
-	})
-	t.Cleanup(func() {
-		l.Close()
-		running.Wait()
-		for len(s.conn) > 0 {
-			(<-s.conn).Close()
-		}
-	})
-	return s
-}
-
-// expect reads exactly text from c.
-func expect(t testing.TB, c io.Reader, text string) {
-	t.Helper()
-	got := make([]byte, len(text))
-	n, err := io.ReadFull(c, got)
-	if string(got[:n]) != text {
-		t.Fatalf("got %q (%v)\nwant %q", got[:n], err, text)
-	}
-}
-
-func say(t testing.TB, c io.Writer, text string) {
-	t.Helper()
-	if _, err := io.WriteString(c, text); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func TestBytesAreExact(t *testing.T) {
 	each(t, func(t *testing.T, mode string) {
 		app := newScript(t)
@@ -138,8 +87,7 @@ func TestBytesAreExact(t *testing.T) {
 			"0005;sig=\"a b\"\r\nhello\r\n1\r\n!\r\n000\r\nDigest: d\r\nx:\r\n\r\n"
 		const response = "HTTP/1.1 200 Fine thanks\r\nserver:x\r\nTransfer-Encoding: chunked\r\nKeep-Alive: timeout=5\r\n\r\n3\r\nabc\r\n0\r\nT: 1\r\n\r\n"
 		say(t, c, request)
-		a := <-app.conn
-		defer a.Close()
+		a := app.accept()
 		expect(t, a, request)
 		say(t, a, response)
 		expect(t, c, response)

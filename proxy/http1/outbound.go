@@ -61,7 +61,7 @@ func (o *Outbound) add(c *client) {
 		o.conns = map[*client]struct{}{}
 	}
 	o.conns[c] = struct{}{}
-	c.draining = o.draining
+	c.draining, c.fresh = o.draining, o.draining
 }
 
 func (o *Outbound) remove(c *client) {
@@ -104,6 +104,7 @@ type client struct {
 	waiting  bool // it waits on wake
 	eof      bool // the application half-closed
 	draining bool
+	fresh    bool // it came while draining: its first request is carried
 	closing  bool // our side is shut down: only the end is waited for
 	dead     bool // the socket is closed or useless
 	stopped  bool // ctx ended
@@ -200,32 +201,36 @@ func (c *client) nextHead() (bool, error) {
 
 // idle waits for bytes of a request.
 func (c *client) idle(begun bool) (bool, error) {
-	if c.eof {
-		return false, nil
+	if more, err := c.wanted(begun); !more {
+		return false, err
 	}
 	err := c.fill()
-	if err == nil || err == errKicked {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		switch {
-		case c.stopped:
-			return false, ErrStopped
-		case c.closing || c.dead:
-			return false, nil
-		case c.draining && !begun && c.in == nil:
-			c.shutdown()
-			return false, nil
-		}
+	switch {
+	case err == nil || err == errKicked:
 		return true, nil
-	}
-	if err == errTimeout {
+	case err == errTimeout:
 		c.refuse(ErrHeadSlow)
 		return false, ErrHeadSlow
-	}
-	if err == io.EOF || !begun {
+	case err == io.EOF || !begun:
 		return false, nil
 	}
 	return false, err
+}
+
+// wanted reports whether another request is.
+func (c *client) wanted(begun bool) (bool, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.stopped:
+		return false, ErrStopped
+	case c.eof || c.closing || c.dead:
+		return false, nil
+	case c.draining && !c.fresh && !begun && c.in == nil:
+		c.shutdown()
+		return false, nil
+	}
+	return true, nil
 }
 
 // discard drops n bytes of the input.

@@ -47,6 +47,18 @@ func (o *outlet) open(tcp *net.TCPConn, raw syscall.RawConn) {
 	}
 }
 
+// flush writes what was queued before open without a goroutine, if the kernel takes
+// it.
+func (o *outlet) flush(tcp *net.TCPConn, raw syscall.RawConn) {
+	n := 0
+	raw.Write(func(fd uintptr) bool {
+		n, _ = o.writeQueued(fd)
+		return true
+	})
+	o.open(tcp, raw)
+	o.flushed(n)
+}
+
 // write gives p to the kernel, or queues it. It returns how many bytes the kernel
 // took; flushed reports the others. After an error nothing more is taken, and what
 // was queued is forgotten.
@@ -57,7 +69,7 @@ func (o *outlet) write(p []byte) (int, error) {
 		return 0, o.err
 	}
 	n := 0
-	if o.first == nil && o.raw != nil {
+	if !o.busy() && o.raw != nil {
 		o.p, o.n, o.tryErr = p, 0, nil
 		err := o.raw.Write(o.try)
 		n, o.p = o.n, nil
@@ -108,24 +120,41 @@ func (o *outlet) startDrain() {
 	}
 }
 
-// drain waits for the kernel until the queue is empty.
+// drain waits for the kernel until the queue is empty. It has the descriptor's write
+// lock while it does, so nobody else may write meanwhile, holding locks that flushed
+// takes.
 func (o *outlet) drain() {
 	defer o.wg.Done()
-	err := o.raw.Write(o.drip)
-	if err == nil {
-		return
+	for {
+		err := o.raw.Write(o.drip)
+		o.mu.Lock()
+		if err != nil {
+			o.fail(err)
+		}
+		if o.first == nil {
+			o.draining = false
+			if o.fin && o.err == nil {
+				o.tcp.CloseWrite()
+			}
+			o.mu.Unlock()
+			o.flushed(0)
+			return
+		}
+		o.mu.Unlock()
 	}
-	o.mu.Lock()
-	o.fail(err)
-	o.mu.Unlock()
-	o.flushed(0)
 }
 
 // dripFD writes what is queued and asks to be called again until nothing is.
 func (o *outlet) dripFD(fd uintptr) bool {
-	total := 0
+	n, more := o.writeQueued(fd)
+	o.flushed(n)
+	return !more
+}
+
+func (o *outlet) writeQueued(fd uintptr) (total int, more bool) {
 	o.mu.Lock()
-	for o.first != nil && o.err == nil {
+	defer o.mu.Unlock()
+	for o.first != nil {
 		b := o.first
 		n, err := writeFD(fd, b.b[b.from:])
 		if err != nil {
@@ -134,23 +163,14 @@ func (o *outlet) dripFD(fd uintptr) bool {
 		}
 		total += n
 		if b.from += n; b.from < len(b.b) {
-			o.mu.Unlock()
-			o.flushed(total)
-			return false
+			return total, true
 		}
-		o.first = b.next
-		if o.first == nil {
+		if o.first = b.next; o.first == nil {
 			o.last = nil
 		}
 		b.release()
 	}
-	o.draining = false
-	if o.fin && o.err == nil {
-		o.tcp.CloseWrite()
-	}
-	o.mu.Unlock()
-	o.flushed(total)
-	return true
+	return total, false
 }
 
 func (o *outlet) fail(err error) {
@@ -162,7 +182,7 @@ func (o *outlet) fail(err error) {
 		b.release()
 		b = next
 	}
-	o.first, o.last, o.draining = nil, nil, false
+	o.first, o.last = nil, nil
 }
 
 // shutdown passes a half-close on, after what is queued.
@@ -173,10 +193,13 @@ func (o *outlet) shutdown() {
 		return
 	}
 	o.fin = true
-	if o.first == nil && o.tcp != nil && o.err == nil {
+	if !o.busy() && o.tcp != nil && o.err == nil {
 		o.tcp.CloseWrite()
 	}
 }
+
+// busy says that the queue comes first.
+func (o *outlet) busy() bool { return o.first != nil || o.draining }
 
 // empty reports whether everything has left, or never will.
 func (o *outlet) empty() bool {

@@ -37,7 +37,6 @@ type world struct {
 	clients  record // of the outbound side
 	servers  record // of the inbound side
 	served   chan error
-	local    netip.AddrPort
 	noDial   error
 }
 

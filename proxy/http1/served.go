@@ -41,34 +41,30 @@ type served struct {
 	dead     bool // the stream or the application is gone; what still comes is dropped
 	writing  bool // somebody writes the stream: it must not be pooled
 	reported bool
-	pooled   bool
 }
 
-// reuse makes x as good as new.
-func (x *served) reuse() {
+// done reports whether nobody will call or look at x again; then x is as good as new,
+// and the caller gives it back to the pool when it has unlocked mu. Only a late
+// flushed may still come: it finds nothing to do, or credits what mux bounds.
+func (x *served) done() bool {
+	if !x.gotFin || !x.sentFin || !x.respDone || x.b != nil || x.writing || x.dead {
+		return false
+	}
 	x.replay.release()
 	x.held.release()
 	x.Exchange, x.origin, x.st = Exchange{}, Origin{}, stream{}
 	x.req, x.body, x.reply = Request{}, Body{}, reply{}
 	x.b, x.held, x.replay = nil, nil, nil
-	x.inBody, x.bound, x.reused, x.tunnel = false, false, false, false
+	x.inBody, x.bound, x.reused, x.tunnel, x.reported = false, false, false, false, false
 	x.reqDone, x.respDone, x.passed, x.gotFin, x.sentFin = false, false, false, false, false
-	x.dead, x.reported, x.pooled = false, false, false
 	select {
 	case <-x.wake:
 	default:
 	}
-	x.in.served.Put(x)
-}
-
-// done reports, once, that nobody will call or look at x again.
-func (x *served) done() bool {
-	if !x.gotFin || !x.sentFin || !x.respDone || x.b != nil || x.writing || x.dead || x.pooled {
-		return false
-	}
-	x.pooled = true
 	return true
 }
+
+func (x *served) pool() { x.in.served.Put(x) }
 
 // Received takes bytes of the request.
 func (x *served) Received(_ mux.Stream, p []byte, fin bool) {
@@ -82,7 +78,7 @@ func (x *served) Received(_ mux.Stream, p []byte, fin bool) {
 		x.signal()
 	}
 	if done {
-		x.reuse()
+		x.pool()
 	}
 }
 
@@ -308,7 +304,7 @@ func (x *served) flushed(b *backend, n int) {
 	done := x.done()
 	x.mu.Unlock()
 	if done {
-		x.reuse()
+		x.pool()
 	}
 }
 
@@ -326,10 +322,6 @@ func (x *served) release() {
 	x.b = nil
 	x.in.put(b)
 }
-
-// quick bounds responses whose connection is given back before their last bytes are
-// written, so that the client's next request finds it.
-const quick = 64 << 10
 
 // respond passes on what the application said. It reports whether the connection
 // goes on.
@@ -370,11 +362,12 @@ func (x *served) respond(b *backend, p []byte) bool {
 		keep = x.Failure == "" && r.resp.Persistent(&x.req) && !(x.bound && x.gotFin)
 		fin = !keep || !x.bound
 		x.report()
-		switch {
-		case !keep:
+		if !keep {
 			x.b = nil
 			b.x.Store(nil)
-		case x.ResponseBytes <= quick:
+		} else {
+			// Before the last bytes are written, so that the client's next request finds
+			// the connection.
 			x.release()
 		}
 	}
@@ -391,7 +384,7 @@ func (x *served) respond(b *backend, p []byte) bool {
 	done := x.done()
 	x.mu.Unlock()
 	if done {
-		x.reuse()
+		x.pool()
 	}
 	return more
 }
@@ -429,7 +422,8 @@ func (x *served) write(p []byte, fin, early bool) bool {
 	}
 }
 
-// writeRest writes the end of a small response to a client that does not read.
+// writeRest writes the end of a response to a client that does not read: a buffer
+// at most.
 func (x *served) writeRest(p []byte) {
 	defer x.in.wg.Done()
 	if !x.write(p, true, false) {
@@ -440,7 +434,7 @@ func (x *served) writeRest(p []byte) {
 	done := x.done()
 	x.mu.Unlock()
 	if done {
-		x.reuse()
+		x.pool()
 	}
 }
 
@@ -540,7 +534,7 @@ func (x *served) finish() {
 	done := x.done()
 	x.mu.Unlock()
 	if done {
-		x.reuse()
+		x.pool()
 	}
 }
 
@@ -557,7 +551,7 @@ func (x *served) halfClose(b *backend) {
 	done := x.done()
 	x.mu.Unlock()
 	if done {
-		x.reuse()
+		x.pool()
 		return
 	}
 	<-b.over
