@@ -198,12 +198,7 @@ func (p *play) driven(ctx context.Context, act string, proc *process) error {
 			return true, nil
 		}
 		all, err := p.workloads(ctx)
-		for _, w := range all {
-			if nameOf(w.Identity) == load {
-				return true, nil
-			}
-		}
-		return false, err
+		return slices.ContainsFunc(all, func(w assay.Workload) bool { return nameOf(w.Identity) == load }), err
 	}); err != nil {
 		return err
 	}
@@ -423,8 +418,9 @@ func (p *play) actOutage(ctx context.Context) error {
 		return err
 	}
 	if err := p.await(ctx, "the load generator", 15*time.Second, func(ctx context.Context) (bool, error) {
-		_, err := p.workloads(ctx)
-		return proc.ended() || strings.Contains(proc.tail(), "load begins"), err
+		all, err := p.workloads(ctx)
+		there := slices.ContainsFunc(all, func(w assay.Workload) bool { return nameOf(w.Identity) == load })
+		return proc.ended() || there && strings.Contains(proc.tail(), "load begins"), err
 	}); err != nil {
 		return err
 	}
