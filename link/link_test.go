@@ -238,6 +238,41 @@ func TestTable(t *testing.T) {
 	}
 }
 
+func TestSibling(t *testing.T) {
+	list := workloads()
+	fd, err := BuildTable(1, list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	table, err := OpenTable(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	both := 0
+	for _, w := range list {
+		for _, a := range w.Addrs {
+			for _, is4 := range []bool{true, false} {
+				var want netip.Addr
+				for _, b := range w.Addrs {
+					if b.Is4() == is4 {
+						want = b
+					}
+				}
+				got, ok := table.Sibling(a, is4)
+				if meshed := !w.MeshedSince.IsZero(); !meshed && ok || meshed && (got != want || ok != want.IsValid()) {
+					t.Errorf("%s of %s: %v, %v; want %v", a, w.ID, got, ok, want)
+				}
+				if ok && got != a {
+					both++
+				}
+			}
+		}
+	}
+	if both == 0 {
+		t.Error("no workload of the test has two families")
+	}
+}
+
 func TestTableRefusesTwoOwners(t *testing.T) {
 	list := workloads()
 	list[1].Addrs = list[0].Addrs[:1]

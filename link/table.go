@@ -150,6 +150,24 @@ func (t *AddressTable) Lookup(a netip.Addr) (Meshed, bool) {
 	return Meshed{Identity: id, Workload: t.string(r[22:])}, true
 }
 
+// Sibling returns an IPv4 (or IPv6) address of the workload that lives at a. It looks
+// at every record: it is for what happens seldom.
+func (t *AddressTable) Sibling(a netip.Addr, is4 bool) (netip.Addr, bool) {
+	who, ok := t.Lookup(a)
+	if !ok {
+		return netip.Addr{}, false
+	}
+	defer runtime.KeepAlive(t)
+	for i := range t.Len() {
+		r := t.records[i*recordSize : (i+1)*recordSize]
+		b := netip.AddrFrom16([16]byte(r[:16])).Unmap()
+		if b.Is4() == is4 && int(binary.LittleEndian.Uint16(r[26:])) == len(who.Workload) && t.string(r[22:]) == who.Workload {
+			return b, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
 // string copies a text out of the mapping; an offset beyond it yields "".
 func (t *AddressTable) string(ref []byte) string {
 	off, n := uint64(binary.LittleEndian.Uint32(ref)), uint64(binary.LittleEndian.Uint16(ref[4:]))

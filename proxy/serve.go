@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"syscall"
 	"time"
 
@@ -82,12 +83,34 @@ func (v *served) dial() (*net.TCPConn, error) {
 
 // dialApp connects to the workload's own application. A workload that calls itself
 // is seen as itself.
+//
+// Names resolve to both families, and many servers listen on one: when the
+// application refuses, and the client has an address of the other family, it is asked
+// there too. Between the proxies the family does not matter.
 func (p *Proxy) dialApp(ctx context.Context, from, to netip.AddrPort) (*net.TCPConn, error) {
 	snap := p.snap.Load()
-	if snap.own(from.Addr()) {
-		return dialNetwork(ctx, to, snap.OwnMark)
+	c, err := snap.dialApp(ctx, from, to)
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return c, err
 	}
-	return dialAs(ctx, from, to, snap.OwnMark)
+	is4 := !to.Addr().Is4()
+	i := slices.IndexFunc(snap.Addrs, func(a netip.Addr) bool { return a.Is4() == is4 })
+	client, ok := snap.table.Sibling(from.Addr(), is4)
+	if i < 0 || !ok {
+		return nil, err
+	}
+	c, other := snap.dialApp(ctx, netip.AddrPortFrom(client, from.Port()), netip.AddrPortFrom(snap.Addrs[i], to.Port()))
+	if other != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (s *snapshot) dialApp(ctx context.Context, from, to netip.AddrPort) (*net.TCPConn, error) {
+	if s.own(from.Addr()) {
+		return dialNetwork(ctx, to, s.OwnMark)
+	}
+	return dialAs(ctx, from, to, s.OwnMark)
 }
 
 // pump moves bytes until both directions have ended, or one broke.

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -78,6 +79,33 @@ func TestClientIsSeen(t *testing.T) {
 	want := local.String() + " " + netip.AddrPortFrom(server.Addrs[0], target).String()
 	if err != nil || strings.ReplaceAll(strings.ReplaceAll(string(got), "[::ffff:", ""), "]", "") != want {
 		t.Errorf("the application saw %q, %v; want %s", got, err, want)
+	}
+}
+
+// TestServerOfOneFamily dials by the family that the server does not listen on:
+// names resolve to both, so that is what many clients do first.
+func TestServerOfOneFamily(t *testing.T) {
+	w := newWorld(t)
+	client, server := w.workload("client"), w.workload("server")
+	l := server.listenOn("tcp4", 0)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			io.WriteString(c, c.RemoteAddr().(*net.TCPAddr).IP.String())
+			c.Close()
+		}
+	})
+	t.Cleanup(func() { l.Close(); wg.Wait() })
+	w.service("four", 80, assay.Detect, l.Addr().(*net.TCPAddr).AddrPort().Port(), server)
+	for _, vip := range w.services["bank/four"].VIPs {
+		got, err := io.ReadAll(client.mustDial(netip.AddrPortFrom(vip, 80)))
+		if err != nil || string(got) != client.Addrs[0].String() {
+			t.Errorf("%s: the server saw %q, %v; want %s", vip, got, err, client.Addrs[0])
+		}
 	}
 }
 

@@ -519,13 +519,15 @@ func (m *workload) found(kind string) int {
 }
 
 // listen listens inside the workload for its application.
-func (m *workload) listen(port int) *net.TCPListener {
+func (m *workload) listen(port int) *net.TCPListener { return m.listenOn("tcp", port) }
+
+func (m *workload) listenOn(network string, port int) *net.TCPListener {
 	m.w.t.Helper()
 	var l net.Listener
 	m.do(func() (err error) {
 		lc := net.ListenConfig{}
 		lc.SetMultipathTCP(false)
-		l, err = lc.Listen(context.Background(), "tcp", fmt.Sprintf(":%d", port))
+		l, err = lc.Listen(context.Background(), network, fmt.Sprintf(":%d", port))
 		return err
 	})
 	m.w.t.Cleanup(func() { l.Close() })

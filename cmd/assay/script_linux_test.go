@@ -400,7 +400,9 @@ func TestStatOverTime(t *testing.T) {
 	out := command(t, ctx, "stat", "--control", r.socket, "--interval", "400ms")
 	fields := strings.Fields(strings.Split(out, "\n")[1])
 	var rps float64
-	if err := json.Unmarshal([]byte(fields[3]), &rps); err != nil || fields[0] != "bank/payments" || rps < 800 || rps > 1200 {
+	// A report is counted when it arrives: on a busy machine that adds to, or takes
+	// from, the 400 ms over which the rate is measured.
+	if err := json.Unmarshal([]byte(fields[3]), &rps); err != nil || fields[0] != "bank/payments" || rps < 400 || rps > 2500 {
 		t.Errorf("want about 1000 requests per second to bank/payments:\n%s", out)
 	}
 	out = command(t, ctx, "edges", "--control", r.socket, "--interval", "400ms")
