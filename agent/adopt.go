@@ -68,6 +68,7 @@ func (a *Agent) adoptOne(rec record) error {
 	}
 	a.mu.Unlock()
 	w := a.newWorkload(rec, ns)
+	w.adopted = true
 	if host := a.hostNetwork(); host != nil {
 		if err := host.Allow(rec.Port, rec.Workload.Addrs); err != nil {
 			a.log.Error("port filter", "workload", w.id, "err", err)

@@ -26,13 +26,16 @@ type Agent struct {
 
 	dirty     chan struct{} // the snapshot has changed
 	view      atomic.Pointer[view]
+	fresh     *latch // the view is newer than what adopted proxies may know
 	hostReady *latch // prefixes are known and the host's network was set up, or could not be
 	ready     *latch // workloads may come
 	workloads workloads
 	boot      string
 	store     *store
-	tableOf   uint64 // fingerprint of the table; the publisher's
-	routed    string // the peers that are routed to; the publisher's
+
+	publishing sync.Mutex // one view after the other
+	tableOf    uint64     // fingerprint of the table
+	routed     string     // the peers that are routed to
 
 	mu        sync.Mutex
 	state     hostState
@@ -95,7 +98,7 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, outbox: newOutbox(), dirty: make(chan struct{}, 1),
-		hostReady: newLatch(), ready: newLatch(), snapshot: newSnapshot(0), inUse: map[netip.Addr]bool{},
+		fresh: newLatch(), hostReady: newLatch(), ready: newLatch(), snapshot: newSnapshot(0), inUse: map[netip.Addr]bool{},
 	}
 	a.workloads.m = map[string]*workload{}
 	a.view.Store(&view{})

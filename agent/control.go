@@ -19,14 +19,20 @@ const (
 	retryFirst  = 100 * time.Millisecond
 	retryMost   = 5 * time.Second
 	reportEvery = time.Second
+	// staleFor is how long a new agent leaves adopted workloads with what they know,
+	// which may be newer than the snapshot on its disk, while it waits for control.
+	staleFor = 5 * time.Second
 )
 
 // syncLoop keeps a stream to control. Without control the agent goes on with what it
 // has: proxies serve, and new workloads wait for certificates.
 func (a *Agent) syncLoop(ctx context.Context) {
 	if a.cfg.Hosts == nil {
+		a.fresh.set()
 		return
 	}
+	stale := time.AfterFunc(staleFor, a.fresh.set)
+	defer stale.Stop()
 	retry := retryFirst
 	for ctx.Err() == nil {
 		began := time.Now()
@@ -284,6 +290,10 @@ func (a *Agent) receiveUpdates(stream hostStream, epoch uint64) error {
 			if whole {
 				a.setSnapshot(next)
 				next = next.clone()
+				if !a.fresh.is() {
+					a.publish()
+					a.fresh.set()
+				}
 			}
 		case u.GetBundle() != nil:
 			if _, err := u.GetBundle().Certificates(); err != nil {

@@ -193,9 +193,6 @@ func (a *Agent) prepare(rec record, host *netns.Host) (_ *workload, err error) {
 	if err := w.capture.Install(w.rules(v.config(rec.Workload.Namespace)), v.open); err != nil {
 		return nil, err
 	}
-	if err := w.capture.SetOpen(v.open); err != nil {
-		return nil, err
-	}
 	if err := host.Attach(ns, rec.Port, rec.Workload.Addrs); err != nil {
 		return nil, err
 	}

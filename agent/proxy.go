@@ -60,7 +60,7 @@ func (w *workload) superviseProxy(ctx context.Context, running *attest.Process) 
 			if ctx.Err() != nil {
 				return
 			}
-			w.log.Error("the proxy has ended and is replaced", "pid", proc.PID(), "lived", time.Since(began).Round(time.Millisecond), "log", w.logTail())
+			w.log.Error("the proxy has ended and is replaced", "pid", proc.PID(), "served", time.Since(began).Round(time.Millisecond))
 			w.mu.Lock()
 			w.rec.Proxy = processRef{}
 			w.mu.Unlock()

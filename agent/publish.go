@@ -104,6 +104,8 @@ func (a *Agent) saveSnapshot() {
 
 // publish makes a view of the newest snapshot and wakes everybody who waits for one.
 func (a *Agent) publish() {
+	a.publishing.Lock()
+	defer a.publishing.Unlock()
 	a.mu.Lock()
 	s, self, host := a.snapshot, a.state.HostID, a.host
 	last := a.view.Load()

@@ -33,11 +33,12 @@ type session struct {
 	conn *link.Conn
 	wake chan struct{}
 
+	knows bool // the proxy has a snapshot already, from an agent before this one
+
 	// What the proxy was told, by the sender.
 	configured link.Configure
 	services   map[string]uint64
 	namespace  assay.NamespaceConfig
-	version    uint64 // of Services
 	table      uint64
 	bundle     uint64
 
@@ -117,6 +118,7 @@ func (s *session) greet(m link.Message) error {
 	if h.Workload != "" && h.Workload != w.id {
 		return fmt.Errorf("proxy %d is of %s", h.PID, h.Workload)
 	}
+	s.knows = h.Services > 0
 	w.mu.Lock()
 	back := &listeners{roles: h.Listeners, fds: m.Files}
 	switch {
@@ -180,6 +182,13 @@ func (w *workload) configuration(withListeners bool) (link.Configure, []int, err
 
 // send brings the proxy up to date with each new view, until ctx ends.
 func (s *session) send(ctx context.Context) error {
+	if s.knows {
+		select { // what it knows is at least as new as what this agent read
+		case <-s.w.a.fresh.ch:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 	full := true
 	for {
 		if err := s.update(s.w.a.view.Load(), full); err != nil {

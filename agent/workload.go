@@ -61,6 +61,7 @@ type workload struct {
 
 	ns      *netns.Namespace
 	capture *capture.Capture
+	adopted bool // from the last agent
 
 	end       context.CancelCauseFunc // ends the workload, and says why
 	done      chan struct{}           // closed when its goroutines have ended and everything is removed
@@ -485,6 +486,13 @@ func (w *workload) rules(c assay.NamespaceConfig) capture.Rules {
 func (w *workload) distribute(ctx context.Context) {
 	var installed capture.Rules
 	namespace := w.noun().Namespace
+	if w.adopted {
+		select { // what is installed is at least as new as what this agent read
+		case <-w.a.fresh.ch:
+		case <-ctx.Done():
+			return
+		}
+	}
 	for {
 		v := w.a.view.Load()
 		w.mu.Lock()
@@ -499,8 +507,7 @@ func (w *workload) distribute(ctx context.Context) {
 			} else {
 				installed = rules
 			}
-		}
-		if err := w.capture.SetOpen(v.open); err != nil {
+		} else if err := w.capture.SetOpen(v.open); err != nil {
 			w.log.Error("capture rules: addresses", "err", err)
 		}
 		select {

@@ -327,7 +327,11 @@ func (c *child) start() (*exec.Cmd, error) {
 	if err := boundCapabilities(); err != nil {
 		return nil, &assay.Error{Op: op, Err: err}
 	}
-	if err := cmd.Start(); err != nil {
+	err = cmd.Start()
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, exit(exitNotFound, &assay.Error{Kind: assay.NotFound, Op: op, Err: err, Remedy: "see that the file exists, and the interpreter that its first line names"})
+	}
+	if err != nil {
 		return nil, exit(exitNotExecutable, &assay.Error{Op: op, Err: err, Remedy: "see that the file may be executed by its user"})
 	}
 	c.process = cmd.Process
