@@ -39,10 +39,13 @@ type Workload struct {
 
 // Host is one machine with an agent.
 type Host struct {
-	ID        string         `json:"id"`
-	Name      string         `json:"name"`
-	Advertise netip.Addr     `json:"advertise,omitzero"` // where other hosts route this host's prefixes to
-	Prefixes  []netip.Prefix `json:"prefixes"`           // its workloads' addresses: one IPv4, one IPv6
+	ID        string     `json:"id"`
+	Name      string     `json:"name"`
+	Advertise netip.Addr `json:"advertise,omitzero"` // where other hosts route this host's prefixes to
+	// Advertise6 is the same for its IPv6 workloads where Advertise is IPv4: a packet
+	// of one family cannot be routed by a next hop of the other.
+	Advertise6 netip.Addr     `json:"advertise6,omitzero"`
+	Prefixes   []netip.Prefix `json:"prefixes"` // its workloads' addresses: one IPv4, one IPv6
 	// Covers is what its join token allows: "NAMESPACE/SERVICE" patterns, in which
 	// '*' stands for any one name.
 	Covers []string `json:"covers"`

@@ -67,6 +67,9 @@ func (a *Agent) sync(ctx context.Context) error {
 	if a.cfg.Advertise.IsValid() {
 		hello.Advertise = a.cfg.Advertise.Unmap().AsSlice()
 	}
+	if six := netns.Beside(a.cfg.Advertise); six.IsValid() {
+		hello.Advertise6 = six.AsSlice()
+	}
 	if err := stream.Send(&api.HostUpdate{Update: &api.HostUpdate_Hello{Hello: hello}}); err != nil {
 		_, err = stream.Recv() // says why
 		return api.StatusError("greet control", err)
@@ -347,7 +350,7 @@ func (a *Agent) peers(s *snapshot, self string) []netns.Peer {
 	var peers []netns.Peer
 	for _, r := range s.resources {
 		if h := r.host; h != nil && h.ID != self && h.Advertise.IsValid() {
-			peers = append(peers, netns.Peer{Via: h.Advertise, Prefixes: slices.Clone(h.Prefixes)})
+			peers = append(peers, netns.Peer{Via: h.Advertise, Via6: h.Advertise6, Prefixes: slices.Clone(h.Prefixes)})
 		}
 	}
 	slices.SortFunc(peers, func(x, y netns.Peer) int {

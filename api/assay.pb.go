@@ -504,6 +504,7 @@ type HostHello struct {
 	Advertise     []byte                 `protobuf:"bytes,3,opt,name=advertise,proto3" json:"advertise,omitempty"`                                                                    // address that other hosts can route to
 	Known         map[string]uint64      `protobuf:"bytes,4,rep,name=known,proto3" json:"known,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // resource key -> version, of the snapshot kept on disk
 	Epoch         uint64                 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`                                                                           // of that snapshot; another epoch resends everything
+	Advertise6    []byte                 `protobuf:"bytes,6,opt,name=advertise6,proto3" json:"advertise6,omitempty"`                                                                  // the same as advertise, for IPv6 workloads, where that is IPv4
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -571,6 +572,13 @@ func (x *HostHello) GetEpoch() uint64 {
 		return x.Epoch
 	}
 	return 0
+}
+
+func (x *HostHello) GetAdvertise6() []byte {
+	if x != nil {
+		return x.Advertise6
+	}
+	return nil
 }
 
 type Synced struct {
@@ -1504,6 +1512,7 @@ type Host struct {
 	Prefixes      []string               `protobuf:"bytes,4,rep,name=prefixes,proto3" json:"prefixes,omitempty"`
 	Covers        []string               `protobuf:"bytes,5,rep,name=covers,proto3" json:"covers,omitempty"`
 	Ready         bool                   `protobuf:"varint,6,opt,name=ready,proto3" json:"ready,omitempty"`
+	Advertise6    []byte                 `protobuf:"bytes,7,opt,name=advertise6,proto3" json:"advertise6,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1578,6 +1587,13 @@ func (x *Host) GetReady() bool {
 		return x.Ready
 	}
 	return false
+}
+
+func (x *Host) GetAdvertise6() []byte {
+	if x != nil {
+		return x.Advertise6
+	}
+	return nil
 }
 
 type NamespaceConfig struct {
@@ -3089,13 +3105,16 @@ const file_assay_proto_rawDesc = "" +
 	"\x06report\x18\x05 \x01(\v2\x18.assay.v1.WorkloadReportH\x00R\x06report\x12-\n" +
 	"\afinding\x18\x06 \x01(\v2\x11.assay.v1.FindingH\x00R\afinding\x12*\n" +
 	"\x06synced\x18\a \x01(\v2\x10.assay.v1.SyncedH\x00R\x06syncedB\b\n" +
-	"\x06update\"\xe2\x01\n" +
+	"\x06update\"\x82\x02\n" +
 	"\tHostHello\x12\x14\n" +
 	"\x05build\x18\x01 \x01(\tR\x05build\x12\x1b\n" +
 	"\thost_name\x18\x02 \x01(\tR\bhostName\x12\x1c\n" +
 	"\tadvertise\x18\x03 \x01(\fR\tadvertise\x124\n" +
 	"\x05known\x18\x04 \x03(\v2\x1e.assay.v1.HostHello.KnownEntryR\x05known\x12\x14\n" +
-	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\x1a8\n" +
+	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\x12\x1e\n" +
+	"\n" +
+	"advertise6\x18\x06 \x01(\fR\n" +
+	"advertise6\x1a8\n" +
 	"\n" +
 	"KnownEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -3168,14 +3187,17 @@ const file_assay_proto_rawDesc = "" +
 	"\bdraining\x18\r \x01(\bR\bdraining\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x92\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb2\x01\n" +
 	"\x04Host\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
 	"\tadvertise\x18\x03 \x01(\fR\tadvertise\x12\x1a\n" +
 	"\bprefixes\x18\x04 \x03(\tR\bprefixes\x12\x16\n" +
 	"\x06covers\x18\x05 \x03(\tR\x06covers\x12\x14\n" +
-	"\x05ready\x18\x06 \x01(\bR\x05ready\"j\n" +
+	"\x05ready\x18\x06 \x01(\bR\x05ready\x12\x1e\n" +
+	"\n" +
+	"advertise6\x18\a \x01(\fR\n" +
+	"advertise6\"j\n" +
 	"\x0fNamespaceConfig\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\tR\x04mode\x12%\n" +

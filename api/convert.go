@@ -134,6 +134,9 @@ func FromHost(h *assay.Host) *Host {
 	if h.Advertise.IsValid() {
 		m.Advertise = h.Advertise.Unmap().AsSlice()
 	}
+	if h.Advertise6.IsValid() {
+		m.Advertise6 = h.Advertise6.AsSlice()
+	}
 	return m
 }
 
@@ -148,6 +151,9 @@ func (m *Host) Noun() (assay.Host, error) {
 		return assay.Host{}, fmt.Errorf("host %s: %w", h.ID, err)
 	}
 	if h.Advertise, err = Advertise(m.GetAdvertise()); err != nil {
+		return assay.Host{}, fmt.Errorf("host %s: advertised %w", h.ID, err)
+	}
+	if h.Advertise6, err = Advertise(m.GetAdvertise6()); err != nil {
 		return assay.Host{}, fmt.Errorf("host %s: advertised %w", h.ID, err)
 	}
 	if h.Prefixes, err = Prefixes(m.GetPrefixes()); err != nil {

@@ -96,6 +96,10 @@ func (m *model) join(s *session, hello *api.HostHello) (*api.Welcome, error) {
 	if err != nil {
 		return nil, &assay.Error{Kind: assay.Invalid, Op: "sync host " + s.host, Err: fmt.Errorf("advertised %w", err)}
 	}
+	advertise6, err := api.Advertise(hello.GetAdvertise6())
+	if err != nil {
+		return nil, &assay.Error{Kind: assay.Invalid, Op: "sync host " + s.host, Err: fmt.Errorf("advertised %w", err)}
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	h := m.hosts[s.host]
@@ -110,7 +114,7 @@ func (m *model) join(s *session, hello *api.HostHello) (*api.Welcome, error) {
 	if name != "" {
 		h.Name = name
 	}
-	h.Advertise = advertise
+	h.Advertise, h.Advertise6 = advertise, advertise6
 	if h.lost {
 		h.lost = false
 		m.catalog.SetHostLost(h.ID, false)

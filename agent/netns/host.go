@@ -34,6 +34,7 @@ type Host struct {
 // Peer is another host.
 type Peer struct {
 	Via      netip.Addr // where it can be reached
+	Via6     netip.Addr // for IPv6 prefixes, when Via is IPv4
 	Prefixes []netip.Prefix
 }
 
@@ -142,8 +143,15 @@ func (h *Host) SetPeers(peers []Peer) error {
 	want := map[netip.Prefix]netip.Addr{}
 	for _, peer := range peers {
 		for _, p := range peer.Prefixes {
-			if peer.Via.IsValid() && peer.Via.Is4() == p.Addr().Is4() || p.Addr().Is6() && haveIPv6() {
-				want[p.Masked()] = peer.Via.Unmap()
+			if p.Addr().Is6() && !haveIPv6() {
+				continue
+			}
+			for _, via := range []netip.Addr{peer.Via.Unmap(), peer.Via6} {
+				// A next hop of IPv6 can carry both; one of IPv4 only its own.
+				if via.IsValid() && (via.Is6() || p.Addr().Is4()) {
+					want[p.Masked()] = via
+					break
+				}
 			}
 		}
 	}
@@ -253,4 +261,31 @@ func family(a netip.Addr) int {
 		return unix.AF_INET
 	}
 	return unix.AF_INET6
+}
+
+// Beside returns a global IPv6 address of the link that has the IPv4 address a, or
+// none.
+func Beside(a netip.Addr) netip.Addr {
+	a = a.Unmap()
+	if !a.Is4() {
+		return netip.Addr{}
+	}
+	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return netip.Addr{}
+	}
+	link := 0
+	for _, x := range list {
+		if p, ok := prefix(x.IPNet); ok && p.Addr() == a {
+			link = x.LinkIndex
+		}
+	}
+	const unusable = unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED | unix.IFA_F_DEPRECATED | unix.IFA_F_TEMPORARY
+	for _, x := range list {
+		p, ok := prefix(x.IPNet)
+		if ok && link != 0 && x.LinkIndex == link && p.Addr().Is6() && p.Addr().IsGlobalUnicast() && x.Flags&unusable == 0 {
+			return p.Addr()
+		}
+	}
+	return netip.Addr{}
 }

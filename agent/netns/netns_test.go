@@ -232,6 +232,35 @@ func TestPeers(t *testing.T) {
 	}
 }
 
+func TestBeside(t *testing.T) {
+	outside(t)
+	link, err := netlink.LinkByName("uplink")
+	if err != nil {
+		t.Fatal(err)
+	}
+	four := netip.MustParseAddr("192.0.2.1")
+	if got := netns.Beside(four); got.IsValid() {
+		t.Errorf("an address beside a link that has none: %s", got)
+	}
+	for _, s := range []string{"fe80::5/64", "2001:db8::5/64"} {
+		a, err := netlink.ParseAddr(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.Flags = unix.IFA_F_NODAD
+		if err := netlink.AddrAdd(link, a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := netns.Beside(four); got.String() != "2001:db8::5" {
+		t.Errorf("beside %s: %s", four, got)
+	}
+	h := lab.Host(t, "asy-six", prefixes, mesh)
+	if err := h.SetPeers([]netns.Peer{{Via: netip.MustParseAddr("192.0.2.2"), Via6: netip.MustParseAddr("2001:db8::6"), Prefixes: lab.Prefixes("10.181.8.0/24", "fd5a:5a59:0:0:8::/80")}}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestRemoveLeavesNothing(t *testing.T) {
 	before := state(t)
 	h := lab.Host(t, "asy-remove", prefixes, mesh)
