@@ -69,6 +69,11 @@ func (a *Agent) adoptOne(rec record) error {
 	a.mu.Unlock()
 	w := a.newWorkload(rec, ns)
 	w.adopted = true
+	if proxy != nil {
+		if w.listeners, err = listenersOf(proxy, rec.Listeners); err != nil {
+			a.log.Warn("listeners come when the proxy does", "workload", w.id, "err", err)
+		}
+	}
 	if host := a.hostNetwork(); host != nil {
 		if err := host.Allow(rec.Port, rec.Workload.Addrs); err != nil {
 			a.log.Error("port filter", "workload", w.id, "err", err)

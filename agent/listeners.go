@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"assay.dev/agent/attest"
 	"assay.dev/agent/netns"
 	"assay.dev/link"
 	"golang.org/x/sys/unix"
@@ -31,6 +32,37 @@ func (l *listeners) Close() {
 		unix.Close(fd)
 	}
 	l.fds = nil
+}
+
+// inodes name the sockets, for a record.
+func (l *listeners) inodes() map[string]uint64 {
+	m := map[string]uint64{}
+	for i, role := range l.roles {
+		var st unix.Stat_t
+		if unix.Fstat(l.fds[i], &st) == nil {
+			m[role] = st.Ino
+		}
+	}
+	return m
+}
+
+// listenersOf takes copies of the listeners that a proxy of the last agent has, at
+// once: if it dies before it dials this agent, they would close with it.
+func listenersOf(p *attest.Process, inodes map[string]uint64) (*listeners, error) {
+	l := &listeners{}
+	for role, inode := range inodes {
+		fd, err := p.Socket(inode)
+		if err != nil {
+			l.Close()
+			return nil, err
+		}
+		l.roles, l.fds = append(l.roles, role), append(l.fds, fd)
+	}
+	if !l.complete() {
+		l.Close()
+		return nil, errors.New("listeners are missing in the record")
+	}
+	return l, nil
 }
 
 // complete reports whether every role has a socket.

@@ -187,7 +187,7 @@ func (a *Agent) prepare(rec record, host *netns.Host) (_ *workload, err error) {
 	if err != nil {
 		return nil, err
 	}
-	w.listeners, w.rec.Outbound, w.rec.Inbound = l, out, in
+	w.listeners, w.rec.Outbound, w.rec.Inbound, w.rec.Listeners = l, out, in, l.inodes()
 	// Rules first, then the link: nothing ever passes uncaptured.
 	v := a.view.Load()
 	if err := w.capture.Install(w.rules(v.config(rec.Workload.Namespace)), v.open); err != nil {

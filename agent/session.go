@@ -123,7 +123,7 @@ func (s *session) greet(m link.Message) error {
 	back := &listeners{roles: h.Listeners, fds: m.Files}
 	switch {
 	case w.listeners == nil && back.complete():
-		w.listeners = back // the agent that made them is gone
+		w.listeners, w.rec.Listeners = back, back.inodes() // the agent that made them is gone
 		m.Files = nil
 	case w.listeners == nil && h.Workload != "":
 		w.mu.Unlock()
@@ -164,7 +164,7 @@ func (w *workload) configuration(withListeners bool) (link.Configure, []int, err
 		if err != nil {
 			return link.Configure{}, nil, err
 		}
-		w.listeners, w.rec.Outbound, w.rec.Inbound = l, out, in
+		w.listeners, w.rec.Outbound, w.rec.Inbound, w.rec.Listeners = l, out, in, l.inodes()
 		w.wakeUp() // new ports need new rules
 	}
 	c := link.Configure{

@@ -82,10 +82,12 @@ type record struct {
 	NetNS    uint64         `json:"netns"`
 	Outbound uint16         `json:"outbound"` // ports of the listeners
 	Inbound  uint16         `json:"inbound"`
-	Proxy    processRef     `json:"proxy"`
-	ProxyExe assay.Digest   `json:"proxyExe"`
-	Owner    processRef     `json:"owner"`   // `assay run`
-	Command  processRef     `json:"command"` // what it started
+	// Listeners are the inodes of the sockets by role.
+	Listeners map[string]uint64 `json:"listeners,omitempty"`
+	Proxy     processRef        `json:"proxy"`
+	ProxyExe  assay.Digest      `json:"proxyExe"`
+	Owner     processRef        `json:"owner"`   // `assay run`
+	Command   processRef        `json:"command"` // what it started
 }
 
 func openStore(dir string) (*store, error) {

@@ -124,6 +124,40 @@ func (p *Process) Wait(ctx context.Context) error {
 
 func (p *Process) interrupt() { p.file.SetReadDeadline(time.Unix(1, 0)) }
 
+// Socket returns a copy of the process's socket that has this inode, which the caller
+// closes. It needs what tracing the process needs (ptrace(2)).
+func (p *Process) Socket(inode uint64) (int, error) {
+	dir := fmt.Sprintf("/proc/%d/fd", p.pid)
+	names, err := os.ReadDir(dir)
+	if err != nil {
+		return -1, fmt.Errorf("process %d: descriptors: %w", p.pid, err)
+	}
+	want := fmt.Sprintf("socket:[%d]", inode)
+	for _, e := range names {
+		if target, err := os.Readlink(dir + "/" + e.Name()); err != nil || target != want {
+			continue
+		}
+		n, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		got := -1
+		err = p.control(func(fd int) (err error) {
+			got, err = unix.PidfdGetfd(fd, n, 0)
+			return err
+		})
+		if err != nil {
+			return -1, fmt.Errorf("process %d: descriptor %d: %w", p.pid, n, err)
+		}
+		var st unix.Stat_t
+		if err := unix.Fstat(got, &st); err == nil && st.Ino == inode {
+			return got, nil
+		}
+		unix.Close(got) // it was closed and used again in between
+	}
+	return -1, fmt.Errorf("process %d: has no socket %d", p.pid, inode)
+}
+
 // File returns a copy of the pidfd, to send to another process.
 func (p *Process) File() (*os.File, error) {
 	var f *os.File

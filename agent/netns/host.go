@@ -91,6 +91,14 @@ func (h *Host) bridge() error {
 			return fmt.Errorf("address %s: %w", addr, err)
 		}
 	}
+	if haveIPv6() {
+		// A router asks for neighbours from a link-local address; without one it
+		// forwards nothing to them (RFC 4861 section 7.2.2).
+		addr := &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix("fe80::1/64")), Flags: unix.IFA_F_NODAD}
+		if err := netlink.AddrReplace(link, addr); err != nil {
+			return fmt.Errorf("address %s: %w", addr, err)
+		}
+	}
 	return netlink.LinkSetUp(link)
 }
 

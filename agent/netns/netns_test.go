@@ -186,6 +186,52 @@ func TestLeavingTheMeshIsTranslated(t *testing.T) {
 	}
 }
 
+// Another host's packets are forwarded to workloads, in both families.
+func TestForwardingIn(t *testing.T) {
+	far := outside(t)
+	h := lab.Host(t, "asy-in", prefixes, mesh)
+	link, err := netlink.LinkByName("uplink")
+	if err != nil {
+		t.Fatal(err)
+	}
+	add := func(link netlink.Link, addr string) error {
+		a, err := netlink.ParseAddr(addr)
+		if err == nil {
+			a.Flags = unix.IFA_F_NODAD
+			err = netlink.AddrAdd(link, a)
+		}
+		return err
+	}
+	if err := add(link, "2001:db8::1/64"); err != nil {
+		t.Fatal(err)
+	}
+	lab.In(t, far, func() (any, error) {
+		eth, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return nil, err
+		}
+		if err := add(eth, "2001:db8::2/64"); err != nil {
+			return nil, err
+		}
+		for i, p := range prefixes {
+			_, dst, err := net.ParseCIDR(p.String())
+			if err != nil {
+				return nil, err
+			}
+			if err := netlink.RouteAdd(&netlink.Route{Dst: dst, Gw: net.ParseIP([]string{"192.0.2.1", "2001:db8::1"}[i])}); err != nil {
+				return nil, err
+			}
+		}
+		return nil, nil
+	})
+	w := attach(t, h, 1, "10.181.7.2", "fd5a:5a59::7:0:0:2")
+	for _, addr := range []string{"10.181.7.2:0", "[fd5a:5a59::7:0:0:2]:0"} {
+		if err := exchange(t, far, w, addr); err != nil {
+			t.Errorf("%s: %v", addr, err)
+		}
+	}
+}
+
 func TestMeshAddressesNeverLeaveByTheDefaultRoute(t *testing.T) {
 	far := outside(t)
 	_ = far
