@@ -154,23 +154,14 @@ func (p *play) actCast(ctx context.Context) error {
 	if err := p.enterCast(); err != nil {
 		return err
 	}
-	want := 0
-	for _, m := range cast {
-		want += m.replicas
-	}
 	err := p.await(ctx, "the bank", 30*time.Second, func(ctx context.Context) (bool, error) {
 		all, err := p.workloads(ctx)
 		if err != nil {
 			return false, err
 		}
-		ready := 0
-		for _, w := range all {
-			if !w.MeshedSince.IsZero() && len(w.Ports) == 1 && len(w.Listening) > 0 {
-				ready++
-			}
-		}
 		p.ev.members = all
-		return ready == want, fmt.Errorf("%d of %d workloads accept connections", ready, want)
+		n := ready(all)
+		return n == castSize(), fmt.Errorf("%d of %d workloads accept connections", n, castSize())
 	})
 	for _, w := range p.ev.members {
 		if !w.MeshedSince.IsZero() {
@@ -192,15 +183,16 @@ func (p *play) drive(ctx context.Context, act string, args ...string) error {
 // driven takes the summary of a load generator. Failed requests are evidence, not an
 // error: the play goes on.
 func (p *play) driven(ctx context.Context, act string, proc *process) error {
-	// Its address has to be known before it is gone.
-	if err := p.await(ctx, "the load generator", 30*time.Second, func(ctx context.Context) (bool, error) {
-		if proc.ended() {
-			return true, nil
+	// Its address has to be known before it is gone, and control may be dead.
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for !proc.ended() && ctx.Err() == nil {
+		p.workloads(ctx)
+		select {
+		case <-ctx.Done():
+		case <-proc.done:
+		case <-tick.C:
 		}
-		all, err := p.workloads(ctx)
-		return slices.ContainsFunc(all, func(w assay.Workload) bool { return nameOf(w.Identity) == load }), err
-	}); err != nil {
-		return err
 	}
 	return p.summary(ctx, act, proc)
 }
@@ -430,7 +422,7 @@ func (p *play) actOutage(ctx context.Context) error {
 	p.up.cmd.Process.Kill()
 	<-p.up.done
 	killed := time.Now()
-	err = p.summary(ctx, "while control and agent were dead", proc)
+	err = p.driven(ctx, "while control and agent were dead", proc)
 	p.ev.outage.length = time.Since(killed)
 	if conn, dial := net.Dial("unix", p.ControlSocket()); dial == nil {
 		conn.Close()

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -96,7 +97,7 @@ func (s *Stage) awaitReady(ctx context.Context, notify *net.UnixConn) error {
 		b := make([]byte, 4096)
 		for {
 			n, err := notify.Read(b)
-			if err != nil || ready(b[:n]) {
+			if err != nil || saysReady(b[:n]) {
 				result <- err
 				return
 			}
@@ -116,8 +117,8 @@ func (s *Stage) awaitReady(ctx context.Context, notify *net.UnixConn) error {
 	return err
 }
 
-// ready looks for READY=1 in a message of sd_notify(3).
-func ready(msg []byte) bool {
+// saysReady looks for READY=1 in a message of sd_notify(3).
+func saysReady(msg []byte) bool {
 	for line := range strings.SplitSeq(string(msg), "\n") {
 		if line == "READY=1" {
 			return true
@@ -201,19 +202,11 @@ func (s *Stage) Live(ctx context.Context, v *View) (err error) {
 	if err := s.enterCast(); err != nil {
 		return err
 	}
-	if _, err := s.enter("load", false, s.client(load, "load", "--duration", "0", "--rate", fmt.Sprint(s.Rate))...); err != nil {
-		return err
-	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the relay before it is waited for
-	if s.Page != nil {
-		stop := context.AfterFunc(ctx, func() { s.Page.Close() })
-		defer stop()
-		defer s.Page.Close()
-		wg.Go(func() { s.relay(ctx, &wg) })
-	}
+	open := false
 	if v.Terminal {
 		io.WriteString(v.Out, clearScreen)
 	}
@@ -231,6 +224,12 @@ func (s *Stage) Live(ctx context.Context, v *View) (err error) {
 		if ctx.Err() != nil {
 			return nil
 		}
+		if !open && ready(now.workloads) == castSize() {
+			open = true
+			if err := s.openDoors(ctx, &wg); err != nil {
+				return err
+			}
+		}
 		if err := v.Show(now); err != nil {
 			return err
 		}
@@ -240,6 +239,39 @@ func (s *Stage) Live(ctx context.Context, v *View) (err error) {
 		case <-tick.C:
 		}
 	}
+}
+
+// openDoors lets clients in, once everybody is there: the load generator, and whoever
+// looks at the page.
+func (s *Stage) openDoors(ctx context.Context, wg *sync.WaitGroup) error {
+	if _, err := s.enter("load", false, s.client(load, "load", "--duration", "0", "--rate", fmt.Sprint(s.Rate))...); err != nil {
+		return err
+	}
+	if s.Page != nil {
+		wg.Go(func() {
+			defer context.AfterFunc(ctx, func() { s.Page.Close() })()
+			s.relay(ctx, wg)
+		})
+	}
+	return nil
+}
+
+// ready counts the workloads that accept connections on the port that they declared.
+func ready(list []assay.Workload) (n int) {
+	for _, w := range list {
+		if !w.MeshedSince.IsZero() && len(w.Ports) == 1 && slices.Contains(w.Listening, w.Ports[0]) {
+			n++
+		}
+	}
+	return n
+}
+
+// castSize is how many workloads the bank has.
+func castSize() (n int) {
+	for _, m := range cast {
+		n += m.replicas
+	}
+	return n
 }
 
 // relay leads connections from the page's listener, which is outside our network

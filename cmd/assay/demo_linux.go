@@ -7,9 +7,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"assay.dev"
@@ -69,13 +71,13 @@ func (d *demoRun) run(cmd *cobra.Command) (err error) {
 			return &assay.Error{Kind: assay.NotFound, Op: "demo", Err: err, Remedy: "make build, and use bin/assay; or name it with --" + filepath.Base(b.name)}
 		}
 	}
-	dir, err := os.MkdirTemp("", "assay-demo-")
+	dir, err := demoFolder()
 	if err != nil {
-		return err
+		return &assay.Error{Op: "demo", Err: err}
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	args := []string{"demo", "stage", "--dir", dir, "--bank", d.bank, "--proxy", d.proxy, "--rate", fmt.Sprint(d.rate)}
-	s := &space{pids: true, dir: dir}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir.Name()), dir.Close()) }()
+	args := []string{"demo", "stage", "--dir", dir.Name(), "--bank", d.bank, "--proxy", d.proxy, "--rate", fmt.Sprint(d.rate)}
+	s := &space{pids: true, dir: dir.Name()}
 	if d.check {
 		args = append(args, "--check")
 	} else {
@@ -97,6 +99,53 @@ func (d *demoRun) run(cmd *cobra.Command) (err error) {
 	}
 	s.args = args
 	return s.run(cmd.Context())
+}
+
+const demoPrefix = "assay-demo-"
+
+// demoFolder makes a folder, which is locked as long as it is open, and removes those
+// that demos left that were killed. For root it is in /run, where no folder on the way
+// keeps other users out: proxies are such.
+func demoFolder() (*os.File, error) {
+	base := os.TempDir()
+	if os.Geteuid() == 0 {
+		base = "/run"
+	}
+	old, err := filepath.Glob(filepath.Join(base, demoPrefix+"[0-9]*"))
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range old {
+		if st, err := os.Lstat(path); err != nil || !st.IsDir() || st.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()) {
+			continue // somebody else's
+		}
+		f, err := lockedFolder(path)
+		if err != nil {
+			continue // a demo that runs
+		}
+		err = os.RemoveAll(path)
+		f.Close()
+		if err != nil {
+			return nil, err
+		}
+	}
+	path, err := os.MkdirTemp(base, demoPrefix)
+	if err != nil {
+		return nil, err
+	}
+	return lockedFolder(path)
+}
+
+func lockedFolder(path string) (*os.File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return f, nil
 }
 
 // stageCommand is the demo inside its network namespace.

@@ -41,17 +41,29 @@ import (
 // version is set by the build (-X main.version).
 var version = ""
 
+// ownSignals is the annotation of a command that handles signals itself. Until it
+// does, they have their default action.
+const ownSignals = "own-signals"
+
 func main() {
-	// The first signal ends the context, the second has its default action.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop)
-	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	root := rootCommand()
+	ctx := context.Background()
+	if cmd, _, err := root.Find(os.Args[1:]); err != nil || cmd.Annotations[ownSignals] == "" {
+		var stop context.CancelFunc
+		ctx, stop = signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+		// The first signal ends the context, the second has its default action.
+		context.AfterFunc(ctx, stop)
+	}
+	os.Exit(execute(ctx, root, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
 // run executes one command and returns its exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	root := rootCommand()
-	root.SetArgs(append([]string{}, args...)) // for nil cobra would take os.Args
+	return execute(ctx, rootCommand(), args, stdin, stdout, stderr)
+}
+
+func execute(ctx context.Context, root *cobra.Command, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

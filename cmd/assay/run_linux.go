@@ -51,7 +51,8 @@ Other workloads reach it as NAME or NAME.NAMESPACE on the ports given.`,
 		Example: `  assay run --service web --port 80 -- nginx -g 'daemon off;'
   assay run --service client -- curl http://web/
   assay run --service api --port 8080 --artifact ./app --user www-data -- python3 app/main.py`,
-		Args: cobra.MinimumNArgs(1),
+		Args:        cobra.MinimumNArgs(1),
+		Annotations: map[string]string{ownSignals: "yes"},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.command = args
 			return run1(context.WithoutCancel(cmd.Context()), &o)
