@@ -271,7 +271,10 @@ func (i *inbound) handshake() (*session, error) {
 	sock := mux.NewSocket(i.conn)
 	ctx, cancel := context.WithTimeout(i.ctx, handshakeTimeout)
 	defer cancel()
-	tc := tls.Server(sock, id.Server())
+	// Of the newest table: a client that has just started may have come to be known
+	// since this connection began. One that is still unknown proves itself alone.
+	who, _ := p.snap.Load().table.Lookup(i.remote.Addr())
+	tc := tls.Server(sock, id.Server(who.Identity))
 	peer, err := mtls.Handshake(ctx, tc)
 	if err != nil {
 		p.handshakeFailed(i.remote, err)

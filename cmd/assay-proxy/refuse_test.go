@@ -150,6 +150,36 @@ func TestWrongIdentity(t *testing.T) {
 	eventually(t, "the finding arrives", func() bool { return client.found("identity-mismatch") == 1 })
 }
 
+// TestStolenAddress: a client with a valid certificate of somebody else than lives at
+// its address is refused; where the server knows nobody yet, the certificate decides.
+func TestStolenAddress(t *testing.T) {
+	w := newWorld(t)
+	server := w.workload("server")
+	thief := w.prepare("client")
+	victim := thief.Identity
+	thief.Identity.Account, thief.identity.Account = "thief", "thief"
+	thief.published = victim
+	vip := w.service("ledger", 1, assay.Opaque, server.serve(0, echo), server)
+	thief.start()
+	thief.awaitCertificate()
+	thief.dialExpectReset(vip, "secret")
+	r := server.report().Counters
+	if r.HandshakeFailures["identity-mismatch"] == 0 || r.Refusals["handshake"] == 0 {
+		t.Errorf("counted %+v", r)
+	}
+	eventually(t, "the finding arrives", func() bool { return server.found("identity-mismatch") == 1 })
+	if s := sum(server.report(), func(assay.SignalKey) bool { return true }); s.Opened != 0 {
+		t.Errorf("%d connections were served", s.Opened)
+	}
+	// The same one, as a workload that has just started is to those who have not
+	// heard of it.
+	thief.MeshedSince = time.Time{}
+	w.publish()
+	if got := exchange(t, thief.mustDial(vip), "hello"); got != "hello" {
+		t.Error(got)
+	}
+}
+
 func TestBeforeTheCertificate(t *testing.T) {
 	w := newWorld(t)
 	server := w.workload("server")

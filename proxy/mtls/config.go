@@ -22,21 +22,29 @@ func (i *Identity) Client(expected assay.Identity) *tls.Config {
 	c.VerifyConnection = func(cs tls.ConnectionState) error {
 		peer, err := i.check(&cs, x509.ExtKeyUsageServerAuth)
 		if err == nil && (expected.IsZero() || peer.Identity != expected) {
-			err = &Error{Reason: IdentityMismatch, Peer: peer.Identity.String(), Err: fmt.Errorf("expected %q", expected)}
+			err = mismatch(peer, expected)
 		}
 		return err
 	}
 	return c
 }
 
-// Server returns the configuration for accepting any workload of the trust bundle.
-// Who may call whom is decided later, by policy.
-func (i *Identity) Server() *tls.Config {
+func mismatch(peer Peer, expected assay.Identity) error {
+	return &Error{Reason: IdentityMismatch, Peer: peer.Identity.String(), Err: fmt.Errorf("expected %q", expected)}
+}
+
+// Server returns the configuration for accepting a workload of the trust bundle:
+// the one that is known to live where the connection comes from, or any (zero) when
+// nobody is known to. Who may call whom is decided later, by policy.
+func (i *Identity) Server(expected assay.Identity) *tls.Config {
 	c := i.common()
 	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return i.usable() }
 	c.ClientAuth = tls.RequireAnyClientCert // verified in VerifyConnection
 	c.VerifyConnection = func(cs tls.ConnectionState) error {
-		_, err := i.check(&cs, x509.ExtKeyUsageClientAuth)
+		peer, err := i.check(&cs, x509.ExtKeyUsageClientAuth)
+		if err == nil && !expected.IsZero() && peer.Identity != expected {
+			err = mismatch(peer, expected)
+		}
 		return err
 	}
 	return c

@@ -87,7 +87,7 @@ func TestBothSidesKnowEachOther(t *testing.T) {
 	if err := bob.Install(a.answer(csr, func(c *x509.Certificate) { c.ExtraExtensions = []pkix.Extension{ext} })); err != nil {
 		t.Fatal(err)
 	}
-	r := shake(t, alice.Client(bob.ID()), bob.Server())
+	r := shake(t, alice.Client(bob.ID()), bob.Server(assay.Identity{}))
 	if r.clientErr != nil || r.serverErr != nil {
 		t.Fatal(r.clientErr, r.serverErr)
 	}
@@ -107,7 +107,7 @@ func TestBothSidesKnowEachOther(t *testing.T) {
 func TestNoResumption(t *testing.T) {
 	a := newAuthority(t)
 	alice, bob := a.identity("alice"), a.identity("bob")
-	client, server := alice.Client(bob.ID()), bob.Server()
+	client, server := alice.Client(bob.ID()), bob.Server(assay.Identity{})
 	if client.ClientSessionCache != nil {
 		t.Error("the client keeps sessions")
 	}
@@ -165,7 +165,7 @@ func TestRefusals(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			// Whoever looks at the certificate refuses it for the reason; whoever
 			// showed it learns that it was refused. An expired one is not even shown.
-			r := shake(t, good.Client(workload("peer")), tc.peer.Server())
+			r := shake(t, good.Client(workload("peer")), tc.peer.Server(assay.Identity{}))
 			shown := tc.want != Expired && tc.want != NotYetValid
 			if shown && (ReasonOf(r.clientErr) != tc.want || ReasonOf(r.serverErr) != PeerRefused) ||
 				!shown && (ReasonOf(r.clientErr) != PeerRefused || ReasonOf(r.serverErr) != tc.want) {
@@ -175,7 +175,7 @@ func TestRefusals(t *testing.T) {
 			trusting.VerifyConnection = nil // the bad client cares for nothing
 			forced := tc.peer.cert.Load()
 			trusting.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &forced.Certificate, nil }
-			r = shake(t, trusting, good.Server())
+			r = shake(t, trusting, good.Server(assay.Identity{}))
 			if ReasonOf(r.serverErr) != tc.want || ReasonOf(r.clientErr) != PeerRefused {
 				t.Errorf("as client: server says %q (%v), client %q (%v)", ReasonOf(r.serverErr), r.serverErr, ReasonOf(r.clientErr), r.clientErr)
 			}
@@ -202,10 +202,26 @@ func TestIdentityMismatch(t *testing.T) {
 	a := newAuthority(t)
 	alice, bob := a.identity("alice"), a.identity("bob")
 	for _, expected := range []assay.Identity{workload("carol"), {}} {
-		r := shake(t, alice.Client(expected), bob.Server())
+		r := shake(t, alice.Client(expected), bob.Server(assay.Identity{}))
 		if ReasonOf(r.clientErr) != IdentityMismatch || ReasonOf(r.serverErr) != PeerRefused {
 			t.Errorf("expected %q: %v, %v", expected, r.clientErr, r.serverErr)
 		}
+	}
+}
+
+// TestClientsAddress: who is known to live where a connection comes from must be who
+// it is; where nobody is known, anybody of the mesh may be.
+func TestClientsAddress(t *testing.T) {
+	a := newAuthority(t)
+	alice, bob := a.identity("alice"), a.identity("bob")
+	for _, expected := range []assay.Identity{alice.ID(), {}} {
+		if r := shake(t, alice.Client(bob.ID()), bob.Server(expected)); r.clientErr != nil || r.serverErr != nil {
+			t.Errorf("expected %q: %v, %v", expected, r.clientErr, r.serverErr)
+		}
+	}
+	r := shake(t, alice.Client(bob.ID()), bob.Server(workload("carol")))
+	if ReasonOf(r.serverErr) != IdentityMismatch || ReasonOf(r.clientErr) != PeerRefused {
+		t.Errorf("%v, %v", r.serverErr, r.clientErr)
 	}
 }
 
@@ -214,16 +230,16 @@ func TestMissingClientCertificate(t *testing.T) {
 	alice, bob := a.identity("alice"), a.identity("bob")
 	c := alice.Client(bob.ID())
 	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &tls.Certificate{}, nil }
-	r := shake(t, c, bob.Server())
+	r := shake(t, c, bob.Server(assay.Identity{}))
 	if ReasonOf(r.serverErr) != NoCertificate || ReasonOf(r.clientErr) != PeerRefused {
 		t.Errorf("%v, %v", r.serverErr, r.clientErr)
 	}
 	// One that has none yet says so itself, on either side.
 	nobody := New(workload("nobody"))
-	if r := shake(t, nobody.Client(bob.ID()), bob.Server()); ReasonOf(r.clientErr) != NoCertificate {
+	if r := shake(t, nobody.Client(bob.ID()), bob.Server(assay.Identity{})); ReasonOf(r.clientErr) != NoCertificate {
 		t.Errorf("client without certificate: %v", r.clientErr)
 	}
-	if r := shake(t, alice.Client(nobody.ID()), nobody.Server()); ReasonOf(r.serverErr) != NoCertificate || ReasonOf(r.clientErr) != PeerRefused {
+	if r := shake(t, alice.Client(nobody.ID()), nobody.Server(assay.Identity{})); ReasonOf(r.serverErr) != NoCertificate || ReasonOf(r.clientErr) != PeerRefused {
 		t.Errorf("server without certificate: %v, %v", r.serverErr, r.clientErr)
 	}
 }
@@ -232,9 +248,9 @@ func TestALPN(t *testing.T) {
 	a := newAuthority(t)
 	alice, bob := a.identity("alice"), a.identity("bob")
 	for _, protos := range [][]string{nil, {"h2"}} {
-		c, s := alice.Client(bob.ID()), bob.Server()
+		c, s := alice.Client(bob.ID()), bob.Server(assay.Identity{})
 		c.NextProtos, c.VerifyConnection = protos, nil
-		if r := shake(t, c, bob.Server()); ReasonOf(r.serverErr) != BadALPN {
+		if r := shake(t, c, bob.Server(assay.Identity{})); ReasonOf(r.serverErr) != BadALPN {
 			t.Errorf("client offers %q: server says %v, client %v", protos, r.serverErr, r.clientErr)
 		}
 		s.NextProtos = protos
@@ -249,7 +265,7 @@ func TestOldTLSRefused(t *testing.T) {
 	alice, bob := a.identity("alice"), a.identity("bob")
 	c := alice.Client(bob.ID())
 	c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
-	if r := shake(t, c, bob.Server()); r.serverErr == nil || r.clientErr == nil {
+	if r := shake(t, c, bob.Server(assay.Identity{})); r.serverErr == nil || r.clientErr == nil {
 		t.Error("TLS 1.2 was accepted")
 	}
 }
@@ -259,7 +275,7 @@ func TestOldTLSRefused(t *testing.T) {
 func TestRotation(t *testing.T) {
 	older, newer := newAuthority(t), newAuthority(t)
 	alice, bob := older.identity("alice"), older.identity("bob")
-	client, server := alice.Client(bob.ID()), bob.Server()
+	client, server := alice.Client(bob.ID()), bob.Server(assay.Identity{})
 	check := func(when string, want Reason) {
 		t.Helper()
 		r := shake(t, client, server)
@@ -440,7 +456,7 @@ func TestTimeoutAndDisconnect(t *testing.T) {
 func BenchmarkHandshake(b *testing.B) {
 	a := newAuthority(b)
 	alice, bob := a.identity("alice"), a.identity("bob")
-	client, server := alice.Client(bob.ID()), bob.Server()
+	client, server := alice.Client(bob.ID()), bob.Server(assay.Identity{})
 	for b.Loop() {
 		if r := shake(b, client, server); r.clientErr != nil || r.serverErr != nil {
 			b.Fatal(r.clientErr, r.serverErr)
