@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"assay.dev"
 	"assay.dev/agent/attest"
@@ -116,7 +117,7 @@ func (a *Agent) converse(ctx context.Context, conn *link.Conn, w *workload) {
 		select {
 		case <-w.done:
 			conn.Send(kindOver, 0, over{})
-			conn.Socket().CloseRead()
+			conn.Socket().SetReadDeadline(time.Unix(1, 0)) // ends Receive, whatever the peer does
 		case <-ctx.Done():
 			conn.Close()
 		case <-ended:
