@@ -14,6 +14,10 @@ import (
 	"assay.dev/proxy/mux"
 )
 
+// errProbe ends a stream that was opened to see who speaks first: it was the client,
+// who is served on another stream.
+var errProbe = errors.New("the stream was a probe")
+
 func isEOF(err error) bool { return errors.Is(err, io.EOF) }
 
 // accept takes a stream that a peer opened. It is the session's reader.
@@ -70,6 +74,10 @@ func (v *served) run() {
 	series.Begin()
 	v.pipe.release(app, raw, series)
 	err = v.pump(app, raw, series.Out)
+	if err == errProbe {
+		series.Forget()
+		return
+	}
 	series.End(time.Since(v.accepted), err != nil, time.Now())
 	series.Closed()
 }
@@ -126,7 +134,7 @@ func (v *served) pump(app *net.TCPConn, raw syscall.RawConn, count func(int)) er
 			v.stream.Reset(mux.AppReset)
 			return st.broken
 		case st.reset == mux.Cancelled && !st.anything:
-			return nil // opened to see who speaks first: it was the client, on another stream
+			return errProbe
 		case st.reset != 0:
 			abort(app)
 			return errPeerReset

@@ -142,6 +142,14 @@ func TestLateHTTP(t *testing.T) {
 	if n := client.report().Counters.Detections[string(detect.ClientHTTP1)]; n != 1 {
 		t.Errorf("it was not recognised: %v", client.report().Counters.Detections)
 	}
+	eventually(t, "the server's proxy counts one HTTP connection and no other", func() bool {
+		for _, s := range server.report().Signals {
+			if s.Protocol != assay.HTTP1 || s.Requests != 1 {
+				return false
+			}
+		}
+		return true
+	})
 }
 
 // TestHTTPFollowsEndpoints changes a service's endpoints under a connection that

@@ -70,13 +70,15 @@ func (r *Recorder) Series(key assay.SignalKey) *Series {
 	return s
 }
 
-// Signals returns a copy of all series.
+// Signals returns a copy of all series in which something happened.
 func (r *Recorder) Signals() []assay.Signals {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	list := make([]assay.Signals, 0, len(r.series))
 	for _, s := range r.series {
-		list = append(list, s.signals())
+		if one := s.signals(); one.Opened > 0 || one.Requests > 0 || one.InFlight > 0 {
+			list = append(list, one)
+		}
 	}
 	return list
 }
@@ -137,6 +139,14 @@ func (s *Series) End(took time.Duration, failed bool, now time.Time) {
 
 // Undo takes back a Begin: the request is tried elsewhere.
 func (s *Series) Undo() { s.inFlight.Add(-1) }
+
+// Forget takes back an Opened and a Begin: nothing came of the stream, and its
+// connection is counted as what it turned out to be.
+func (s *Series) Forget() {
+	s.opened.Add(^uint64(0))
+	s.open.Add(-1)
+	s.inFlight.Add(-1)
+}
 
 // Refused counts a request that never got as far as a peer.
 func (s *Series) Refused(now time.Time) {

@@ -41,6 +41,20 @@ func TestOverflowKeepsTotals(t *testing.T) {
 	}
 }
 
+func TestForget(t *testing.T) {
+	r := New(0)
+	s := r.Series(assay.SignalKey{Service: "bank/ledger"})
+	s.Opened(time.Now())
+	s.Begin()
+	if list := r.Signals(); len(list) != 1 || list[0].Open != 1 {
+		t.Errorf("an open stream is reported as %v", list)
+	}
+	s.Forget()
+	if list := r.Signals(); len(list) != 0 {
+		t.Errorf("a forgotten stream is reported as %v", list)
+	}
+}
+
 func TestConcurrentCountsAddUp(t *testing.T) {
 	r := New(0)
 	key := assay.SignalKey{Direction: assay.Inbound, Service: "bank/ledger"}
