@@ -284,7 +284,8 @@ func (u *up) announce(trustDomain string, took time.Duration) {
 		fmt.Fprintf(u.out, "  Prometheus:      http://%s/metrics\n", u.sockets.metrics.Addr())
 	}
 	if u.rootless {
-		fmt.Fprintln(u.out, "  without root:    workloads and proxies are one user, in a network of their own that reaches no other;")
-		fmt.Fprintln(u.out, "                   for isolation between them, and to be reached, run as root")
+		for _, line := range agent.Missing() {
+			fmt.Fprintf(u.out, "  without root:    %s\n", line)
+		}
 	}
 }
