@@ -36,6 +36,9 @@ func TestMain(m *testing.M) {
 	case os.Getenv("ASSAY_TEST_OWNER") != "":
 		runTestOwner()
 		return
+	case os.Getenv("ASSAY_TEST_STRANGER") != "":
+		runTestStranger()
+		return
 	case os.Getenv("ASSAY_TEST_AGENT") != "":
 		runTestAgent()
 		return

@@ -41,6 +41,8 @@ type testControl struct {
 	acks      map[string]uint64
 	gone      []string
 	findings  []*api.Finding
+	invalid   []error // for each of which the real one would complain
+	requests  int
 	issued    map[string][]*api.Artifact
 	server    *grpc.Server
 	path      string
@@ -185,8 +187,14 @@ func (c *testControl) take(u *api.HostUpdate, out chan *api.ControlUpdate) {
 	case u.GetBundleAck() != nil:
 		c.acks[u.GetBundleAck().GetWorkloadId()] = u.GetBundleAck().GetVersion()
 	case u.GetReport() != nil:
+		if _, err := u.GetReport().Noun(); err != nil {
+			c.invalid = append(c.invalid, err)
+		}
 		c.reports[u.GetReport().GetWorkloadId()] = u.GetReport()
 	case u.GetFinding() != nil:
+		if _, err := u.GetFinding().Noun(); err != nil {
+			c.invalid = append(c.invalid, err)
+		}
 		c.findings = append(c.findings, u.GetFinding())
 	}
 }
@@ -224,6 +232,9 @@ func (c *testControl) namespace(n assay.NamespaceConfig) {
 }
 
 func (c *testControl) Issue(ctx context.Context, r *api.IssueRequest) (*api.IssueResponse, error) {
+	c.mu.Lock()
+	c.requests++
+	c.mu.Unlock()
 	csr, err := x509.ParseCertificateRequest(r.GetCsr())
 	if err != nil {
 		return nil, api.ErrorStatus(&assay.Error{Kind: assay.Invalid, Op: "issue", Err: err})

@@ -38,7 +38,7 @@
 // config.go; agent.go (Run); state.go (what is on disk); workload.go (a workload's
 // life); place.go and adopt.go (its two beginnings); proxy.go (spawn and
 // supervision), session.go (what is said on the link); owner.go (whose workload it
-// is); server.go (agent.sock); runner.go and protocol.go (`assay run`); control.go,
+// is); server.go (agent.sock); suspect.go (what a proxy may cost); runner.go and protocol.go (`assay run`); control.go,
 // outbox.go, snapshot.go (the stream); publish.go (views for proxies); ready.go
 // (sockets that listen); metrics.go; join.go (a host certificate); rootless.go.
 // Sub-packages: netns, capture, attest.

@@ -77,6 +77,64 @@ func (l *listeners) complete() bool {
 	return have[link.ListenOutbound] && have[link.ListenInbound] && have[link.ListenDNSUDP] && have[link.ListenDNSTCP]
 }
 
+// verify reports why these are not the listeners of a workload. A proxy hands them
+// over when the agent that made them is gone; its successors will accept on them.
+func (l *listeners) verify(ns *netns.Namespace, outbound, inbound uint16) error {
+	if !l.complete() || len(l.fds) != 4 {
+		return errors.New("want one listener for each of four roles")
+	}
+	for i, role := range l.roles {
+		kind, accepts, port := unix.SOCK_STREAM, 1, dnsAddr.Port()
+		switch role {
+		case link.ListenOutbound:
+			port = outbound
+		case link.ListenInbound:
+			port = inbound
+		case link.ListenDNSUDP:
+			kind, accepts = unix.SOCK_DGRAM, 0
+		}
+		if err := verifySocket(l.fds[i], kind, accepts, port, ns.Inode()); err != nil {
+			return fmt.Errorf("listener %s: %w", role, err)
+		}
+	}
+	return nil
+}
+
+func verifySocket(fd, kind, accepts int, port uint16, inode uint64) error {
+	for _, x := range []struct{ option, want int }{{unix.SO_TYPE, kind}, {unix.SO_ACCEPTCONN, accepts}} {
+		if got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, x.option); err != nil || got != x.want {
+			return errors.Join(errors.New("it is another kind of descriptor"), err)
+		}
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		return err
+	}
+	bound := 0
+	switch at := at.(type) {
+	case *unix.SockaddrInet4:
+		bound = at.Port
+	case *unix.SockaddrInet6:
+		bound = at.Port
+	}
+	if bound != int(port) {
+		return fmt.Errorf("it is bound to port %d, want %d", bound, port)
+	}
+	in, err := unix.IoctlRetInt(fd, unix.SIOCGSKNS)
+	if err != nil {
+		return fmt.Errorf("network namespace: %w", err)
+	}
+	defer unix.Close(in)
+	var st unix.Stat_t
+	if err := unix.Fstat(in, &st); err != nil {
+		return err
+	}
+	if st.Ino != inode {
+		return errors.New("it is in another network namespace")
+	}
+	return nil
+}
+
 // listen makes the listeners inside ns. Ports that are 0 are chosen.
 func listen(ns *netns.Namespace, outbound, inbound uint16) (l *listeners, out, in uint16, err error) {
 	l = &listeners{}

@@ -15,12 +15,74 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// firstWithin bounds how long a connection may say nothing, maxConns how many there
-// are: everybody on the host may connect.
+// firstWithin bounds how long a connection may say nothing.
+const firstWithin = 5 * time.Second
+
+// Everybody on the host may connect, so what strangers can hold is bounded, for all of
+// them and for each, and a proxy cannot hold what is another's. What is left is for
+// those who may run workloads.
 const (
-	firstWithin = 5 * time.Second
-	maxConns    = 1024
+	maxConns         = 1024
+	maxStrangers     = 64
+	maxConnsOfOthers = 8 // of one user who is no runner
 )
+
+// doors counts the open connections to agent.sock.
+type doors struct {
+	mu             sync.Mutex
+	all, strangers int
+	of             map[uint32]int // by user, without runners
+}
+
+// rank is what a user is to the agent, as far as the number tells.
+type rank int
+
+const (
+	stranger rank = iota
+	proxyUser
+	runnerUser
+)
+
+// proxyUsers is how many users proxies can have.
+const proxyUsers = 1 << 24
+
+func (c *Config) rankOf(uid uint32) rank {
+	switch {
+	case uid == 0 || uid == uint32(os.Geteuid()):
+		return runnerUser
+	case uid >= c.ProxyUIDs && uid-c.ProxyUIDs < proxyUsers:
+		return proxyUser
+	}
+	return stranger
+}
+
+func (d *doors) enter(uid uint32, r rank) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.all == maxConns || r == stranger && d.strangers == maxStrangers || r != runnerUser && d.of[uid] == maxConnsOfOthers {
+		return false
+	}
+	d.count(uid, r, 1)
+	return true
+}
+
+func (d *doors) leave(uid uint32, r rank) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.count(uid, r, -1)
+}
+
+func (d *doors) count(uid uint32, r rank, n int) {
+	d.all += n
+	if r == stranger {
+		d.strangers += n
+	}
+	if r != runnerUser {
+		if d.of[uid] += n; d.of[uid] == 0 {
+			delete(d.of, uid)
+		}
+	}
+}
 
 // serve answers agent.sock until ctx ends.
 func (a *Agent) serve(ctx context.Context, l *net.UnixListener) error {
@@ -28,7 +90,7 @@ func (a *Agent) serve(ctx context.Context, l *net.UnixListener) error {
 	defer stop()
 	var g sync.WaitGroup
 	defer g.Wait()
-	slots := make(chan struct{}, maxConns)
+	open := doors{of: map[uint32]int{}}
 	for {
 		c, err := l.AcceptUnix()
 		if ctx.Err() != nil {
@@ -46,22 +108,23 @@ func (a *Agent) serve(ctx context.Context, l *net.UnixListener) error {
 			}
 			continue
 		}
-		select {
-		case slots <- struct{}{}:
-		default:
+		uid, err := userOf(c)
+		r := a.cfg.rankOf(uid)
+		if err != nil || !open.enter(uid, r) {
 			c.Close() // whoever it is dials again
 			continue
 		}
 		g.Go(func() {
-			defer func() { <-slots }()
-			a.connection(ctx, link.NewConn(c))
+			defer open.leave(uid, r)
+			a.connection(ctx, link.NewConn(c), r)
 		})
 	}
 }
 
 // connection finds out who it is by what it says first, and believes only what the
 // kernel says of the peer.
-func (a *Agent) connection(ctx context.Context, conn *link.Conn) {
+func (a *Agent) connection(ctx context.Context, conn *link.Conn, r rank) {
+	conn.Limit(0) // nobody has shown yet that this agent should hold megabytes for him
 	peer, uid, err := peerOf(conn.Socket())
 	if err != nil {
 		a.log.Warn("agent.sock: peer is not known", "err", err)
@@ -78,6 +141,11 @@ func (a *Agent) connection(ctx context.Context, conn *link.Conn) {
 	conn.Socket().SetReadDeadline(time.Time{})
 	switch m.Kind {
 	case link.KindHello:
+		if r == stranger {
+			m.Discard()
+			conn.Close()
+			break
+		}
 		if err := a.proxyIsBack(ctx, conn, m, peer); err != nil {
 			a.log.Warn("a proxy was not adopted", "pid", peer.PID(), "err", err)
 			m.Discard()
@@ -95,6 +163,22 @@ func (a *Agent) connection(ctx context.Context, conn *link.Conn) {
 		conn.Close()
 	}
 	peer.Close()
+}
+
+// userOf is the user of the process that dialled.
+func userOf(c *net.UnixConn) (uid uint32, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	var failed error
+	if err := raw.Control(func(fd uintptr) {
+		cred, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil || failed != nil {
+		return 0, errors.Join(err, failed)
+	}
+	return cred.Uid, nil
 }
 
 // peerOf holds the process that dialled.
@@ -170,21 +254,26 @@ func (a *Agent) proxyIsBack(ctx context.Context, conn *link.Conn, m link.Message
 // is one: it executes what this agent's proxies do and is in another network
 // namespace.
 func (a *Agent) endStray(p *attest.Process, workload string) error {
-	exe, facts, err := a.digester.Executable(p)
-	if err != nil {
-		return err
-	}
+	unknown := errors.New("no such workload")
 	f, err := os.Open(a.cfg.Proxy)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	ours, _, err := a.digester.File(f)
+	ours, id, err := a.digester.File(f)
 	if err != nil {
 		return err
 	}
-	if self, err := hostNamespace(); err != nil || exe.Digest != ours || facts.NetNS == self {
-		return errors.New("no such workload")
+	// What is cheap to ask comes first: whoever dialled chose the file to be read.
+	facts, err := p.Facts()
+	if err != nil {
+		return err
+	}
+	if self, err := hostNamespace(); err != nil || facts.NetNS == self || facts.ExeID.Size != id.Size {
+		return unknown
+	}
+	if exe, _, err := a.digester.Executable(p); err != nil || exe.Digest != ours {
+		return unknown
 	}
 	p.Signal(unix.SIGKILL)
 	return fmt.Errorf("workload %q has ended, and so has its proxy now", workload)

@@ -48,6 +48,7 @@ type session struct {
 }
 
 func newSession(w *workload, conn *link.Conn) *session {
+	conn.Limit(maxFromProxy)
 	return &session{w: w, conn: conn, wake: make(chan struct{}, 1), services: map[string]uint64{}, waiting: map[uint64]chan struct{}{}}
 }
 
@@ -123,19 +124,25 @@ func (s *session) greet(m link.Message) error {
 	back := &listeners{roles: h.Listeners, fds: m.Files}
 	switch {
 	case w.listeners == nil && back.complete():
+		if err := back.verify(w.ns, w.rec.Outbound, w.rec.Inbound); err != nil {
+			w.mu.Unlock()
+			return fmt.Errorf("proxy %d: %w", h.PID, err)
+		}
 		w.listeners, w.rec.Listeners = back, back.inodes() // the agent that made them is gone
 		m.Files = nil
 	case w.listeners == nil && h.Workload != "":
 		w.mu.Unlock()
 		return fmt.Errorf("proxy %d has no listeners", h.PID)
 	}
-	if h.Bundle > w.bundle {
-		w.bundle = h.Bundle
-	}
+	w.bundle = h.Bundle // of this process; the one before may have had another
 	if h.NotAfter.After(w.notAfter) {
 		w.notAfter = h.NotAfter
 	}
 	w.mu.Unlock()
+	if h.Bundle > 0 {
+		// Whether the stream to control began before or after: it hears of it.
+		w.a.outbox.ack(w.id, h.Bundle)
+	}
 	c, files, err := w.configuration(len(h.Listeners) == 0)
 	if err != nil {
 		return err
@@ -274,12 +281,16 @@ func (s *session) receive(ctx context.Context, g *sync.WaitGroup) error {
 	stop := context.AfterFunc(ctx, func() { s.conn.Socket().SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	issuing := make(chan struct{}, 1) // one request at a time: a proxy has one key to certify
+	said := newPace(messageEvery, messageBurst)
 	for {
 		m, err := s.conn.Receive()
 		if err != nil {
 			return err
 		}
 		m.Discard()
+		if !said.wait(ctx) {
+			return context.Cause(ctx)
+		}
 		switch m.Kind {
 		case link.KindReady:
 			s.w.markMeshed()
@@ -287,6 +298,10 @@ func (s *session) receive(ctx context.Context, g *sync.WaitGroup) error {
 			var csr link.CSR
 			if err := m.Decode(&csr); err != nil {
 				return err
+			}
+			if !s.w.requests.allow() {
+				s.conn.Send(link.KindCertificate, m.ID, link.Certificate{Refused: "this workload's proxies ask too often", Retry: refusedRetry})
+				continue
 			}
 			select {
 			case issuing <- struct{}{}:
@@ -305,9 +320,16 @@ func (s *session) receive(ctx context.Context, g *sync.WaitGroup) error {
 			}
 			s.acknowledged(ack)
 		case link.KindReport:
+			if !s.isAwaited(m.ID) {
+				continue
+			}
 			var r link.Report
 			if err := m.Decode(&r); err != nil {
 				return err
+			}
+			if err := s.w.checkReport(&r); err != nil {
+				s.w.log.Error("the proxy's report is not passed on", "err", err)
+				continue
 			}
 			s.reported(m.ID, &r)
 		case link.KindFinding:
@@ -315,7 +337,13 @@ func (s *session) receive(ctx context.Context, g *sync.WaitGroup) error {
 			if err := m.Decode(&f); err != nil {
 				return err
 			}
-			f.Workload = s.w.id // a proxy speaks for itself only
+			if !s.w.findings.allow() {
+				continue // the counters still tell
+			}
+			if err := s.w.checkFinding(&f); err != nil {
+				s.w.log.Error("the proxy's finding is not passed on", "err", err)
+				continue
+			}
 			s.w.a.outbox.finding(&f)
 		default:
 			s.w.log.Warn("the proxy said what this agent does not know", "kind", m.Kind)

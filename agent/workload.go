@@ -73,6 +73,8 @@ type workload struct {
 	decided   *latch                  // control accepted or refused it
 	attested  *latch                  // its artifacts are known
 	stillborn *latch                  // no proxy could be started
+	requests  *pace                   // for certificates, by its proxies
+	findings  *pace
 
 	mu        sync.Mutex
 	rec       record
@@ -97,6 +99,7 @@ func (a *Agent) newWorkload(rec record, ns *netns.Namespace) *workload {
 		ns: ns, capture: capture.New(ns),
 		done: make(chan struct{}), wake: make(chan struct{}, 1), lookNow: make(chan struct{}, 1), redialed: make(chan orphan),
 		owned: make(chan *attest.Process), accepts: newLatch(), decided: newLatch(), attested: newLatch(), stillborn: newLatch(),
+		requests: newPace(requestEvery, requestBurst), findings: newPace(findingEvery, findingBurst),
 		rec: rec,
 	}
 }

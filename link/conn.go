@@ -28,6 +28,7 @@ type Conn struct {
 	mu   sync.Mutex // keeps one sender's packets in order
 	buf  []byte     // of the receiver
 	oob  []byte
+	most int64 // bytes of a body in a memfd; the receiver's
 }
 
 type envelope struct {
@@ -39,8 +40,13 @@ type envelope struct {
 
 // NewConn takes over a connected SOCK_SEQPACKET socket.
 func NewConn(c *net.UnixConn) *Conn {
-	return &Conn{unix: c, buf: make([]byte, MaxInline+1024), oob: make([]byte, unix.CmsgSpace(4*(maxFiles+1)))}
+	return &Conn{unix: c, buf: make([]byte, MaxInline+1024), oob: make([]byte, unix.CmsgSpace(4*(maxFiles+1))), most: maxBody}
 }
+
+// Limit bounds the bodies that Receive takes out of a memfd; 0 takes none. A body is
+// copied before anybody looks at it, so whoever reads from a peer that it does not
+// trust says how much that may be. It belongs to the one who calls Receive.
+func (c *Conn) Limit(n int64) { c.most = min(n, maxBody) }
 
 // Pair makes a connected pair: one end as a Conn, the other as a file to give to
 // a child, which FileConn turns into a Conn there.
@@ -161,7 +167,7 @@ func (c *Conn) Receive() (Message, error) {
 		}
 		last := m.Files[len(m.Files)-1]
 		m.Files = m.Files[:len(m.Files)-1]
-		m.Body, err = readAll(last)
+		m.Body, err = readAll(last, c.most)
 		unix.Close(last)
 		if err != nil {
 			closeAll(m.Files)

@@ -33,8 +33,11 @@ func parseRights(oob []byte) ([]int, error) {
 	return files, nil
 }
 
+// closeAll closes what a peer sent. A socket that lingers would hold up whoever closes
+// it last, for as long as its sender likes (socket(7)).
 func closeAll(fds []int) {
 	for _, fd := range fds {
+		unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{})
 		unix.Close(fd)
 	}
 }
@@ -67,7 +70,7 @@ func sealedCopy(b []byte) (int, error) {
 
 // sealedMapping maps a descriptor that its sender can no longer change: without
 // the seals a peer could shrink it under the reader.
-func sealedMapping(fd int) ([]byte, error) {
+func sealedMapping(fd int, most int64) ([]byte, error) {
 	got, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
 	if err != nil || got&(unix.F_SEAL_SHRINK|unix.F_SEAL_WRITE) != unix.F_SEAL_SHRINK|unix.F_SEAL_WRITE {
 		return nil, fmt.Errorf("descriptor is not a sealed memfd")
@@ -76,8 +79,8 @@ func sealedMapping(fd int) ([]byte, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, err
 	}
-	if st.Size > maxBody {
-		return nil, fmt.Errorf("%d bytes, at most %d", st.Size, maxBody)
+	if st.Size > most {
+		return nil, fmt.Errorf("%d bytes, at most %d", st.Size, most)
 	}
 	if st.Size == 0 {
 		return nil, nil
@@ -85,8 +88,8 @@ func sealedMapping(fd int) ([]byte, error) {
 	return unix.Mmap(fd, 0, int(st.Size), unix.PROT_READ, unix.MAP_SHARED)
 }
 
-func readAll(fd int) ([]byte, error) {
-	m, err := sealedMapping(fd)
+func readAll(fd int, most int64) ([]byte, error) {
+	m, err := sealedMapping(fd, most)
 	if err != nil || m == nil {
 		return nil, err
 	}

@@ -290,7 +290,7 @@ func TestTableRefusesDamage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	whole, err := readAll(fd)
+	whole, err := readAll(fd, maxBody)
 	unix.Close(fd)
 	if err != nil {
 		t.Fatal(err)
@@ -325,7 +325,7 @@ func FuzzTable(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	whole, _ := readAll(fd)
+	whole, _ := readAll(fd, maxBody)
 	unix.Close(fd)
 	f.Add(whole)
 	f.Add([]byte(tableMagic))

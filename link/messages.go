@@ -1,6 +1,9 @@
 package link
 
 import (
+	"bytes"
+	"encoding/json"
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -141,4 +144,36 @@ type Report struct {
 	Started  time.Time       `json:"started"`
 	Signals  []assay.Signals `json:"signals"`
 	Counters assay.Counters  `json:"counters"`
+}
+
+// MaxSignals bounds the series of a report. A proxy keeps far fewer.
+const MaxSignals = 20_000
+
+// UnmarshalJSON reads a report and stops at MaxSignals: a series takes two hundred
+// times the memory of the "{}," that makes one.
+func (r *Report) UnmarshalJSON(b []byte) error {
+	type plain Report
+	raw := struct {
+		*plain
+		Signals json.RawMessage `json:"signals"`
+	}{plain: (*plain)(r)}
+	r.Signals = nil
+	if err := json.Unmarshal(b, &raw); err != nil || len(raw.Signals) == 0 || raw.Signals[0] != '[' {
+		return err
+	}
+	d := json.NewDecoder(bytes.NewReader(raw.Signals))
+	if _, err := d.Token(); err != nil {
+		return err
+	}
+	for d.More() {
+		if len(r.Signals) == MaxSignals {
+			return fmt.Errorf("more than %d series", MaxSignals)
+		}
+		var s assay.Signals
+		if err := d.Decode(&s); err != nil {
+			return err
+		}
+		r.Signals = append(r.Signals, s)
+	}
+	return nil
 }

@@ -97,7 +97,7 @@ func BuildTable(version uint64, workloads []assay.Workload) (int, error) {
 
 // OpenTable maps a table and closes fd.
 func OpenTable(fd int) (*AddressTable, error) {
-	m, err := sealedMapping(fd)
+	m, err := sealedMapping(fd, maxBody)
 	unix.Close(fd)
 	if err != nil {
 		return nil, fmt.Errorf("address table: %w", err)
