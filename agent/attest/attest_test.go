@@ -3,16 +3,21 @@ package attest
 import (
 	"context"
 	"crypto/sha256"
+	"debug/elf"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"assay.dev"
 	"go.uber.org/goleak"
@@ -190,6 +195,86 @@ func TestInterpreter(t *testing.T) {
 		if Interpreter(f, "/srv/innocent") == "" && Interpreter(f, path) == "" {
 			t.Errorf("%s is not recognised", path)
 		}
+	}
+}
+
+// Whoever makes a program can make its file so that reading it hurts.
+func TestHostileExecutables(t *testing.T) {
+	// One section of 8 GiB of nothing, said to hold the names of sections.
+	file, err := os.Create(filepath.Join(t.TempDir(), "sections"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	header := elf.Header64{Ident: [16]byte{0x7f, 'E', 'L', 'F', 2, 1, 1}, Type: 2, Machine: 62, Version: 1, Ehsize: 64, Phentsize: 56, Shoff: 64, Shentsize: 64, Shnum: 2, Shstrndx: 1}
+	for _, x := range []any{header, elf.Section64{}, elf.Section64{Type: 3, Off: 4096, Size: 8 << 30}} {
+		if err := binary.Write(file, binary.LittleEndian, x); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := file.Truncate(9 << 30); err != nil {
+		t.Fatal(err)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if got := Interpreter(file, "/opt/sections"); got != "" {
+		t.Errorf("it is taken for an interpreter: %s", got)
+	}
+	runtime.ReadMemStats(&after)
+	if used := after.TotalAlloc - before.TotalAlloc; used > 16<<20 {
+		t.Errorf("reading it took %d MiB", used>>20)
+	}
+	if err := file.Truncate(maxFile + 1); err != nil {
+		t.Fatal(err)
+	}
+	var d Digester
+	if _, _, err := d.File(file); err == nil {
+		t.Error("it was digested whatever its size")
+	}
+
+	// A name that is no text, which no message to control may carry.
+	b, err := os.ReadFile(self(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	exe := filepath.Join(t.TempDir(), "bad\xff\xfename")
+	if err := os.WriteFile(exe, b, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	p, _ := child(t, exe)
+	a, _, err := d.Executable(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !utf8.ValidString(a.Name) || !strings.Contains(a.Name, "name") {
+		t.Errorf("its name is told as %q", a.Name)
+	}
+	if got := printable(strings.Repeat("é", 5000)); len(got) > maxName+8 || !utf8.ValidString(got) {
+		t.Errorf("a long name is told in %d bytes", len(got))
+	}
+}
+
+// Libraries are found where the loader finds them.
+func TestLibraryNames(t *testing.T) {
+	path, err := exec.LookPath("nft")
+	if err != nil {
+		t.Skip("needs a program that is linked dynamically:", err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	e, err := elf.NewFile(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := e.ImportedLibraries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := libraryNames(f); err != nil || !slices.Equal(got, want) || len(want) == 0 {
+		t.Errorf("%s: %q, %v; debug/elf says %q", path, got, err, want)
 	}
 }
 

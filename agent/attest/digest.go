@@ -8,6 +8,7 @@ import (
 	"hash"
 	"io"
 	"os"
+	"strings"
 	"sync"
 
 	"assay.dev"
@@ -39,11 +40,17 @@ type Digester struct {
 
 const maxSeen = 1024
 
+// maxFile bounds a file: one with holes costs its maker nothing and its reader hours.
+const maxFile = 16 << 30
+
 // File digests an open file from its beginning.
 func (d *Digester) File(f *os.File) (assay.Digest, FileID, error) {
 	id, err := stat(f)
 	if err != nil {
 		return "", FileID{}, err
+	}
+	if id.Size > maxFile {
+		return "", FileID{}, fmt.Errorf("digest %s: %d bytes are more than the %d that a start can wait for", f.Name(), id.Size, int64(maxFile))
 	}
 	d.mu.Lock()
 	got, ok := d.seen[id]
@@ -109,10 +116,21 @@ func (d *Digester) Executable(p *Process) (assay.Artifact, Facts, error) {
 			return assay.Artifact{}, Facts{}, err
 		}
 		if facts.ExeID == id {
-			return assay.Artifact{Kind: assay.Executable, Name: facts.Exe, Digest: digest, Unproven: unproven}, facts, nil
+			return assay.Artifact{Kind: assay.Executable, Name: printable(facts.Exe), Digest: digest, Unproven: printable(unproven)}, facts, nil
 		}
 	}
 	return assay.Artifact{}, Facts{}, fmt.Errorf("process %d: executes one file after another", p.PID())
+}
+
+// maxName bounds what is told of a name. Whoever makes a file chooses its name, and a
+// library's in it, and both travel: they must be text, and not too long.
+const maxName = 1024
+
+func printable(s string) string {
+	if len(s) > maxName {
+		s = s[:maxName/2] + "…" + s[len(s)-maxName/2:]
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
 }
 
 func readlink(f *os.File, pid int) string {

@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"bytes"
 	"debug/elf"
 	"fmt"
 	"io"
@@ -39,13 +40,9 @@ func Interpreter(r io.ReaderAt, path string) string {
 	if interpreters[base] || interpreters[name] || interpreters[strings.TrimSuffix(name, ".so")] {
 		return reason(name)
 	}
-	f, err := elf.NewFile(r)
+	needed, err := libraryNames(r)
 	if err != nil {
 		return "" // binfmt_misc and scripts never appear here: the kernel runs their interpreter
-	}
-	needed, err := f.ImportedLibraries()
-	if err != nil {
-		return ""
 	}
 	for _, lib := range needed {
 		for _, known := range libraries {
@@ -55,4 +52,86 @@ func Interpreter(r io.ReaderAt, path string) string {
 		}
 	}
 	return ""
+}
+
+// Bounds of what is read of a file that somebody made who may want the reader's memory.
+const (
+	maxDynamic   = 64 << 10
+	maxLibraries = 1024
+	maxLibrary   = 256
+)
+
+// libraryNames returns the libraries that an ELF file asks for, from where the kernel
+// and the loader look: the segments. Sections decide nothing when a program runs, can
+// be missing, and debug/elf believes their sizes.
+func libraryNames(r io.ReaderAt) ([]string, error) {
+	f, err := elf.NewFile(withoutSections{r})
+	if err != nil {
+		return nil, err
+	}
+	var dynamic []byte
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_DYNAMIC {
+			dynamic = make([]byte, min(p.Filesz, maxDynamic))
+			n, err := p.ReadAt(dynamic, 0)
+			if err != nil && err != io.EOF {
+				return nil, err
+			}
+			dynamic = dynamic[:n]
+		}
+	}
+	word, number := 8, f.ByteOrder.Uint64
+	if f.Class == elf.ELFCLASS32 {
+		word, number = 4, func(b []byte) uint64 { return uint64(f.ByteOrder.Uint32(b)) }
+	}
+	var table uint64
+	var offsets []uint64
+	for ; len(dynamic) >= 2*word && len(offsets) < maxLibraries; dynamic = dynamic[2*word:] {
+		switch value := number(dynamic[word:]); elf.DynTag(number(dynamic)) {
+		case elf.DT_STRTAB:
+			table = value
+		case elf.DT_NEEDED:
+			offsets = append(offsets, value)
+		case elf.DT_NULL:
+			dynamic = nil
+		}
+		if dynamic == nil {
+			break
+		}
+	}
+	var names []string
+	for _, off := range offsets {
+		for _, p := range f.Progs {
+			if p.Type != elf.PT_LOAD || table+off < p.Vaddr || table+off-p.Vaddr >= p.Filesz {
+				continue
+			}
+			b := make([]byte, maxLibrary)
+			n, _ := p.ReadAt(b, int64(table+off-p.Vaddr))
+			name, _, _ := bytes.Cut(b[:n], []byte{0})
+			names = append(names, string(name))
+			break
+		}
+	}
+	return names, nil
+}
+
+// withoutSections is an ELF file whose header says that it has none.
+type withoutSections struct{ io.ReaderAt }
+
+func (f withoutSections) ReadAt(b []byte, off int64) (int, error) {
+	n, err := f.ReaderAt.ReadAt(b, off)
+	var class [1]byte
+	if off >= 64 {
+		return n, err
+	}
+	if _, err := f.ReaderAt.ReadAt(class[:], elf.EI_CLASS); err != nil {
+		return 0, err
+	}
+	// e_shoff, and e_shnum with e_shstrndx (elf(5)).
+	for _, field := range map[elf.Class][2][2]int64{elf.ELFCLASS64: {{40, 48}, {60, 64}}, elf.ELFCLASS32: {{32, 36}, {48, 52}}}[elf.Class(class[0])] {
+		for i := max(field[0], off); i < min(field[1], off+int64(n)); i++ {
+			b[i-off] = 0
+		}
+	}
+	return n, err
 }
