@@ -709,7 +709,7 @@ func (m *workload) sign(csr link.CSR) link.Certificate {
 	}
 	artifacts, _ := assay.MarshalArtifactExtension(assay.DigestOf([]byte(m.Name)))
 	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(a.serial.Add(1)), URIs: []*url.URL{id.URL()}, BasicConstraintsValid: true,
+		SerialNumber: big.NewInt(a.serial.Add(1)), URIs: []*url.URL{id.URL()}, BasicConstraintsValid: true, Policies: []x509.OID{assay.WorkloadPolicy},
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(life), ExtraExtensions: []pkix.Extension{artifacts},
 	}

@@ -308,6 +308,31 @@ func TestRotation(t *testing.T) {
 	check("a certificate of the old root", UnknownAuthority)
 }
 
+// What signs hosts and operators cannot make a workload, whatever name it writes.
+func TestOtherPurposesAreRefused(t *testing.T) {
+	a := newAuthority(t)
+	b := a.identity("alice").pool.Load()
+	id := workload("bob").URL()
+	hosts := *a.inter
+	hosts.Policies = []x509.OID{assay.InfrastructurePolicy}
+	key := newKey(t)
+	inter := a.sign(&hosts, a.root, key.Public(), a.rootKey)
+	none := a.leaf(id)
+	none.Policies = nil
+	for what, chain := range map[string][]*x509.Certificate{
+		"an intermediate for hosts":     {a.sign(a.leaf(id), inter, newKey(t).Public(), key), inter},
+		"a leaf without a purpose":      {a.sign(none, a.inter, newKey(t).Public(), a.interKey), a.inter},
+		"a leaf right beneath the root": {a.sign(none, a.root, newKey(t).Public(), a.rootKey)},
+	} {
+		if _, err := b.verify(chain, x509.ExtKeyUsageServerAuth, time.Now()); ReasonOf(err) != UnknownAuthority {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if _, err := b.verify([]*x509.Certificate{a.sign(a.leaf(id), a.inter, newKey(t).Public(), a.interKey), a.inter}, x509.ExtKeyUsageServerAuth, time.Now()); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestCacheStillChecks: a verified leaf is remembered, its time and the bundle are
 // looked at again.
 func TestCacheStillChecks(t *testing.T) {

@@ -39,7 +39,9 @@ func newAuthority(t testing.TB) *authority {
 	}
 	root := ca("root")
 	a.root = a.sign(root, root, a.rootKey.Public(), a.rootKey)
-	a.inter = a.sign(ca("intermediate"), a.root, a.interKey.Public(), a.rootKey)
+	inter := ca("intermediate")
+	inter.Policies = []x509.OID{assay.WorkloadPolicy}
+	a.inter = a.sign(inter, a.root, a.interKey.Public(), a.rootKey)
 	return a
 }
 
@@ -70,7 +72,7 @@ func (a *authority) roots() [][]byte { return [][]byte{a.root.Raw} }
 func (a *authority) leaf(id *url.URL) *x509.Certificate {
 	a.serial++
 	return &x509.Certificate{
-		SerialNumber: big.NewInt(a.serial), URIs: []*url.URL{id}, BasicConstraintsValid: true,
+		SerialNumber: big.NewInt(a.serial), URIs: []*url.URL{id}, BasicConstraintsValid: true, Policies: []x509.OID{assay.WorkloadPolicy},
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		NotBefore:   time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),

@@ -99,7 +99,8 @@ func (b *bundle) verify(chain []*x509.Certificate, use x509.ExtKeyUsage, now tim
 	return peer, nil
 }
 
-// chain looks for a path to a root and returns when it holds.
+// chain looks for a path to a root on which everything was made for workloads, and
+// returns when it holds.
 func (b *bundle) chain(chain []*x509.Certificate, use x509.ExtKeyUsage, now time.Time) (window, error) {
 	leaf := chain[0]
 	if err := checkTime(leaf, now); err != nil {
@@ -130,7 +131,12 @@ func (b *bundle) chain(chain []*x509.Certificate, use x509.ExtKeyUsage, now time
 		return window{}, &Error{Reason: reason, Peer: name(leaf), Err: fmt.Errorf("trust bundle %d: %w", b.version, err)}
 	}
 	var best window
+	var other error // why paths do not count: an authority for hosts and operators made them
 	for _, path := range paths {
+		if err := assay.CheckPolicy(path, assay.WorkloadPolicy); err != nil {
+			other = err
+			continue
+		}
 		w := window{path[0].NotBefore, path[0].NotAfter}
 		for _, c := range path[1:] {
 			if c.NotBefore.After(w.from) {
@@ -143,6 +149,9 @@ func (b *bundle) chain(chain []*x509.Certificate, use x509.ExtKeyUsage, now time
 		if w.to.After(best.to) {
 			best = w
 		}
+	}
+	if best.to.IsZero() {
+		return window{}, &Error{Reason: UnknownAuthority, Peer: name(leaf), Err: fmt.Errorf("trust bundle %d: %w", b.version, other)}
 	}
 	return best, nil
 }
