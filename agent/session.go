@@ -45,6 +45,9 @@ type session struct {
 	mu      sync.Mutex
 	asked   uint64 // ID of the last report-now
 	waiting map[uint64]chan struct{}
+	current uint64 // view that the proxy was told of
+	sent    uint64 // version of the services that it was sent last
+	acked   uint64 // and of those that it said it uses
 }
 
 func newSession(w *workload, conn *link.Conn) *session {
@@ -210,6 +213,13 @@ func (s *session) send(ctx context.Context) error {
 	}
 }
 
+// uses reports whether the proxy uses the services of view number n, or newer ones.
+func (s *session) uses(n uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.current >= n && s.acked >= min(s.sent, n)
+}
+
 func (s *session) update(v *view, full bool) error {
 	c, _, err := s.w.configuration(false)
 	if err != nil {
@@ -239,6 +249,13 @@ func (s *session) update(v *view, full bool) error {
 	if err := s.updateServices(v, full); err != nil {
 		return err
 	}
+	s.mu.Lock()
+	news := s.current != v.number
+	s.current = v.number
+	s.mu.Unlock()
+	if news {
+		s.w.wakeUp() // the view may have had nothing for the proxy to acknowledge
+	}
 	if v.bundle != nil && v.bundle.Version != s.bundle {
 		if err := s.conn.Send(link.KindBundle, 0, v.bundle); err != nil {
 			return err
@@ -267,6 +284,9 @@ func (s *session) updateServices(v *view, full bool) error {
 	if !full && len(delta.Upsert) == 0 && len(delta.Remove) == 0 && delta.Config == nil {
 		return nil
 	}
+	s.mu.Lock()
+	s.sent = delta.Version
+	s.mu.Unlock()
 	if err := s.conn.Send(link.KindServices, 0, delta); err != nil {
 		return err
 	}
@@ -352,6 +372,12 @@ func (s *session) receive(ctx context.Context, g *sync.WaitGroup) error {
 }
 
 func (s *session) acknowledged(ack link.Ack) {
+	s.mu.Lock()
+	if ack.Services > s.acked {
+		s.acked = ack.Services
+		s.w.wakeUp()
+	}
+	s.mu.Unlock()
 	s.w.mu.Lock()
 	news := ack.Bundle > 0 && ack.Bundle != s.w.bundle
 	if news {

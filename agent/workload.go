@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"reflect"
@@ -484,8 +485,9 @@ func (w *workload) rules(c assay.NamespaceConfig) capture.Rules {
 	}
 }
 
-// distribute keeps rules and proxy up to date with the newest view: the proxy hears
-// of a new endpoint before the kernel lets connections to it through.
+// distribute keeps rules and proxy up to date with the newest view. What is no longer
+// there is closed at once; what is new is opened in the kernel when the proxy has said
+// that it uses it: else a connection that the kernel took would find no endpoint.
 func (w *workload) distribute(ctx context.Context) {
 	var installed capture.Rules
 	namespace := w.noun().Namespace
@@ -495,22 +497,38 @@ func (w *workload) distribute(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+		if err := w.capture.Adopt(); err != nil {
+			w.log.Error("capture rules of the last agent", "err", err)
+		}
 	}
+	known := w.capture.Open() // of what is open, what the proxy uses
+	var next *view            // that it has not said to use
 	for {
 		v := w.a.view.Load()
 		w.mu.Lock()
 		s := w.session
 		w.mu.Unlock()
 		if s != nil {
-			s.wakeUp()
+			if next != nil && s.uses(next.number) {
+				known, next = next.open, nil
+			}
+			if s.uses(v.number) {
+				known, next = v.open, nil
+			} else {
+				s.wakeUp()
+				if next == nil {
+					next = v
+				}
+			}
 		}
+		known = both(known, v.open)
 		if rules := w.rules(v.config(namespace)); !reflect.DeepEqual(rules, installed) {
-			if err := w.capture.Install(rules, v.open); err != nil {
+			if err := w.capture.Install(rules, known); err != nil {
 				w.log.Error("capture rules", "err", err)
 			} else {
 				installed = rules
 			}
-		} else if err := w.capture.SetOpen(v.open); err != nil {
+		} else if err := w.capture.SetOpen(known); err != nil {
 			w.log.Error("capture rules: addresses", "err", err)
 		}
 		select {
@@ -519,6 +537,20 @@ func (w *workload) distribute(ctx context.Context) {
 		case <-w.wake:
 		}
 	}
+}
+
+// both returns what is open in a and in b; it may be one of them.
+func both(a, b map[netip.AddrPort]bool) map[netip.AddrPort]bool {
+	if len(a) == len(b) && maps.Equal(a, b) {
+		return b
+	}
+	out := make(map[netip.AddrPort]bool, min(len(a), len(b)))
+	for at := range a {
+		if b[at] {
+			out[at] = true
+		}
+	}
+	return out
 }
 
 // verifyCapture repairs rules that somebody changed, and says so.

@@ -98,6 +98,16 @@ func (c *Capture) install(r Rules, open map[netip.AddrPort]bool) error {
 }
 
 // copied never returns nil, which means that nothing is installed.
+// Adopt takes over what another process has installed: what is open stays open until
+// Install or SetOpen says otherwise. Where nothing is, nothing is open.
+func (c *Capture) Adopt() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	open, err := c.listOpen()
+	c.open = copied(open)
+	return err
+}
+
 func copied(open map[netip.AddrPort]bool) map[netip.AddrPort]bool {
 	m := make(map[netip.AddrPort]bool, len(open))
 	maps.Copy(m, open)
