@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -21,7 +22,8 @@ type Mesh struct {
 	Agent     *Process      // `assay agent`, or Up
 	ReadyTime time.Duration // from start until it took operators and workloads
 
-	args []string
+	args   []string
+	placed []*Workload
 }
 
 // Where `assay up` of a lab keeps things. The runtime folder is the default one:
@@ -98,6 +100,8 @@ type Workload struct {
 	IPv4    netip.Addr
 	IPv6    netip.Addr
 	RunTime time.Duration // from start until the command ran
+
+	netLink string
 }
 
 // Run starts a workload and waits until its command runs.
@@ -147,6 +151,10 @@ func (m *Mesh) StartRun(t TB, name string, spec Spec) (*Workload, error) {
 	if w.Space, err = openSpace(w.PID); err != nil {
 		return w, err
 	}
+	if inode, err := w.NetInode(); err == nil {
+		w.netLink = netLink(inode)
+	}
+	m.placed = append(m.placed, w)
 	// Programs of the test are born beside the workload, not below it.
 	t.Cleanup(w.Space.Close)
 	w.IPv4, w.IPv6, err = ownAddresses(w.Space)
@@ -177,13 +185,48 @@ func (m *Mesh) Proxy(w *Workload) int {
 	if err != nil {
 		return 0
 	}
-	net := fmt.Sprintf("net:[%d]", inode)
+	return m.proxyIn(netLink(inode))
+}
+
+// ProxyLogs returns the ends of the logs of workloads' proxies, for a person who wants
+// to know why a test failed.
+func (m *Mesh) ProxyLogs(t TB, workloads ...*Workload) string {
+	t.Helper()
+	var text strings.Builder
+	for _, w := range workloads {
+		r := m.Exec(t, "find", m.Data, "-name", w.Name+"-*.log", "-exec", "tail", "-n", "20", "{}", "+")
+		fmt.Fprintf(&text, "--- the proxy of %s:\n%s", w.Name, r.Stdout)
+	}
+	return text.String()
+}
+
+// netLink is what /proc/PID/ns/net links to for processes in the namespace.
+func netLink(inode uint64) string { return fmt.Sprintf("net:[%d]", inode) }
+
+func (m *Mesh) proxyIn(net string) int {
 	for _, p := range m.Processes() {
 		if p.Net == net && strings.HasSuffix(p.Exe, "/assay-proxy") {
 			return p.PID
 		}
 	}
 	return 0
+}
+
+// awaitRemovals waits until the agent has removed the workloads whose `assay run` has
+// ended. An agent that is asked to end before it noticed leaves them to the next one.
+func (m *Mesh) awaitRemovals(t TB) {
+	t.Helper()
+	err := WaitFor(context.WithoutCancel(t.Context()), 10*time.Second, func() error {
+		for _, w := range m.placed {
+			if net := w.netLink; net != "" && w.Main.Ended() && m.proxyIn(net) != 0 {
+				return fmt.Errorf("the proxy of %s runs", w.Name)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Errorf("after the end of their commands: %v", err)
+	}
 }
 
 // FileExists reports whether the lab has a file.

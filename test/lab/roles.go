@@ -128,6 +128,7 @@ func (m *Mesh) SecondHost(t TB, name string) *Mesh {
 	second.join(t)
 	second.StartAgent(t)
 	t.Cleanup(func() {
+		second.awaitRemovals(t)
 		if code, willingly := second.Agent.Stop(15 * time.Second); code != 0 || !willingly {
 			t.Errorf("assay agent on %s: asked to end: exit code %d, by itself: %v", name, code, willingly)
 		}

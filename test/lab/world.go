@@ -52,6 +52,9 @@ func Modes(t *testing.T, scenario func(t *testing.T, w *World)) {
 // Finish stops `assay up` and fails the test when anything is left but its data.
 func (m *Mesh) Finish(t TB) {
 	t.Helper()
+	if m.Agent != nil && !m.Agent.Ended() {
+		m.awaitRemovals(t)
+	}
 	for _, p := range []*Process{m.Agent, m.Control} {
 		if p == nil || p.Ended() && p == m.Up {
 			continue

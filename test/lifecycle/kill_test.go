@@ -50,9 +50,8 @@ func TestAgentKilled(t *testing.T) {
 			client, server := pair(t, w)
 			open := mustConverse(t, client, "shop")
 			proxies := [2]int{w.Mesh.Proxy(client), w.Mesh.Proxy(server)}
-			// An agent writes its snapshot once a second; what is younger it learns again
-			// from control.
-			time.Sleep(1200 * time.Millisecond)
+			// At once: what the agent has not written to disk yet is lost with it, and what
+			// its workloads know must not be.
 			w.Mesh.Agent.Kill()
 			must(t, "an open connection with the agent dead", open.say())
 			for range 5 {
