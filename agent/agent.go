@@ -44,6 +44,7 @@ type Agent struct {
 	snapshot  *snapshot
 	table     sharedTable
 	connected bool
+	relay     netip.AddrPort // of names, when the host needs one
 	inUse     map[netip.Addr]bool
 }
 
@@ -149,6 +150,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	// be known before.
 	a.adopt()
 	g.Go(func() { a.syncLoop(serving) })
+	g.Go(func() { a.relayNames(serving, loopbackResolver()) })
 	g.Go(func() { failed <- a.serve(serving, sock) })
 	a.ready.set()
 	a.log.Info("agent is ready", "socket", a.socketPath(), "workloads", len(a.all()))

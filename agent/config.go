@@ -12,7 +12,6 @@ import (
 
 	"assay.dev"
 	"assay.dev/api"
-	"assay.dev/link"
 )
 
 // Config is everything that an agent is told. Zero fields take the defaults in
@@ -121,6 +120,3 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	return c, nil
 }
-
-// dns is what all proxies are told about names.
-func (c *Config) dns() link.DNS { return link.DNS{Upstreams: c.Upstreams, Domain: c.Domain} }

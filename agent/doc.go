@@ -40,6 +40,6 @@
 // supervision), session.go (what is said on the link); owner.go (whose workload it
 // is); server.go (agent.sock); suspect.go (what a proxy may cost); runner.go and protocol.go (`assay run`); control.go,
 // outbox.go, snapshot.go (the stream); publish.go (views for proxies); ready.go
-// (sockets that listen); metrics.go; join.go (a host certificate); rootless.go.
+// (sockets that listen); resolv.go, relay.go (names); metrics.go; join.go (a host certificate); rootless.go.
 // Sub-packages: netns, capture, attest.
 package agent

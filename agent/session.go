@@ -163,6 +163,7 @@ func (w *workload) configuration(withListeners bool) (link.Configure, []int, err
 	w.a.mu.Lock()
 	mesh := slices.Clone(w.a.state.Mesh)
 	w.a.mu.Unlock()
+	names := w.a.dns()
 	cfg := &w.a.cfg
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -181,7 +182,7 @@ func (w *workload) configuration(withListeners bool) (link.Configure, []int, err
 		Workload: w.id, Identity: w.rec.Workload.Identity, Addrs: w.addrs,
 		Config:      w.a.view.Load().config(w.rec.Workload.Namespace),
 		AgentSocket: w.a.socketPath(), OwnMark: cfg.OwnMark, ReturnMark: cfg.ReturnMark,
-		MeshPrefixes: mesh, DNS: cfg.dns(), CertificateWait: cfg.CertificateWait,
+		MeshPrefixes: mesh, DNS: names, CertificateWait: cfg.CertificateWait,
 	}
 	if !withListeners {
 		return c, nil, nil

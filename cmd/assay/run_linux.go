@@ -83,7 +83,7 @@ func run1(ctx context.Context, o *runOptions) error {
 		return err
 	}
 	if where.Rootless {
-		if err := enter(where.PID); err != nil {
+		if err := enter(where.PID, o.socket); err != nil {
 			return err
 		}
 	} else if os.Geteuid() != 0 {
@@ -242,7 +242,7 @@ func fromTerminal(s syscall.Signal) bool {
 // enter runs this command again inside a rootless agent's namespaces, unless it is
 // there already. Only util-linux' nsenter can do that: a program with several threads
 // cannot enter a user namespace.
-func enter(pid int) error {
+func enter(pid int, socket string) error {
 	same := func(kind string) bool {
 		a, err := os.Stat(fmt.Sprintf("/proc/%d/ns/%s", pid, kind))
 		if err != nil {
@@ -266,8 +266,9 @@ func enter(pid int) error {
 	if err != nil {
 		return err
 	}
-	argv := []string{"nsenter", "--user", "--preserve-credentials", "--net", "--mount", "--wd=" + wd, "--target", strconv.Itoa(pid), "--", self}
-	return syscall.Exec(nsenter, append(argv, os.Args[1:]...), os.Environ())
+	argv := []string{"nsenter", "--user", "--preserve-credentials", "--net", "--mount", "--wd=" + wd, "--target", strconv.Itoa(pid), "--",
+		self, os.Args[1], "--socket=" + socket} // inside we look like root, whose socket is another
+	return syscall.Exec(nsenter, append(argv, os.Args[2:]...), os.Environ())
 }
 
 // child is what runs in the place. It is started by a thread that ends with it,
