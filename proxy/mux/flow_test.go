@@ -134,7 +134,10 @@ func TestCreditExhaustion(t *testing.T) {
 		if n, err := st.TryWrite([]byte("x"), false); n != 0 || err != nil {
 			t.Fatal(n, err)
 		}
-		if h.writable != 0 {
+		h.mu.Lock()
+		early := h.writable
+		h.mu.Unlock()
+		if early != 0 {
 			t.Fatal("Writable without credit")
 		}
 		farStream.Consumed(10 * window) // more than there was: counted as what there was

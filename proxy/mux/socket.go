@@ -2,10 +2,13 @@ package mux
 
 import (
 	"errors"
+	"io"
 	"net"
 	"sync"
 	"sync/atomic"
 	"syscall"
+
+	"assay.dev/proxy/nowait"
 )
 
 // Socket is a TCP connection whose writes stop blocking once a Session uses it.
@@ -21,6 +24,11 @@ type Socket struct {
 	raw   syscall.RawConn
 	tries func(fd uintptr) bool // bound once: RawConn would make a closure escape
 	drips func(fd uintptr) bool
+
+	reads func(fd uintptr) bool
+	in    []byte // argument and results of reads
+	inN   int
+	inErr error
 
 	nonblocking atomic.Bool
 	full        atomic.Bool
@@ -45,7 +53,7 @@ var errLeft = errors.New("mux: peer does not read")
 func NewSocket(c *net.TCPConn) *Socket {
 	k := &Socket{Conn: c}
 	k.raw, _ = c.SyscallConn() // fails for a nil connection alone
-	k.tries, k.drips = k.try, k.drip
+	k.tries, k.drips, k.reads = k.try, k.drip, k.readFD
 	return k
 }
 
@@ -63,6 +71,28 @@ func socketUnder(conn net.Conn) *Socket {
 
 // TCP returns the connection below.
 func (k *Socket) TCP() *net.TCPConn { return k.Conn.(*net.TCPConn) }
+
+// Read waits for bytes. One goroutine reads at a time.
+func (k *Socket) Read(p []byte) (int, error) {
+	k.in, k.inN, k.inErr = p, 0, nil
+	err := k.raw.Read(k.reads)
+	k.in = nil
+	if err == nil {
+		err = k.inErr
+	}
+	return k.inN, err
+}
+
+func (k *Socket) readFD(fd uintptr) bool {
+	k.inN, k.inErr = nowait.Read(fd, k.in)
+	switch {
+	case k.inErr == nowait.Again:
+		return false
+	case k.inN == 0 && k.inErr == nil && len(k.in) > 0:
+		k.inErr = io.EOF
+	}
+	return true
+}
 
 // Write takes all of p, or fails.
 func (k *Socket) Write(p []byte) (int, error) {
@@ -134,14 +164,9 @@ func (k *Socket) drip(fd uintptr) bool {
 // writeFD writes what the kernel takes now; "would block" is no error.
 func writeFD(fd uintptr, p []byte) (n int, err error) {
 	for n < len(p) {
-		m, err := syscall.Write(int(fd), p[n:])
-		switch {
-		case err == syscall.EINTR:
-			continue
-		case err == syscall.EAGAIN:
-			return n, nil
-		case err != nil:
-			return n, &net.OpError{Op: "write", Net: "tcp", Err: err}
+		m, err := nowait.Write(fd, p[n:])
+		if m == 0 || err != nil {
+			return n, err
 		}
 		n += m
 	}
