@@ -261,9 +261,10 @@ func (c *client) finishExchange(x *exchange) {
 	}
 }
 
-// report tells the observer that the exchange is over.
+// report tells the observer that the exchange is over, but not while Dispatch still
+// runs: whoever waited for that reports it.
 func (c *client) report(x *exchange) {
-	if x.reported {
+	if x.reported || !x.opened {
 		return
 	}
 	x.reported = true

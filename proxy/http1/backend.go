@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+
+	"assay.dev/proxy/nowait"
 )
 
 // backend is one connection to the application. Its goroutine dials, then reads:
@@ -111,7 +113,7 @@ func (b *backend) fill() error {
 
 func (b *backend) readFD(fd uintptr) bool {
 	b.buf = takeBuffer(b.class)
-	n, err := readFD(fd, b.buf.room())
+	n, err := nowait.Read(fd, b.buf.room())
 	if n == 0 && err == nil {
 		err = io.EOF
 	}
@@ -121,7 +123,7 @@ func (b *backend) readFD(fd uintptr) bool {
 		b.buf = nil
 	}
 	b.readErr = err
-	return err != errAgain
+	return err != nowait.Again
 }
 
 // flushed follows request bytes that were queued and have left.

@@ -1,12 +1,12 @@
 package http1
 
 import (
-	"assay.dev/proxy/mux"
 	"errors"
 	"io"
 	"syscall"
 	"time"
 
+	"assay.dev/proxy/mux"
 	"golang.org/x/sys/unix"
 )
 

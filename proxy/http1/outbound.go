@@ -9,6 +9,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"assay.dev/proxy/nowait"
 )
 
 // Outbound serves an application's own HTTP/1 connections: each request becomes a
@@ -285,7 +287,7 @@ func (c *client) readFD(fd uintptr) bool {
 	if c.in == nil {
 		c.in = takeBuffer(c.class)
 	}
-	n, err := readFD(fd, c.in.room())
+	n, err := nowait.Read(fd, c.in.room())
 	if n == 0 && err == nil {
 		err = io.EOF
 	}
@@ -295,7 +297,7 @@ func (c *client) readFD(fd uintptr) bool {
 		c.in = nil
 	}
 	c.readErr = err
-	return err != errAgain
+	return err != nowait.Again
 }
 
 // setDeadline bounds reads; the zero time unbounds them.

@@ -4,6 +4,8 @@ import (
 	"net"
 	"sync"
 	"syscall"
+
+	"assay.dev/proxy/nowait"
 )
 
 // outlet is the way into an application's socket. Whoever has bytes writes them
@@ -91,7 +93,7 @@ func (o *outlet) write(p []byte) (int, error) {
 }
 
 func (o *outlet) tryFD(fd uintptr) bool {
-	o.n, o.tryErr = writeFD(fd, o.p)
+	o.n, o.tryErr = nowait.Write(fd, o.p)
 	return true
 }
 
@@ -156,7 +158,7 @@ func (o *outlet) writeQueued(fd uintptr) (total int, more bool) {
 	defer o.mu.Unlock()
 	for o.first != nil {
 		b := o.first
-		n, err := writeFD(fd, b.b[b.from:])
+		n, err := nowait.Write(fd, b.b[b.from:])
 		if err != nil {
 			o.fail(err)
 			break
