@@ -50,7 +50,7 @@ bench: build ## compare the hop with nginx and HAProxy on this machine
 	$(GO) run ./bench
 
 .PHONY: fuzz
-fuzz: ## each fuzz target for a few seconds (FUZZTIME=10s)
+fuzz: ## each fuzz target for a while (FUZZTIME=10s, or a count: 2000x)
 	@test/fuzz.sh $(or $(FUZZTIME),10s)
 
 .PHONY: generate

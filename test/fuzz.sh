@@ -1,5 +1,6 @@
 #!/bin/sh
-# Runs every fuzz target of the module for the given time each, one after another.
+# Runs every fuzz target of the module for the given time (10s) or count (2000x)
+# each, one after another.
 set -eu
 cd "$(dirname "$0")/.."
 time=${1:-10s}

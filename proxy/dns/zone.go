@@ -64,7 +64,7 @@ func (s *Snapshot) lookup(q dnsmessage.Question) answer {
 	port, name := portLabels(name)
 	svc, ours := s.find(name)
 	if !ours {
-		return answer{}
+		return answer{ours: s.beneath(name), rcode: dnsmessage.RCodeNameError}
 	}
 	if svc == nil {
 		return answer{ours: true, rcode: dnsmessage.RCodeNameError}
@@ -98,6 +98,20 @@ func (s *Snapshot) find(name string) (svc *assay.Service, ours bool) {
 		svc = s.services[s.namespace+"/"+label[0]]
 	}
 	return svc, full || svc != nil
+}
+
+// beneath reports whether name is one that programs ask for beside a service's, like
+// _grpc_config.payments: nobody upstream can know it, and waiting for them would
+// hold up the program.
+func (s *Snapshot) beneath(name string) bool {
+	for strings.HasPrefix(name, "_") {
+		_, rest, _ := strings.Cut(name, ".")
+		if svc, _ := s.find(rest); svc != nil {
+			return true
+		}
+		name = rest
+	}
+	return false
 }
 
 // addresses are a service's own, or those of its ready endpoints.
