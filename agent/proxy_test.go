@@ -112,6 +112,7 @@ func (p *testProxy) speak() error {
 				p.services[x.Key()] = x
 			}
 			p.versions.Services = s.Version
+			p.conn.Send(link.KindAck, 0, p.versions)
 			p.accept()
 		case link.KindBundle:
 			var b link.Bundle
