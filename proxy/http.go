@@ -145,6 +145,7 @@ func (d *dispatcher) call(e *balance.Endpoint, s *session) *call {
 // End implements http1.Observer.
 func (d *dispatcher) End(x *http1.Exchange) {
 	now := time.Now()
+	d.o.p.malformed(x)
 	c, ok := x.Tag.(*call)
 	if !ok { // refused before it went anywhere
 		if d.refused == nil {
@@ -215,11 +216,24 @@ func (a application) Dial(ctx context.Context, o http1.Origin) (*net.TCPConn, er
 }
 
 // counted implements http1.Observer for the server's side.
-type counted struct{ series *golden.Series }
+type counted struct {
+	p      *Proxy
+	series *golden.Series
+}
 
 func (c *counted) Begin(*http1.Exchange) { c.series.Begin() }
 
-func (c *counted) End(x *http1.Exchange) { observe(c.series, x, time.Now(), true) }
+func (c *counted) End(x *http1.Exchange) {
+	c.p.malformed(x)
+	observe(c.series, x, time.Now(), true)
+}
+
+// malformed counts a message that was refused for what it is.
+func (p *Proxy) malformed(x *http1.Exchange) {
+	if x.Refused {
+		p.rec.Refusals.Inc(refusedHTTP + "-" + x.Failure)
+	}
+}
 
 // acceptHTTP takes a stream of HTTP/1. The session's reader calls it, so what it
 // remembers needs no lock; streams of one service and port differ in the client's
@@ -231,7 +245,7 @@ func (s *session) acceptHTTP(st mux.Stream, open []byte) (mux.Handler, mux.Code)
 			return s.refuseHeader()
 		}
 		s.lastOpen = append(s.lastOpen[:0], open...)
-		s.lastCounted = &counted{s.p.rec.Series(s.key(&h))}
+		s.lastCounted = &counted{s.p, s.p.rec.Series(s.key(&h))}
 	}
 	return s.p.http.in.Accept(st, http1.Origin{
 		Client:   netip.AddrPortFrom(s.remote.Addr(), 0),
@@ -254,7 +268,7 @@ func (i *inbound) serveGuestHTTP() error {
 	series.Opened(i.accepted)
 	defer series.Closed()
 	err := i.p.http.in.Serve(i.ctx, i.conn, nil, http1.Origin{
-		Client: netip.AddrPortFrom(i.remote.Addr(), 0), Target: i.dst, Observer: &counted{series},
+		Client: netip.AddrPortFrom(i.remote.Addr(), 0), Target: i.dst, Observer: &counted{i.p, series},
 	})
 	if err != nil {
 		i.p.log.Debug("http connection", "source", i.remote.String(), "destination", i.dst.String(), "error", err)

@@ -309,5 +309,6 @@ const (
 	refusedHandshake     = "handshake"             // mutual TLS as a server
 	refusedNoCertificate = "no-certificate"        // mutual TLS before there is one
 	refusedHeader        = "bad-header"            // a stream whose header cannot be read
+	refusedHTTP          = "http"                  // a message that is not HTTP/1 as it must be
 	refusedApplication   = "application"           // the application did not take it
 )

@@ -153,7 +153,7 @@ func (x *exchange) unasked() {
 // bad refuses a response.
 func (x *exchange) bad(why *Refusal) {
 	c := x.c
-	x.Failure, x.gone = why.Reason, true
+	x.Failure, x.Refused, x.gone = why.Reason, true, true
 	if x.opened {
 		x.st.reset(mux.BadRequest)
 	}
@@ -316,7 +316,7 @@ func (c *client) refuse(why *Refusal) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	x := &exchange{c: c, gone: true, opened: true, reqDone: true, respDone: true}
-	x.Start, x.Status, x.Failure = now(), why.Status, why.Reason
+	x.Start, x.Status, x.Failure, x.Refused = now(), why.Status, why.Reason, true
 	if c.in != nil {
 		x.RequestBytes = int64(len(c.in.b))
 	}
@@ -339,7 +339,7 @@ func (c *client) refuseBody(x *exchange, why *Refusal) {
 	if x.opened && !x.gone {
 		x.st.reset(mux.Cancelled)
 	}
-	x.gone, x.Failure = true, why.Reason
+	x.gone, x.Failure, x.Refused = true, why.Reason, true
 	if x.passed {
 		c.report(x)
 		c.abort()

@@ -27,6 +27,9 @@ type Exchange struct {
 	// Failure is a stable short reason, a metric's label: "" when the response was
 	// carried whole, whatever its status.
 	Failure string
+	// Refused says that Failure is a Refusal's reason: a message, of whichever side,
+	// was not HTTP/1 as it must be.
+	Refused bool
 }
 
 // Observer is told of each exchange. Both calls are made on the path of the bytes

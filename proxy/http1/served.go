@@ -241,6 +241,7 @@ func (x *served) refuse(why *Refusal) mux.Code {
 		x.Start = now()
 		x.origin.Observer.Begin(&x.Exchange)
 	}
+	x.Refused = x.Failure == ""
 	x.fail(why.Reason)
 	return mux.BadRequest
 }
@@ -465,6 +466,7 @@ func (x *served) bad(b *backend, why *Refusal) bool {
 	} else {
 		x.Status = 502
 	}
+	x.Refused = x.Failure == ""
 	x.fail(why.Reason)
 	head := x.req.IsHead
 	x.mu.Unlock()
