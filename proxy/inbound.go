@@ -277,7 +277,7 @@ func (i *inbound) handshake() (*session, error) {
 	tc := tls.Server(sock, id.Server(who.Identity))
 	peer, err := mtls.Handshake(ctx, tc)
 	if err != nil {
-		p.handshakeFailed(i.remote, err)
+		p.handshakeFailed(i.remote.Addr(), err)
 		return nil, &refusal{refusedHandshake, err}
 	}
 	p.rec.Handshakes.Inc()

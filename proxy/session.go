@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -73,8 +74,9 @@ func (pe *peer) connect(ctx context.Context) (*session, error) {
 }
 
 // handshakeFailed counts a handshake that failed on either side. That somebody else
-// answers at an address than the mesh says is worth more than a count.
-func (p *Proxy) handshakeFailed(at netip.AddrPort, err error) {
+// is at an address than the mesh says is worth more than a count. at is where a server
+// is dialled, or the address of a client: its port means nothing.
+func (p *Proxy) handshakeFailed(at fmt.Stringer, err error) {
 	reason := mtls.ReasonOf(err)
 	p.rec.HandshakeFailures.Inc(string(reason))
 	e, ok := errors.AsType[*mtls.Error](err)
