@@ -83,8 +83,8 @@ func (x *exchange) receive(p []byte, fin bool) {
 	if r.inBody && !tunnel {
 		x.Status = r.resp.Status
 		if r.body.Framing == Tunnel {
-			if !x.reqDone && refusal == nil {
-				refusal = ErrSwitchEarly
+			if refusal == nil {
+				refusal = r.tunnel(&c.req, x.reqDone)
 			}
 			x.tunnel, x.Tunnel = true, true
 			x.reqDone = false // the request's direction is the tunnel's now

@@ -22,5 +22,14 @@
 // Tour. Parsing is pure: refusal.go (what is refused, with status and section),
 // syntax.go (byte classes), head.go and field.go (the lines that both heads share),
 // request.go, response.go, target.go (request targets and authorities), body.go and
-// chunked.go (which bytes belong to a message).
+// chunked.go (which bytes belong to a message), reply.go (the responses to one
+// request). The client's side: outbound.go (a connection's life), carry.go (the way of
+// a request), answer.go (the way of its response). The application's side: inbound.go
+// (the pool), backend.go (a connection to the application), served.go and respond.go
+// (the two ways). Between them: exchange.go (what others see of it), stream.go (a mux
+// stream, or a pipe in the process), outlet.go (writes that never wait), buffer.go.
+//
+//	application            client's proxy                 server's proxy            application
+//	   socket --> client goroutine: carry --> mux --> reader: served.Received --> socket
+//	   socket <-- reader: exchange.Received <-- mux <-- backend goroutine: respond <-- socket
 package http1

@@ -19,4 +19,13 @@ func TestDocumentedRefusals(t *testing.T) {
 			t.Errorf("docs/http1.md has no row with %q", cell)
 		}
 	}
+	for _, f := range []*Failure{failRefused, failOverloaded, failDenied, failBroken, failBadRequest, failUnknown, failDispatch, failUnreachable, failAppReset} {
+		saw := fmt.Sprint(f.Status)
+		if f.Reset {
+			saw = "reset"
+		}
+		if row := fmt.Sprintf("| %s | `%s` |", saw, f.Reason); !strings.Contains(strings.ReplaceAll(string(raw), "503, or what the refusal says | `unavailable`, or the refusal's own", "503 | `unavailable`"), row) {
+			t.Errorf("docs/http1.md has no row with %q", row)
+		}
+	}
 }

@@ -69,6 +69,7 @@ var (
 // Order of events.
 var (
 	ErrHeadSlow    = refusal(408, "head-timeout", "RFC 9110 section 15.5.9", "the head of the request was not complete in time")
+	ErrSwitch      = refusal(502, "switch-unasked", "RFC 9110 section 7.8", "the response leaves HTTP, which the request did not ask for")
 	ErrSwitchEarly = refusal(502, "switch-early", "RFC 9110 section 7.8", "the response leaves HTTP before the request is complete")
 )
 

@@ -67,6 +67,18 @@ func (r *reply) frame(p []byte, req *Request, lim *Limits) (end int, refusal *Re
 	return end, nil
 }
 
+// tunnel checks a response that leaves HTTP: the request must have asked for it, and
+// be complete.
+func (r *reply) tunnel(req *Request, reqDone bool) *Refusal {
+	switch {
+	case !req.Upgrade && !req.IsConnect:
+		return ErrSwitch
+	case !reqDone:
+		return ErrSwitchEarly
+	}
+	return nil
+}
+
 // whole reports whether the final response is complete by its own framing.
 func (r *reply) whole() bool { return r.inBody && r.body.Done() }
 
