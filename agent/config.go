@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"assay.dev"
@@ -27,6 +28,8 @@ type Config struct {
 	DataDir string
 	// RuntimeDir holds agent.sock and what running workloads see (/run/assay).
 	RuntimeDir string
+	// Hidden are folders that no workload gets to see (DataDir and RuntimeDir).
+	Hidden []string
 	// Listener is agent.sock when it was opened already. The agent closes it.
 	Listener *net.UnixListener
 	// Metrics serves Prometheus text on /metrics. nil: nowhere. The agent closes it.
@@ -103,6 +106,15 @@ func (c Config) withDefaults() (Config, error) {
 		if *dir, err = filepath.Abs(*dir); err != nil {
 			return c, err
 		}
+	}
+	c.Hidden = slices.Clone(c.Hidden)
+	for i := range c.Hidden {
+		if c.Hidden[i], err = filepath.Abs(c.Hidden[i]); err != nil {
+			return c, err
+		}
+	}
+	if c.Hidden == nil {
+		c.Hidden = []string{c.DataDir, c.RuntimeDir}
 	}
 	if len(c.Bridge) > 15 {
 		return c, &assay.Error{Kind: assay.Invalid, Op: "agent", Err: fmt.Errorf("bridge name %q is longer than 15 bytes", c.Bridge)}

@@ -43,6 +43,8 @@ type Placed struct {
 	Addrs    []netip.Addr   `json:"addrs"`
 	// ResolvConf is a file to mount over /etc/resolv.conf.
 	ResolvConf string `json:"resolvConf"`
+	// Hidden are folders that the command must not see.
+	Hidden []string `json:"hidden,omitempty"`
 	// Warning is what the person should know, "" for nothing.
 	Warning string `json:"warning,omitempty"`
 }

@@ -66,6 +66,7 @@ func runAgent(ctx context.Context, o *agentOptions) error {
 	if o.config.RuntimeDir == "" {
 		o.config.RuntimeDir = defaultRuntime()
 	}
+	o.config.Hidden = []string{o.data, o.config.RuntimeDir} // control's are there too, if it runs here
 	if o.tokenFile != "" {
 		b, err := os.ReadFile(o.tokenFile)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {

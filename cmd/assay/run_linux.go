@@ -312,7 +312,10 @@ func (c *child) start() (*exec.Cmd, error) {
 	if err != nil {
 		return nil, &assay.Error{Op: op, Err: err}
 	}
-	if err := mounts(c.place.ResolvConf, o.request.Artifact); err != nil {
+	if err := mounts(c.place.ResolvConf, o.request.Artifact, c.place.Hidden); err != nil {
+		return nil, &assay.Error{Op: op, Err: err}
+	}
+	if err := scopeSignals(); err != nil {
 		return nil, &assay.Error{Op: op, Err: err}
 	}
 	cmd := exec.Command(o.command[0], o.command[1:]...)
@@ -356,36 +359,6 @@ func lookedUp(op string, cmd *exec.Cmd) error {
 	default:
 		return exit(exitNotFound, &assay.Error{Kind: assay.NotFound, Op: op, Err: err, Remedy: "give its path, or see PATH"})
 	}
-}
-
-// mounts gives the calling thread mounts of its own: names are resolved by the
-// workload's proxy, and the artifact cannot be changed from inside.
-func mounts(resolvConf, artifact string) error {
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("mount namespace: %w", err)
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-		return fmt.Errorf("mount namespace: %w", err)
-	}
-	if err := unix.Mount(resolvConf, "/etc/resolv.conf", "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("mount %s over /etc/resolv.conf: %w", resolvConf, err)
-	}
-	if artifact == "" {
-		return nil
-	}
-	fd, err := unix.OpenTree(unix.AT_FDCWD, artifact, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
-	if err != nil {
-		return fmt.Errorf("mount %s: %w", artifact, err)
-	}
-	defer unix.Close(fd)
-	// Only adds an attribute: in a user namespace the others may be locked.
-	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
-		return fmt.Errorf("mount %s read-only: %w", artifact, err)
-	}
-	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, artifact, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return fmt.Errorf("mount %s: %w", artifact, err)
-	}
-	return nil
 }
 
 // as sets the user. In a rootless agent's namespace the command is who called us,

@@ -249,7 +249,7 @@ func (u *up) agent(ctx, control context.Context, ctl *control.Control, proxy str
 	}
 	cfg := agent.Config{
 		Hosts: hosts, DataDir: filepath.Join(u.data, "agent"), RuntimeDir: u.runtime, Listener: u.sockets.agent, Metrics: u.sockets.metrics,
-		Proxy: proxy, EndWorkloads: !u.keep, Build: buildVersion(), Log: u.log.With("role", "agent"),
+		Hidden: []string{u.data, u.runtime}, Proxy: proxy, EndWorkloads: !u.keep, Build: buildVersion(), Log: u.log.With("role", "agent"),
 	}
 	if u.advertise != "" {
 		cfg.Advertise = netip.MustParseAddr(u.advertise)
