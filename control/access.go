@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"assay.dev"
@@ -13,6 +14,7 @@ import (
 	"assay.dev/store"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/tap"
 )
 
 // role is what a caller is.
@@ -169,6 +171,15 @@ func (c *Control) line(k *call, err error) store.Audit {
 // line with the change, if the change is in the store.
 func (c *Control) record(k *call, err error) {
 	a := c.line(k, err)
+	if k.role == anonymous {
+		more, ok := c.nobodies.count(c.now())
+		if !ok {
+			return
+		}
+		if more > 0 {
+			a.Outcome = cut(fmt.Sprintf("%s (%d more calls of somebody without a certificate are not recorded)", a.Outcome, more), 1200)
+		}
+	}
 	if !k.recorded || err != nil {
 		a.ID = auditID(a.Time)
 		c.behind.audit(a)
@@ -183,4 +194,59 @@ func (c *Control) storeFor(ctx context.Context, subject string) *store.DB {
 	k := callOf(ctx)
 	k.subject, k.recorded = subject, true
 	return c.store.Audited(c.line(k, nil))
+}
+
+// nobodies counts the calls of those who are nobody, for the audit trail: there can be
+// any number of them, and the trail is also everybody else's. A hundred are recorded,
+// and after that one in each second, which says how many were not.
+type nobodies struct {
+	mu   sync.Mutex
+	left float64
+	last time.Time
+	more int
+}
+
+const recordedNobodies = 100
+
+func (n *nobodies) count(now time.Time) (more int, ok bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.last.IsZero() {
+		n.left = recordedNobodies
+	}
+	n.left = min(recordedNobodies, n.left+max(0, now.Sub(n.last).Seconds()))
+	n.last = now
+	if n.left < 1 {
+		n.more++
+		return 0, false
+	}
+	n.left--
+	more, n.more = n.more, 0
+	return more, true
+}
+
+// maxJoining bounds the joins under way: each may hold a message.
+const maxJoining = 32
+
+// tap looks at a call before its message is read: nobody fills the memory with
+// messages of calls that are denied.
+func (c *Control) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
+	if p, ok := peer.FromContext(ctx); ok {
+		if who, ok := callerOfTransport(p); ok && who.role != anonymous {
+			return ctx, nil
+		}
+	}
+	_, k, err := c.admitCall(ctx, info.FullMethodName)
+	if err != nil {
+		if access[info.FullMethodName].audited {
+			c.record(k, err)
+		}
+		return ctx, api.ErrorStatus(err)
+	}
+	if c.joining.Add(1) > maxJoining {
+		c.joining.Add(-1)
+		return ctx, api.ErrorStatus(&assay.Error{Kind: assay.Unavailable, Op: "join", Err: errors.New("too many join at once"), Remedy: "try again"})
+	}
+	context.AfterFunc(ctx, func() { c.joining.Add(-1) })
+	return ctx, nil
 }

@@ -70,6 +70,8 @@ type Control struct {
 	renewAt     time.Time // of certificate; guarded by renewing
 	rotateSoon  chan struct{}
 	streams     sync.WaitGroup // receivers of Sync streams
+	nobodies    nobodies
+	joining     atomic.Int32
 
 	localOnce sync.Once
 	local     *bufconn.Listener
@@ -379,6 +381,7 @@ const maxMessage = 16 << 20
 func (c *Control) server(creds credentials.TransportCredentials) *grpc.Server {
 	return grpc.NewServer(
 		grpc.Creds(creds),
+		grpc.InTapHandle(c.tap),
 		grpc.UnaryInterceptor(c.unary),
 		grpc.StreamInterceptor(c.stream),
 		grpc.MaxRecvMsgSize(maxMessage),

@@ -36,6 +36,11 @@ func (c *Control) Join(ctx context.Context, req *api.JoinRequest) (*api.JoinResp
 	if err != nil {
 		return fail(assay.Invalid, fmt.Errorf("certificate request: %w", err), "")
 	}
+	// Whoever calls is nobody yet, and there may be many: what they are answered costs
+	// no signature and no transaction.
+	if !c.model.knowsToken(token.ID, identity.TokenHash(token)) {
+		return fail(assay.NotFound, errors.New("there is no such token"), "make a new one with: assay token create")
+	}
 	id := hostID(token.ID, csr.RawSubjectPublicKeyInfo)
 	// The request is checked, with its signature, before the token is spent.
 	cert, err := c.authority.IssueHost(req.GetCsr(), id)

@@ -3,6 +3,7 @@ package control
 import (
 	"cmp"
 	"context"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -78,12 +79,19 @@ type report struct {
 }
 
 func newModel(trustDomain string, network Network, epoch uint64, lease time.Duration, now func() time.Time, b *behind) *model {
-	return &model{
+	m := &model{
 		trustDomain: trustDomain, network: network, now: now, behind: b, lease: lease, changed: make(chan struct{}, 1),
 		catalog: discovery.New(), snapshot: newSnapshot(epoch), hosts: map[string]*host{}, owner: map[netip.Addr]string{},
 		vips: map[string]int64{}, idle: map[string]time.Time{}, acks: map[string]uint64{}, certs: map[string][]store.Certificate{},
 		reports: map[string]*report{}, sessions: map[*session]bool{}, tokens: map[string]store.Token{},
 	}
+	// A host may run what its token covers, so that is also what it may serve: labels
+	// that a selector matches make nobody another service.
+	m.catalog.Restrict(func(w *assay.Workload, service string) bool {
+		h := m.hosts[w.Host]
+		return h != nil && covers(h.Covers, w.Namespace, service)
+	})
+	return m
 }
 
 func workloadKey(id string) string { return "workload/" + id }
@@ -130,7 +138,7 @@ func (m *model) admit(h *host, w *assay.Workload, seen map[string]bool) (stale [
 		return refuse(assay.Unavailable, fmt.Errorf("host %s has %d workloads already", h.ID, h.running), "run it on another host")
 	}
 	for _, a := range w.Addrs {
-		if len(h.Prefixes) > 0 && !slices.ContainsFunc(h.Prefixes, func(p netip.Prefix) bool { return p.Contains(a) }) {
+		if !slices.ContainsFunc(h.Prefixes, func(p netip.Prefix) bool { return p.Contains(a) }) {
 			return refuse(assay.Denied, fmt.Errorf("address %s is not of host %s, which has %v", a, h.ID, h.Prefixes), "")
 		}
 		owner, taken := m.owner[a]
@@ -450,6 +458,14 @@ func (m *model) consumed(t store.Token) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.tokens[t.ID] = t
+}
+
+// knowsToken reports whether there is a token with this ID and hash.
+func (m *model) knowsToken(id string, hash []byte) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t, ok := m.tokens[id]
+	return ok && subtle.ConstantTimeCompare(t.Hash, hash) == 1
 }
 
 // tokenOf returns the ID of the token with which a host joined.

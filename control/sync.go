@@ -329,7 +329,7 @@ func (m *model) take(s *session, msg *api.HostUpdate) error {
 			h.bundle = u.BundleAck.GetVersion()
 		} else if w, ok := m.catalog.Workload(id); ok && w.Host == s.host {
 			m.acks[id] = u.BundleAck.GetVersion()
-		} else if !ok && len(s.early) < maxRunning {
+		} else if !ok && api.ValidID(id) && len(s.early) < maxRunning {
 			s.early[id] = u.BundleAck.GetVersion()
 		}
 	case *api.HostUpdate_Report:

@@ -29,6 +29,7 @@ type Catalog struct {
 	named      map[string]int                        // service key -> workloads started with its name
 	lost       map[string]bool                       // hosts that did not come back in time
 	remembered map[string][]assay.Port               // implicit services whose last workload is gone
+	allowed    func(w *assay.Workload, service string) bool
 
 	services   map[string]assay.Service
 	namespaces map[string]assay.NamespaceConfig
@@ -46,6 +47,11 @@ func New() *Catalog {
 		touched: map[string]bool{}, touchedNS: map[string]bool{},
 	}
 }
+
+// Restrict has allowed decide which workloads may be endpoints of a service that
+// selects them by their labels, since a host writes those as it likes. Without it, all
+// may.
+func (c *Catalog) Restrict(allowed func(w *assay.Workload, service string) bool) { c.allowed = allowed }
 
 // SetIntent replaces everything declared. Only what differs is touched.
 func (c *Catalog) SetIntent(in Intent) error {

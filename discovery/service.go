@@ -40,6 +40,9 @@ func (c *Catalog) service(key string) (assay.Service, bool) {
 		s.Ports = append(s.Ports, p.Port)
 	}
 	for _, w := range c.members[key] {
+		if w.Service != name && c.allowed != nil && !c.allowed(w, name) {
+			continue
+		}
 		if !w.MeshedSince.IsZero() && len(w.Addrs) > 0 {
 			s.Endpoints = append(s.Endpoints, c.endpoint(d, w))
 		}
