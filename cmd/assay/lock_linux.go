@@ -19,7 +19,14 @@ func lockFolder(flag, dir string, mode os.FileMode) (*os.File, error) {
 	if err := os.MkdirAll(dir, mode); err != nil {
 		return nil, &assay.Error{Op: op, Err: err, Remedy: "name a folder that you may write to"}
 	}
-	f, err := os.OpenFile(filepath.Join(dir, "up.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return nil, &assay.Error{Op: op, Err: err}
+	}
+	if owner := int(st.Uid); owner != os.Geteuid() && owner != 0 {
+		return nil, &assay.Error{Kind: assay.Denied, Op: op, Err: fmt.Errorf("it belongs to user %d, who could exchange what is in it", owner), Remedy: "name a folder of your own with " + flag}
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "up.lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, &assay.Error{Op: op, Err: err, Remedy: "name a folder that you may write to"}
 	}

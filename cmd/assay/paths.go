@@ -3,7 +3,6 @@ package main
 import (
 	"os"
 	"path/filepath"
-	"strconv"
 )
 
 // runtimeEnv leads every command of a shell to one agent and control.
@@ -30,7 +29,8 @@ func defaultData() string {
 }
 
 // defaultRuntime is where sockets are: $ASSAY_RUNTIME if set, else /run/assay for
-// root, else below $XDG_RUNTIME_DIR.
+// root, else below $XDG_RUNTIME_DIR, else beside the state. Never in a folder where
+// others may make one of that name first, and be taken for our agent.
 func defaultRuntime() string {
 	if dir := os.Getenv(runtimeEnv); dir != "" {
 		return dir
@@ -45,7 +45,7 @@ func usualRuntime() string {
 	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
 		return filepath.Join(dir, "assay")
 	}
-	return filepath.Join(os.TempDir(), "assay-"+strconv.Itoa(os.Geteuid()))
+	return filepath.Join(defaultData(), "run")
 }
 
 // defaultSocket is the operators' socket.

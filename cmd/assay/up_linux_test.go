@@ -247,6 +247,36 @@ func TestUpRefuses(t *testing.T) {
 	}
 }
 
+// Somebody who made the folder first gets no file written through a link of his.
+func TestUpRefusesAForeignFolder(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes files of others")
+	}
+	dir := openFolder(t)
+	precious := filepath.Join(dir, "precious")
+	if err := os.WriteFile(precious, []byte("mine"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, owner := range []int{12345, 0} {
+		run := filepath.Join(dir, fmt.Sprint("run", owner))
+		if err := os.Mkdir(run, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(precious, filepath.Join(run, "up.lock")); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chown(run, owner, owner); err != nil {
+			t.Fatal(err)
+		}
+		if code, out := assayCommand(t, "up", "--data", filepath.Join(dir, "data"), "--runtime", run); code != 1 || owner != 0 && !strings.Contains(out, "belongs to user 12345") {
+			t.Errorf("up in a folder of user %d: %d %s", owner, code, out)
+		}
+		if b, err := os.ReadFile(precious); string(b) != "mine" {
+			t.Fatalf("the file that the link leads to holds %q (%v)", b, err)
+		}
+	}
+}
+
 func TestDemoRefuses(t *testing.T) {
 	for _, c := range [][2]string{{"--rate=-1", "not between"}, {"--bank=/nonexistent/bank", "make build"}} {
 		if code, out := assayCommand(t, "demo", c[0]); code != 1 || !strings.Contains(out, c[1]) {
