@@ -357,7 +357,7 @@ func (c *Control) LocalHost(ctx context.Context) (api.HostsClient, error) {
 // ServeRemote serves hosts and operators of other machines, over TLS with
 // certificates of the mesh, until ctx ends. It closes the listener.
 func (c *Control) ServeRemote(ctx context.Context, l net.Listener) error {
-	server := c.server(credentials.NewTLS(c.serverTLS()))
+	server := c.server(newStrangers(credentials.NewTLS(c.serverTLS())))
 	api.RegisterHostsServer(server, c)
 	api.RegisterOperatorServer(server, c)
 	return c.serve(ctx, server, l)

@@ -1,14 +1,23 @@
 package control
 
 import (
+	"crypto/tls"
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
+	"slices"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"assay.dev"
 	"assay.dev/api"
 	"assay.dev/store"
+	"google.golang.org/grpc/credentials"
 )
 
 // A host's certificate lets it be endpoints of the services that its token covers, and
@@ -108,4 +117,67 @@ func TestNobodyCostsLittle(t *testing.T) {
 			t.Errorf("%d acknowledgements of nobody wait", len(s.early))
 		}
 	}
+}
+
+// Connections without a certificate are few from one address, and end; hosts from
+// another address come in meanwhile, and those who have a certificate stay.
+func TestStrangersOnTheListener(t *testing.T) {
+	r := start(t, nil)
+	h := r.join(t, "node", "bank/*")
+	ha := syncHost(t, h.hosts, nil)
+	var held []net.Conn
+	defer func() {
+		for _, c := range held {
+			c.Close()
+		}
+	}()
+	for range 4 * maxStrangersFrom {
+		c, err := net.Dial("tcp", r.remote.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, c)
+	}
+	closed := 0
+	for _, c := range slices.Backward(held) { // the last came too late
+		c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+		if _, err := c.Read(make([]byte, 1)); errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+			closed++
+		}
+		if closed >= 3*maxStrangersFrom {
+			break
+		}
+	}
+	if closed < 3*maxStrangersFrom {
+		t.Errorf("%d of %d connections were closed", closed, len(held))
+	}
+	// From another address.
+	other := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+	c, err := tls.DialWithDialer(other, "tcp", r.remote.String(), api.JoinTLS(r.token(t, "bank/*")))
+	if err != nil {
+		t.Errorf("somebody else is kept out: %v", err)
+	} else {
+		c.Close()
+	}
+	ha.up(ha.workload("w", "bank", "web", 1, 80))
+	ha.waitAccepted("w")
+
+	// Each ends, and none is counted then.
+	s := newStrangers(credentials.NewTLS(r.serverTLS()))
+	s.life = 20 * time.Millisecond
+	near, far := net.Pipe()
+	defer far.Close()
+	client := tls.Client(far, api.JoinTLS(r.token(t, "bank/*")))
+	var g sync.WaitGroup
+	g.Go(func() { client.Handshake(); io.Copy(io.Discard, client) })
+	conn, _, err := s.ServerHandshake(near)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	g.Wait() // the copy ends with the connection
+	if s.mu.Lock(); s.all != 0 || len(s.from) != 0 {
+		t.Errorf("%d are counted: %v", s.all, s.from)
+	}
+	s.mu.Unlock()
 }
