@@ -337,15 +337,17 @@ func TestChurn(t *testing.T) {
 	overAll(t, func(t *testing.T, c, s net.Conn) {
 		const workers, each = 32, 300
 		var answers sync.WaitGroup
+		answers.Add(workers * each)
 		accept := func(st Stream, open []byte) (Handler, Code) {
 			h := newCall()
 			name := bytes.Clone(open)
-			answers.Go(func() { // its fin races with the opener's
+			go func() { // its fin races with the opener's
+				defer answers.Done()
 				if err := st.Write(name, true); err != nil {
 					t.Error(err)
 				}
 				st.Reset(AppReset) // hits nothing, or this stream alone
-			})
+			}()
 			return h, 0
 		}
 		p := start(t, c, s, Config{}, Config{}, accept, accept)
