@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"reflect"
 	"slices"
 	"sync"
@@ -162,6 +163,10 @@ func (s *session) greet(m link.Message) error {
 func (w *workload) configuration(withListeners bool) (link.Configure, []int, error) {
 	w.a.mu.Lock()
 	mesh := slices.Clone(w.a.state.Mesh)
+	var gateways []netip.Addr
+	for _, a := range w.a.state.Addresses {
+		gateways = append(gateways, a.Gateway())
+	}
 	w.a.mu.Unlock()
 	names := w.a.dns()
 	cfg := &w.a.cfg
@@ -182,7 +187,7 @@ func (w *workload) configuration(withListeners bool) (link.Configure, []int, err
 		Workload: w.id, Identity: w.rec.Workload.Identity, Addrs: w.addrs,
 		Config:      w.a.view.Load().config(w.rec.Workload.Namespace),
 		AgentSocket: w.a.socketPath(), OwnMark: cfg.OwnMark, ReturnMark: cfg.ReturnMark,
-		MeshPrefixes: mesh, DNS: names, CertificateWait: cfg.CertificateWait,
+		MeshPrefixes: mesh, Gateways: gateways, DNS: names, CertificateWait: cfg.CertificateWait,
 	}
 	if !withListeners {
 		return c, nil, nil

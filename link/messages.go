@@ -67,7 +67,10 @@ type Configure struct {
 	// MeshPrefixes are the networks in which every address is meshed or nothing: an
 	// address in one of them that is not in the table is refused, not dialled.
 	MeshPrefixes []netip.Prefix `json:"meshPrefixes"`
-	DNS          DNS            `json:"dns"`
+	// Gateways are the host's own addresses in these networks, from which its
+	// processes reach their workloads. They are nobody's of the mesh.
+	Gateways []netip.Addr `json:"gateways,omitempty"`
+	DNS      DNS          `json:"dns"`
 	// CertificateWait bounds how long a mesh connection waits for the first
 	// certificate. 0 means 2 s.
 	CertificateWait time.Duration `json:"certificateWait,omitempty"`

@@ -38,6 +38,7 @@ type inbound struct {
 	snap        *snapshot
 	accepted    time.Time
 	meshed      bool // the table knows the remote address
+	strange     bool // it does not, and the address is a workload's
 	who         link.Meshed
 	protocol    assay.Protocol
 	app         *net.TCPConn // dialled while the client was silent
@@ -64,6 +65,7 @@ func (i *inbound) serve() (err error) {
 		return err
 	}
 	i.who, i.meshed = i.snap.table.Lookup(i.remote.Addr())
+	i.strange = !i.meshed && i.snap.stranger(i.remote.Addr())
 	mesh, err := i.sniff()
 	switch {
 	case err != nil:
@@ -86,8 +88,12 @@ func (i *inbound) original() (err error) {
 	return nil
 }
 
-// guest reports whether plaintext would be served.
-func (i *inbound) guest() bool { return !i.meshed && i.snap.mode() == assay.Observe }
+// guest reports whether plaintext would be served. A workload that the table does not
+// know yet is none: its proxy may take a while to say hello, and an application that
+// speaks first would not wait for it.
+func (i *inbound) guest() bool {
+	return !i.meshed && !i.strange && i.snap.mode() == assay.Observe
+}
 
 // sniff decides by the first bytes whether this is another proxy.
 func (i *inbound) sniff() (mesh bool, err error) {
@@ -203,6 +209,12 @@ func (i *inbound) plaintext() error {
 			"plaintext to "+i.dst.String()+" from the address of "+i.who.Identity.String(),
 			"a process of that workload escaped its capture, or its port is excluded there")
 		return &refusal{refusedFromMeshed, nil}
+	}
+	if i.strange {
+		i.p.finding(refusedUnknown, i.remote.Addr().String(),
+			"plaintext to "+i.dst.String()+" from an address of the mesh that no workload is known to have",
+			"a process of a workload that has just started or ended escaped its capture")
+		return &refusal{refusedUnknown, nil}
 	}
 	if i.snap.mode() != assay.Observe {
 		i.p.finding(refusedStrict, i.remote.Addr().String(),

@@ -168,9 +168,16 @@ func merge(a, b *balance.Set) *balance.Set {
 // own reports whether a is the workload's.
 func (s *snapshot) own(a netip.Addr) bool { return slices.Contains(s.Addrs, a) }
 
-// meshed reports whether a can only be the mesh's.
+// meshPrefix reports whether a can only be the mesh's.
 func (s *snapshot) meshPrefix(a netip.Addr) bool {
 	return slices.ContainsFunc(s.MeshPrefixes, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// stranger reports whether a is a workload's that the table does not know: one that
+// has just started, or has ended.
+func (s *snapshot) stranger(a netip.Addr) bool {
+	_, known := s.table.Lookup(a)
+	return !known && s.meshPrefix(a) && !s.own(a) && !slices.Contains(s.Gateways, a)
 }
 
 // ready reports whether everything that a connection needs has arrived.

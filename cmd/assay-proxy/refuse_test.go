@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -44,6 +46,33 @@ func TestPlaintextFromMeshed(t *testing.T) {
 	eventually(t, "the finding arrives", func() bool { return server.found("plaintext-from-meshed") > 0 })
 	if n := server.report().Counters.Refusals["plaintext-from-meshed"]; n != 2 {
 		t.Errorf("%d refusals counted, want 2", n)
+	}
+}
+
+// TestPlaintextFromUnknown: an address of the mesh that the table does not know is a
+// workload's that has just started. It proves who it is, however late, or is refused;
+// an application that speaks first says nothing to it meanwhile.
+func TestPlaintextFromUnknown(t *testing.T) {
+	w := newWorld(t)
+	server := w.workload("server")
+	newcomer := w.machine("newcomer", addr4(40))
+	target := netip.AddrPortFrom(server.Addrs[0], server.serve(0, func(c *net.TCPConn) {
+		t.Error("the application was reached")
+		banner(c)
+	}))
+	c, err := newcomer.dial(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+	if b, err := io.ReadAll(c); len(b) > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("it was told %q, %v", b, err)
+	}
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	expectReset(t, c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	eventually(t, "the finding arrives", func() bool { return server.found("unknown-mesh-address") == 1 })
+	if n := server.report().Counters.Refusals["unknown-mesh-address"]; n != 1 {
+		t.Errorf("%d refusals counted, want 1", n)
 	}
 }
 
