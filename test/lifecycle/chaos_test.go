@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"slices"
 	"syscall"
 	"testing"
@@ -20,13 +21,20 @@ type outage struct {
 	from, to time.Time
 }
 
+// chaosEnv is how long TestChaos runs; `make chaos` lets it run for two minutes.
+const chaosEnv = "ASSAY_CHAOS"
+
 // TestChaos kills control, the agent and proxies at random while a load runs. Only
 // what was in flight through a killed proxy may fail.
 func TestChaos(t *testing.T) {
 	lab.Require(t, "ip", "nft", "getent")
-	length := 2 * time.Minute
-	if testing.Short() {
-		length = 20 * time.Second
+	length := 20 * time.Second
+	if s := os.Getenv(chaosEnv); s != "" {
+		d, err := time.ParseDuration(s)
+		if err != nil {
+			t.Fatalf("%s: %v", chaosEnv, err)
+		}
+		length = d
 	}
 	seed := uint64(time.Now().UnixNano())
 	rnd := rand.New(rand.NewPCG(seed, 1))
