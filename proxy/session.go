@@ -54,7 +54,7 @@ func (pe *peer) connect(ctx context.Context) (*session, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	tcp, err := dialNetwork(ctx, pe.key.addr, p.snap.Load().OwnMark)
+	tcp, err := pe.reach(ctx)
 	if err != nil {
 		return nil, &refusal{refusedUnreachable, err}
 	}
@@ -71,6 +71,26 @@ func (pe *peer) connect(ctx context.Context) (*session, error) {
 		p: p, mux: mux.New(tc, true, mux.Config{}, nil), peer: peer, security: assay.MutualTLS,
 		generation: generation, born: time.Now(), life: lifetime(),
 	}, nil
+}
+
+// reach connects to the peer's proxy: where one family has no way there, by the other.
+// Between proxies the family does not matter; who is there is proven afterwards.
+func (pe *peer) reach(ctx context.Context) (*net.TCPConn, error) {
+	snap := pe.p.snap.Load()
+	tcp, err := dialNetwork(ctx, pe.key.addr, snap.OwnMark)
+	if !errors.Is(err, unix.ENETUNREACH) && !errors.Is(err, unix.EHOSTUNREACH) {
+		return tcp, err
+	}
+	addr := pe.key.addr.Addr()
+	other, ok := snap.table.Sibling(addr, !addr.Is4())
+	if !ok {
+		return nil, err
+	}
+	tcp, otherErr := dialNetwork(ctx, netip.AddrPortFrom(other, pe.key.addr.Port()), snap.OwnMark)
+	if otherErr != nil {
+		return nil, errors.Join(err, otherErr)
+	}
+	return tcp, nil
 }
 
 // handshakeFailed counts a handshake that failed on either side. That somebody else

@@ -16,6 +16,8 @@ import (
 
 	"assay.dev"
 	"assay.dev/proxy/detect"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 func TestOpaqueEcho(t *testing.T) {
@@ -330,5 +332,29 @@ func TestDribble(t *testing.T) {
 	got := make([]byte, 6)
 	if _, err := io.ReadFull(c, got); err != nil || string(got) != "HELO x" {
 		t.Errorf("%q, %v", got, err) // after detect.Dribble: no line end ever came
+	}
+}
+
+// TestNoWayByOneFamily: hosts that reach each other by IPv4 alone; the application
+// dials IPv6.
+func TestNoWayByOneFamily(t *testing.T) {
+	w := newWorld(t)
+	client, server := w.workload("client"), w.workload("server")
+	seen := make(chan string, 1)
+	vip := w.service("echo", 1, assay.Opaque, server.serve(0, func(c *net.TCPConn) {
+		seen <- c.RemoteAddr().String()
+		echo(c)
+	}), server)
+	to := server.Addrs[1]
+	client.do(func() error {
+		return netlink.RouteAdd(&netlink.Route{Dst: &net.IPNet{IP: to.AsSlice(), Mask: net.CIDRMask(128, 128)}, Type: unix.RTN_UNREACHABLE, Priority: 1})
+	})
+	six := w.services["bank/echo"].VIPs[1]
+	c := client.mustDial(netip.AddrPortFrom(six, vip.Port()))
+	if got := exchange(t, c, "hello"); got != "hello" {
+		t.Error(got)
+	}
+	if host, _, _ := net.SplitHostPort(<-seen); netip.MustParseAddr(host).Unmap() != client.Addrs[0] {
+		t.Errorf("the application saw %s, want %s", host, client.Addrs[0])
 	}
 }
