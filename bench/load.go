@@ -60,7 +60,7 @@ func (c *contender) measure(r *run, w load) sample {
 	s.Requests = requests / took
 	s.Bytes = bytes / took
 	s.PerMB = used.Seconds() * 1e3 / (bytes / (1 << 20))
-	r.Logf("%-8s c=%-3d %s fresh=%v: %.1f us, %.0f/s, p50 %.0f, p99 %.0f, %d sockets, %d errors", c.name, w.connections, w.path, w.fresh, s.CPU, s.Requests, s.P50, s.P99, s.Sockets, s.Errors)
+	r.Logf("%-8s %v c=%-3d %s fresh=%v: %.1f us, %.0f/s, p50 %.0f, p99 %.0f, %d sockets, %d errors", c.name, pids, w.connections, w.path, w.fresh, s.CPU, s.Requests, s.P50, s.P99, s.Sockets, s.Errors)
 	return s
 }
 

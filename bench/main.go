@@ -26,6 +26,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -39,6 +40,7 @@ type options struct {
 	duration   time.Duration
 	json       string
 	contenders string
+	points     string
 	verbose    bool
 	check      bool
 }
@@ -51,6 +53,7 @@ func main() {
 	flag.DurationVar(&o.duration, "duration", 2*time.Second, "how long each load lasts")
 	flag.StringVar(&o.json, "json", "", "write the results as JSON to this `file`")
 	flag.StringVar(&o.contenders, "contenders", "direct,nginx,haproxy,assay", "what to compare, of direct, nginx, haproxy, assay")
+	flag.StringVar(&o.points, "points", allPoints, "which loads to measure: connections of small requests, bulk, churn")
 	flag.BoolVar(&o.check, "check", false, "exit with 2 when a goal is missed")
 	flag.BoolVar(&o.verbose, "v", false, "show each measurement")
 	flag.Parse()
@@ -75,7 +78,15 @@ func main() {
 // concurrency are the points of the small-request table.
 var concurrency = []int{1, 8, 64, 256}
 
-const bulkConcurrency = 4
+const (
+	bulkConcurrency = 4
+	allPoints       = "1,8,64,256,bulk,churn"
+)
+
+// wants reports whether a point is to be measured.
+func (o options) wants(point string) bool {
+	return slices.Contains(strings.Split(o.points, ","), point)
+}
 
 func bench(r *run, o options) *results {
 	os.Setenv(lab.EndToEnd, "1")
@@ -112,21 +123,21 @@ func bench(r *run, o options) *results {
 	}
 	for rep := range o.repeats {
 		for _, n := range concurrency {
-			for _, c := range inTurn(field, rep) {
-				if c.name != "direct" || rep == 0 {
+			if o.wants(strconv.Itoa(n)) {
+				inTurn(field, rep, func(c *contender) {
 					res.small(c.name, n, c.measure(r, load{path: "/", connections: n, duration: o.duration}))
-				}
+				})
 			}
 		}
-		for _, c := range inTurn(field, rep) {
-			if c.name != "direct" || rep == 0 {
+		if o.wants("bulk") {
+			inTurn(field, rep, func(c *contender) {
 				res.bulk(c.name, c.measure(r, load{path: "/1m", connections: bulkConcurrency, duration: o.duration}))
-			}
+			})
 		}
-		for _, c := range inTurn(field, rep) {
-			if c.name != "direct" || rep == 0 {
+		if o.wants("churn") {
+			inTurn(field, rep, func(c *contender) {
 				res.churn(c.name, c.measure(r, load{path: "/", connections: 16, duration: o.duration, fresh: true}))
-			}
+			})
 		}
 	}
 	for _, c := range field {
@@ -142,11 +153,15 @@ func bench(r *run, o options) *results {
 	return res
 }
 
-// inTurn starts each round with another contender, so that none always follows
-// the same one.
-func inTurn(field []*contender, round int) []*contender {
+// inTurn measures one after the other, and starts each round with another one, so
+// that none always follows the same. No proxy at all needs one round only.
+func inTurn(field []*contender, round int, measure func(*contender)) {
 	k := round % max(len(field), 1)
-	return slices.Concat(field[k:], field[:k])
+	for _, c := range slices.Concat(field[k:], field[:k]) {
+		if c.name != "direct" || round == 0 {
+			measure(c)
+		}
+	}
 }
 
 // run is the lab's test: one that prints instead of failing a suite.
