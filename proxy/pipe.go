@@ -11,7 +11,7 @@ import (
 
 	"assay.dev/proxy/golden"
 	"assay.dev/proxy/mux"
-	"golang.org/x/sys/unix"
+	"assay.dev/proxy/nowait"
 )
 
 // relayBuffer is what one read of an application takes at most. Readers borrow it
@@ -190,19 +190,7 @@ func (k *pipe) write(b []byte) int {
 }
 
 func (k *pipe) try(fd uintptr) bool {
-	for k.n < len(k.arg) {
-		n, err := unix.Write(int(fd), k.arg[k.n:])
-		switch err {
-		case nil:
-			k.n += n
-		case unix.EINTR:
-		case unix.EAGAIN:
-			return true
-		default:
-			k.err = err
-			return true
-		}
-	}
+	k.n, k.err = nowait.Write(fd, k.arg)
 	return true
 }
 
@@ -280,21 +268,13 @@ func (s *source) try(fd uintptr) bool {
 	if s.buf == nil {
 		s.buf = relayBuffers.Get().(*[relayBuffer]byte)
 	}
-	for {
-		n, err := unix.Read(int(fd), s.buf[:])
-		switch err {
-		case nil:
-			s.n = n
-			return true
-		case unix.EINTR:
-		case unix.EAGAIN:
-			s.free()
-			return false
-		default:
-			s.err = os.NewSyscallError("read", err)
-			return true
-		}
+	s.n, s.err = nowait.Read(fd, s.buf[:])
+	if s.err == nowait.Again {
+		s.n, s.err = 0, nil
+		s.free()
+		return false
 	}
+	return true
 }
 
 // wakeReads makes a pending and every later read of c return a deadline error,

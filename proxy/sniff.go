@@ -36,10 +36,18 @@ func (s *sniffer) bytes() []byte {
 }
 
 // more waits until there is more to see than before: bytes, or the end. It returns
-// a deadline error when the connection's deadline passes.
+// a deadline error when the connection's deadline passes and there is nothing.
 func (s *sniffer) more() error {
 	s.err = nil
-	if err := s.raw.Read(s.fn); err != nil {
+	err := s.raw.Read(s.fn)
+	if err != nil && isTimeout(err) {
+		// On a busy machine it may be us who are late, not the bytes.
+		late := false
+		if e := s.raw.Control(func(fd uintptr) { late = s.try(fd) }); e == nil && late {
+			return s.err
+		}
+	}
+	if err != nil {
 		return err
 	}
 	return s.err

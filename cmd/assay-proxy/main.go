@@ -21,6 +21,7 @@ import (
 
 	"assay.dev/link"
 	"assay.dev/proxy"
+	"assay.dev/proxy/cores"
 	"assay.dev/proxy/sandbox"
 )
 
@@ -62,6 +63,7 @@ func serve(log *slog.Logger) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
+	go cores.Run(ctx) // until the process ends
 	return proxy.New(conn, proxy.Options{Log: log, Build: build(), Notes: notes}).Run(ctx)
 }
 

@@ -133,7 +133,8 @@ func (b *backend) flushed(n int) {
 	}
 }
 
-// shut closes the connection, from any goroutine; run notices and returns.
+// shut has run close the connection and return; anybody may call it. To close it
+// here would wait for calls that wait for locks of those who call it.
 func (b *backend) shut() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -144,7 +145,7 @@ func (b *backend) shut() {
 	b.cancel()
 	close(b.over)
 	if b.tcp != nil {
-		b.tcp.Close()
+		b.tcp.SetReadDeadline(longAgo)
 	}
 }
 
@@ -159,6 +160,9 @@ func (b *backend) close() {
 // end is the last thing that run does.
 func (b *backend) end() {
 	b.shut()
+	if b.tcp != nil {
+		b.tcp.Close()
+	}
 	b.w.close()
 	b.in.forget(b)
 }

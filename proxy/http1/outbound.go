@@ -354,15 +354,15 @@ func (c *client) shutdown() {
 	}
 }
 
-// abort resets the connection: what was cut short may not look complete.
+// abort has the goroutine reset the connection: what was cut short may not look
+// complete. To close it here, under mu, would wait for calls that wait for mu.
 func (c *client) abort() {
 	if c.dead {
 		return
 	}
 	c.dead = true
 	c.tcp.SetLinger(0)
-	c.tcp.Close()
-	c.signal()
+	c.kick()
 }
 
 // close ends the connection.
