@@ -1,12 +1,15 @@
 package main
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -177,6 +180,89 @@ func TestWrongIdentity(t *testing.T) {
 		t.Errorf("counted %+v", r)
 	}
 	eventually(t, "the finding arrives", func() bool { return client.found("identity-mismatch") == 1 })
+}
+
+// TestForgedEndpoint: services that name an endpoint which is not who or where they
+// say. Whatever the lie is, its address gets no byte of the application's.
+func TestForgedEndpoint(t *testing.T) {
+	const secret = "secret-of-the-application"
+	w := newWorld(t)
+	client, server, thief, outsider := w.workload("client"), w.workload("server"), w.workload("thief"), w.outsider()
+	var mu sync.Mutex
+	var got []byte
+	record := func(c *net.TCPConn) {
+		b, _ := io.ReadAll(c)
+		mu.Lock()
+		got = append(got, b...)
+		mu.Unlock()
+	}
+	inside, outside := thief.serve(0, record), outsider.serve(0, record)
+	before := uint64(0)
+	for n, lie := range []struct {
+		name   string
+		e      assay.Endpoint
+		reason string // counted as a refusal or as a failed handshake
+	}{
+		{"the server's identity at the thief's address", assay.Endpoint{Workload: server.ID, Identity: server.Identity, Addrs: thief.Addrs, Targets: []uint16{inside}}, "identity-mismatch"},
+		{"the server's identity outside the mesh", assay.Endpoint{Workload: server.ID, Identity: server.Identity, Addrs: outsider.Addrs, Targets: []uint16{outside}}, "handshake"},
+		{"nobody's identity outside the mesh", assay.Endpoint{Workload: server.ID, Addrs: outsider.Addrs, Targets: []uint16{outside}}, "unknown-mesh-address"},
+		{"nobody's identity at an address of nobody", assay.Endpoint{Workload: server.ID, Addrs: []netip.Addr{addr4(99)}, Targets: []uint16{inside}}, "unknown-mesh-address"},
+		{"another trust domain", assay.Endpoint{Workload: server.ID, Identity: assay.Identity{TrustDomain: "evil.test", Namespace: "bank", Account: "server"}, Addrs: thief.Addrs, Targets: []uint16{inside}}, "identity-mismatch"},
+	} {
+		vip := w.serviceAt(fmt.Sprintf("forged%d", n), 80, lie.e)
+		client.dialExpectReset(vip, secret)
+		c := client.report().Counters
+		if count := c.Refusals[lie.reason] + c.HandshakeFailures[lie.reason]; count == 0 {
+			t.Errorf("%s: counted %+v", lie.name, c)
+		}
+		total := uint64(0)
+		for _, v := range c.Refusals {
+			total += v
+		}
+		if total <= before {
+			t.Errorf("%s: no refusal is counted: %+v", lie.name, c.Refusals)
+		}
+		before = total
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if bytes.Contains(got, []byte(secret)) {
+		t.Errorf("the application's bytes were sent: %q", got)
+	}
+}
+
+// TestAddressUsedAgain: a client that has not heard that an address is another
+// workload's now, with a session to the old one or without.
+func TestAddressUsedAgain(t *testing.T) {
+	w := newWorld(t)
+	client, server := w.workload("client"), w.workload("server")
+	target := server.serve(0, echo)
+	vip := w.service("ledger", 1, assay.Opaque, target, server)
+	if got := exchange(t, client.mustDial(vip), "before"); got != "before" {
+		t.Error(got)
+	}
+	// The server ends; the next owner of its address listens on its port.
+	server.cmd.Process.Kill()
+	<-server.exited
+	old := server.Identity
+	server.Identity.Account, server.identity.Account = "heir", "heir"
+	server.Name, server.published = "heir", old // as the client still has it
+	server.restart()
+	client.dialExpectReset(vip, "secret")
+	r := client.report().Counters
+	if r.HandshakeFailures["identity-mismatch"] == 0 || r.Refusals["handshake"] == 0 {
+		t.Errorf("counted %+v", r)
+	}
+	eventually(t, "the finding arrives", func() bool { return client.found("identity-mismatch") == 1 })
+	if s := sum(server.report(), func(assay.SignalKey) bool { return true }); s.Opened != 0 {
+		t.Errorf("the heir served %d connections", s.Opened)
+	}
+	// When the news arrive, the address is the heir's.
+	server.published = assay.Identity{}
+	vip = w.service("ledger", 1, assay.Opaque, target, server)
+	if got := exchange(t, client.mustDial(vip), "after"); got != "after" {
+		t.Error(got)
+	}
 }
 
 // TestStolenAddress: a client with a valid certificate of somebody else than lives at

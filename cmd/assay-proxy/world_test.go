@@ -450,6 +450,18 @@ func (w *world) service(name string, port uint16, protocol assay.Protocol, targe
 	return netip.AddrPortFrom(s.VIPs[0], port)
 }
 
+// serviceAt publishes a service of one port with an endpoint that may be a lie.
+func (w *world) serviceAt(name string, port uint16, e assay.Endpoint) netip.AddrPort {
+	w.t.Helper()
+	s := assay.Service{Namespace: "bank", Name: name, Ports: []assay.Port{{Name: "main", Port: port, Protocol: assay.Opaque}}, Endpoints: []assay.Endpoint{e}}
+	w.mu.Lock()
+	s.VIPs = []netip.Addr{netip.AddrFrom4([4]byte{10, 182, 0, byte(len(w.services) + 1)})}
+	w.services[s.Key()] = s
+	w.mu.Unlock()
+	w.publish()
+	return netip.AddrPortFrom(s.VIPs[0], port)
+}
+
 func (w *world) setMode(mode assay.Mode) {
 	w.mu.Lock()
 	w.settings.Mode = mode
