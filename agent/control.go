@@ -31,8 +31,13 @@ func (a *Agent) syncLoop(ctx context.Context) {
 		a.fresh.set()
 		return
 	}
-	stale := time.AfterFunc(staleFor, a.fresh.set)
-	defer stale.Stop()
+	a.mu.Lock()
+	something := len(a.snapshot.resources) > 0
+	a.mu.Unlock()
+	if something { // nothing is older than whatever they know
+		stale := time.AfterFunc(staleFor, a.fresh.set)
+		defer stale.Stop()
+	}
 	retry := retryFirst
 	for ctx.Err() == nil {
 		began := time.Now()
