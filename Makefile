@@ -25,6 +25,10 @@ test: packages build lint ## everything that this machine can run, end-to-end su
 	$(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v -e /test/ -e /test$$ -e /bench)
 	ASSAY_E2E=1 $(GO) test -timeout 40m -p 1 ./bench/... ./test/...
 
+.PHONY: chaos
+chaos: ## kill control, agents and proxies under load for two minutes (LENGTH=2m)
+	ASSAY_E2E=1 ASSAY_CHAOS=$(or $(LENGTH),2m) $(GO) test -count=1 -v -timeout 30m -run TestChaos ./test/lifecycle
+
 .PHONY: test-short
 test-short: ## what needs no privileges and no installed servers, in under 3 minutes
 	$(GO) test ./...

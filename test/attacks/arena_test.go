@@ -83,7 +83,7 @@ func send(from *lab.Space, to netip.AddrPort) (sent int, end string) {
 		return 0, ending(err)
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(6 * time.Second))
+	c.SetDeadline(time.Now().Add(4 * time.Second))
 	answer := make(chan error, 1)
 	go func() {
 		// An application that answers is as good an end as one that refuses.
@@ -145,7 +145,7 @@ func (a *arena) nothingPassed(t *testing.T) {
 // mustBeCounted waits for the refusals in the signals.
 func (a *arena) mustBeCounted(t *testing.T) {
 	t.Helper()
-	lab.Eventually(t, 10*time.Second, "the refusal is counted", func() error {
+	lab.Eventually(t, 20*time.Second, "the refusal is counted", func() error {
 		now := refusals(t, a.Mesh)
 		if total(now) <= a.before {
 			return fmt.Errorf("%d before and now: %v", a.before, now)
