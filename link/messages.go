@@ -30,7 +30,7 @@ const (
 	KindHello   Kind = "hello"   // Hello, with the listeners when it was orphaned
 	KindReady   Kind = "ready"   // empty: accepting
 	KindCSR     Kind = "csr"     // CSR
-	KindAck     Kind = "ack"     // Ack
+	KindAck     Kind = "ack"     // Ack: after each services, table, bundle; the kernel lets through what is acknowledged
 	KindReport  Kind = "report"  // Report
 	KindFinding Kind = "finding" // assay.Finding
 )

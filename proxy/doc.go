@@ -8,7 +8,8 @@
 // for what is dialled to it.
 //
 // What it refuses to do: dial a meshed address in plaintext, whatever has failed;
-// dial an address of the mesh's own networks that the table does not know; take
+// dial an address of the mesh's own networks that the table does not know, or take
+// plaintext from one; believe a client who is not who the table has at its address; take
 // configuration from anywhere but its link; talk to control; write its key anywhere;
 // turn a peer's reset or refusal into a clean close.
 //
