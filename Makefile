@@ -23,7 +23,7 @@ build: ## bin/assay, bin/assay-proxy and the demo's bin/bank
 test: packages build lint ## everything that this machine can run, end-to-end suites too
 	cd examples/bank && $(GO) test -race ./...
 	$(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v -e /test/ -e /test$$ -e /bench)
-	ASSAY_E2E=1 $(GO) test -timeout 40m -p 1 ./bench/... ./test/...
+	test/e2e.sh
 
 .PHONY: chaos
 chaos: ## kill control, agents and proxies under load for two minutes (LENGTH=2m)
