@@ -90,9 +90,14 @@ func run1(ctx context.Context, o *runOptions) error {
 		return &assay.Error{Kind: assay.Denied, Op: "run " + o.request.Service, Err: errors.New("the agent belongs to root, and so does making network namespaces"),
 			Remedy: "run as root (--user runs the command as somebody else), or start a mesh of your own: assay up"}
 	}
-	// Signals are ours from here on: a command that is being placed is not lost.
+	// Signals are ours from here on: a command that is being placed is not lost. What
+	// is ignored stays so, for the command too: that is what nohup means.
 	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, forwarded...)
+	for _, s := range forwarded {
+		if !signal.Ignored(s) {
+			signal.Notify(signals, s)
+		}
+	}
 	defer signal.Stop(signals)
 
 	placing, cancel := context.WithCancel(ctx)
