@@ -56,5 +56,5 @@ type Host struct {
 type NamespaceConfig struct {
 	Namespace     string   `json:"namespace"`
 	Mode          Mode     `json:"mode"`
-	ExcludedPorts []uint16 `json:"excludedPorts,omitempty"` // pass untouched, listed as exceptions
+	ExcludedPorts []uint16 `json:"excludedPorts,omitempty"` // pass untouched
 }

@@ -26,8 +26,7 @@ type MeshConfigSpec struct {
 	// counted and shown as an exception; or "strict": it is refused and recorded.
 	Mode string `json:"mode,omitempty"`
 	// ExcludedPorts are TCP ports, 1 to 65535, whose connections are not captured in
-	// this namespace, in either direction. They pass as they are and are shown as
-	// exceptions.
+	// this namespace, in either direction. They pass as they are.
 	ExcludedPorts []int32 `json:"excludedPorts,omitempty"`
 }
 

@@ -16,7 +16,7 @@
 // first two in a program linked with cgo, which has threads that Go does not know of.
 // The filter, which also denies all that Landlock does, is never missing.
 //
-// The allow-list was found by tracing the proxy through its tests; filter.go says
-// what each group is for. A process that was let in stays in: nothing here can be
+// The allow-list was found by running the proxy's tests under it; filter.go says what
+// each group is for. A process that was let in stays in: nothing here can be
 // undone, and no goroutine is started.
 package sandbox
