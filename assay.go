@@ -8,6 +8,6 @@
 //
 // Tour: identity.go (SPIFFE IDs), artifact.go (what runs, and the certificate
 // extension that says so), workload.go and service.go (what a snapshot is made
-// of), signals.go (golden signals), edge.go (who talks to whom), error.go (errors
+// of), route.go (rules for requests), signals.go (golden signals), edge.go (who talks to whom), error.go (errors
 // for the person who reads them).
 package assay

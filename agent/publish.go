@@ -21,6 +21,7 @@ const coalesce = 50 * time.Millisecond
 type view struct {
 	number     uint64
 	services   map[string]versioned
+	routes     map[string]versionedRoute
 	namespaces map[string]assay.NamespaceConfig
 	bundle     *link.Bundle
 	open       map[netip.AddrPort]bool
@@ -29,6 +30,11 @@ type view struct {
 
 type versioned struct {
 	service *assay.Service
+	version uint64
+}
+
+type versionedRoute struct {
+	route   *assay.Route
 	version uint64
 }
 
@@ -111,7 +117,7 @@ func (a *Agent) publish() {
 	last := a.view.Load()
 	a.mu.Unlock()
 	v := &view{
-		number: last.number + 1, services: map[string]versioned{}, namespaces: map[string]assay.NamespaceConfig{},
+		number: last.number + 1, services: map[string]versioned{}, routes: map[string]versionedRoute{}, namespaces: map[string]assay.NamespaceConfig{},
 		open: map[netip.AddrPort]bool{}, table: last.table,
 	}
 	var workloads []assay.Workload
@@ -122,6 +128,8 @@ func (a *Agent) publish() {
 		case r.service != nil:
 			v.services[r.service.Key()] = versioned{r.service, r.message.GetVersion()}
 			openPorts(v.open, r.service)
+		case r.route != nil:
+			v.routes[r.route.Key()] = versionedRoute{r.route, r.message.GetVersion()}
 		case r.namespace != nil:
 			v.namespaces[r.namespace.Namespace] = *r.namespace
 		}

@@ -39,6 +39,7 @@ type session struct {
 	// What the proxy was told, by the sender.
 	configured link.Configure
 	services   map[string]uint64
+	routes     map[string]uint64
 	namespace  assay.NamespaceConfig
 	table      uint64
 	bundle     uint64
@@ -53,7 +54,7 @@ type session struct {
 
 func newSession(w *workload, conn *link.Conn) *session {
 	conn.Limit(maxFromProxy)
-	return &session{w: w, conn: conn, wake: make(chan struct{}, 1), services: map[string]uint64{}, waiting: map[uint64]chan struct{}{}}
+	return &session{w: w, conn: conn, wake: make(chan struct{}, 1), services: map[string]uint64{}, routes: map[string]uint64{}, waiting: map[uint64]chan struct{}{}}
 }
 
 func (s *session) wakeUp() {
@@ -284,10 +285,26 @@ func (s *session) updateServices(v *view, full bool) error {
 			delete(s.services, key)
 		}
 	}
-	if config := v.config(s.w.noun().Namespace); full || !reflect.DeepEqual(config, s.namespace) {
+	namespace := s.w.noun().Namespace
+	for key, x := range v.routes {
+		if sent, ok := s.routes[key]; !ok || sent != x.version {
+			if r, ok := routeFor(x.route, namespace); ok {
+				delta.Routes = append(delta.Routes, r)
+			} else if s.routes[key] != 0 {
+				delta.RemoveRoutes = append(delta.RemoveRoutes, key)
+			}
+		}
+	}
+	for key := range s.routes {
+		if _, there := v.routes[key]; !there {
+			delta.RemoveRoutes = append(delta.RemoveRoutes, key)
+			delete(s.routes, key)
+		}
+	}
+	if config := v.config(namespace); full || !reflect.DeepEqual(config, s.namespace) {
 		delta.Config, s.namespace = &config, config
 	}
-	if !full && len(delta.Upsert) == 0 && len(delta.Remove) == 0 && delta.Config == nil {
+	if !full && len(delta.Upsert) == 0 && len(delta.Remove) == 0 && delta.Config == nil && len(delta.Routes) == 0 && len(delta.RemoveRoutes) == 0 {
 		return nil
 	}
 	s.mu.Lock()
@@ -299,7 +316,23 @@ func (s *session) updateServices(v *view, full bool) error {
 	for key, x := range v.services {
 		s.services[key] = x.version
 	}
+	for key, x := range v.routes {
+		s.routes[key] = x.version
+	}
 	return nil
+}
+
+// routeFor returns what of a route workloads of a namespace meet: a consumer's route is
+// for its own namespace alone.
+func routeFor(r *assay.Route, namespace string) (assay.Route, bool) {
+	out := *r
+	out.Parents = nil
+	for _, p := range r.Parents {
+		if r.Producer(p) || r.Namespace == namespace {
+			out.Parents = append(out.Parents, p)
+		}
+	}
+	return out, len(out.Parents) > 0
 }
 
 // receive follows what the proxy says.

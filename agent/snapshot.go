@@ -31,6 +31,7 @@ type resource struct {
 	service   *assay.Service
 	namespace *assay.NamespaceConfig
 	host      *assay.Host
+	route     *assay.Route
 }
 
 func newSnapshot(epoch uint64) *snapshot {
@@ -99,6 +100,12 @@ func readResource(m *api.Resource) (*resource, error) {
 			return nil, err
 		}
 		r.host, key = &v, "host/"+v.ID
+	case m.GetRoute() != nil:
+		v, err := m.GetRoute().Noun()
+		if err != nil {
+			return nil, err
+		}
+		r.route, key = &v, "route/"+v.Key()
 	default:
 		// A newer control may know kinds that this agent does not.
 		return r, nil

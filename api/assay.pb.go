@@ -1052,7 +1052,7 @@ func (x *Delta) GetComplete() bool {
 }
 
 // Resource is one versioned piece of a snapshot. Keys: "workload/ID",
-// "service/NAMESPACE/NAME", "namespace/NAME", "host/ID".
+// "service/NAMESPACE/NAME", "namespace/NAME", "host/ID", "route/KIND/NAMESPACE/NAME".
 type Resource struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Key     string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -1063,6 +1063,7 @@ type Resource struct {
 	//	*Resource_Service
 	//	*Resource_Namespace
 	//	*Resource_Host
+	//	*Resource_Route
 	Body          isResource_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1155,6 +1156,15 @@ func (x *Resource) GetHost() *Host {
 	return nil
 }
 
+func (x *Resource) GetRoute() *Route {
+	if x != nil {
+		if x, ok := x.Body.(*Resource_Route); ok {
+			return x.Route
+		}
+	}
+	return nil
+}
+
 type isResource_Body interface {
 	isResource_Body()
 }
@@ -1175,6 +1185,10 @@ type Resource_Host struct {
 	Host *Host `protobuf:"bytes,6,opt,name=host,proto3,oneof"`
 }
 
+type Resource_Route struct {
+	Route *Route `protobuf:"bytes,7,opt,name=route,proto3,oneof"`
+}
+
 func (*Resource_Workload) isResource_Body() {}
 
 func (*Resource_Service) isResource_Body() {}
@@ -1182,6 +1196,8 @@ func (*Resource_Service) isResource_Body() {}
 func (*Resource_Namespace) isResource_Body() {}
 
 func (*Resource_Host) isResource_Body() {}
+
+func (*Resource_Route) isResource_Body() {}
 
 type Bundle struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1868,6 +1884,52 @@ func (x *Endpoint) GetTargets() []uint32 {
 	return nil
 }
 
+// Route is an assay.Route as JSON, the form in which agents pass it on: one schema for
+// what nobody between control and a proxy looks into.
+type Route struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Json          []byte                 `protobuf:"bytes,1,opt,name=json,proto3" json:"json,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Route) Reset() {
+	*x = Route{}
+	mi := &file_assay_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Route) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Route) ProtoMessage() {}
+
+func (x *Route) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Route.ProtoReflect.Descriptor instead.
+func (*Route) Descriptor() ([]byte, []int) {
+	return file_assay_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Route) GetJson() []byte {
+	if x != nil {
+		return x.Json
+	}
+	return nil
+}
+
 type Finding struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Time          int64                  `protobuf:"varint,1,opt,name=time,proto3" json:"time,omitempty"`
@@ -1882,7 +1944,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_assay_proto_msgTypes[24]
+	mi := &file_assay_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1894,7 +1956,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[24]
+	mi := &file_assay_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1907,7 +1969,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{24}
+	return file_assay_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Finding) GetTime() int64 {
@@ -1968,7 +2030,7 @@ type WorkloadReport struct {
 
 func (x *WorkloadReport) Reset() {
 	*x = WorkloadReport{}
-	mi := &file_assay_proto_msgTypes[25]
+	mi := &file_assay_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1980,7 +2042,7 @@ func (x *WorkloadReport) String() string {
 func (*WorkloadReport) ProtoMessage() {}
 
 func (x *WorkloadReport) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[25]
+	mi := &file_assay_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1993,7 +2055,7 @@ func (x *WorkloadReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadReport.ProtoReflect.Descriptor instead.
 func (*WorkloadReport) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{25}
+	return file_assay_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WorkloadReport) GetWorkloadId() string {
@@ -2072,7 +2134,7 @@ type Signals struct {
 
 func (x *Signals) Reset() {
 	*x = Signals{}
-	mi := &file_assay_proto_msgTypes[26]
+	mi := &file_assay_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2084,7 +2146,7 @@ func (x *Signals) String() string {
 func (*Signals) ProtoMessage() {}
 
 func (x *Signals) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[26]
+	mi := &file_assay_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2097,7 +2159,7 @@ func (x *Signals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Signals.ProtoReflect.Descriptor instead.
 func (*Signals) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{26}
+	return file_assay_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Signals) GetDirection() string {
@@ -2243,7 +2305,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_assay_proto_msgTypes[27]
+	mi := &file_assay_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2255,7 +2317,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[27]
+	mi := &file_assay_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2268,7 +2330,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{27}
+	return file_assay_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *File) GetName() string {
@@ -2296,7 +2358,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_assay_proto_msgTypes[28]
+	mi := &file_assay_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2308,7 +2370,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[28]
+	mi := &file_assay_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2321,7 +2383,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{28}
+	return file_assay_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ApplyRequest) GetFiles() []*File {
@@ -2354,7 +2416,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_assay_proto_msgTypes[29]
+	mi := &file_assay_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2366,7 +2428,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[29]
+	mi := &file_assay_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2379,7 +2441,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{29}
+	return file_assay_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ApplyResponse) GetChanges() []*Change {
@@ -2401,7 +2463,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_assay_proto_msgTypes[30]
+	mi := &file_assay_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2413,7 +2475,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[30]
+	mi := &file_assay_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2426,7 +2488,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{30}
+	return file_assay_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Change) GetKind() string {
@@ -2468,7 +2530,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_assay_proto_msgTypes[31]
+	mi := &file_assay_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2480,7 +2542,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[31]
+	mi := &file_assay_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2493,7 +2555,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{31}
+	return file_assay_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DeleteRequest) GetKind() string {
@@ -2525,7 +2587,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_assay_proto_msgTypes[32]
+	mi := &file_assay_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2537,7 +2599,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[32]
+	mi := &file_assay_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2550,10 +2612,10 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{32}
+	return file_assay_proto_rawDescGZIP(), []int{33}
 }
 
-// Kinds: services, workloads, namespaces, meshconfigs, hosts, certificates, signals, edges,
+// Kinds: services, workloads, namespaces, meshconfigs, httproutes, grpcroutes, referencegrants, hosts, certificates, signals, edges,
 // findings, audit, tokens, bundle.
 type ListRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2566,7 +2628,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_assay_proto_msgTypes[33]
+	mi := &file_assay_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2578,7 +2640,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[33]
+	mi := &file_assay_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2591,7 +2653,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{33}
+	return file_assay_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListRequest) GetKind() string {
@@ -2625,7 +2687,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_assay_proto_msgTypes[34]
+	mi := &file_assay_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2637,7 +2699,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[34]
+	mi := &file_assay_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2650,7 +2712,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{34}
+	return file_assay_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListResponse) GetItems() [][]byte {
@@ -2677,7 +2739,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_assay_proto_msgTypes[35]
+	mi := &file_assay_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2689,7 +2751,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[35]
+	mi := &file_assay_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2702,7 +2764,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{35}
+	return file_assay_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *CreateTokenRequest) GetCovers() []string {
@@ -2729,7 +2791,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_assay_proto_msgTypes[36]
+	mi := &file_assay_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2741,7 +2803,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[36]
+	mi := &file_assay_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2754,7 +2816,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{36}
+	return file_assay_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -2783,7 +2845,7 @@ type IssueOperatorRequest struct {
 
 func (x *IssueOperatorRequest) Reset() {
 	*x = IssueOperatorRequest{}
-	mi := &file_assay_proto_msgTypes[37]
+	mi := &file_assay_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2795,7 +2857,7 @@ func (x *IssueOperatorRequest) String() string {
 func (*IssueOperatorRequest) ProtoMessage() {}
 
 func (x *IssueOperatorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[37]
+	mi := &file_assay_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2808,7 +2870,7 @@ func (x *IssueOperatorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueOperatorRequest.ProtoReflect.Descriptor instead.
 func (*IssueOperatorRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{37}
+	return file_assay_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *IssueOperatorRequest) GetName() string {
@@ -2849,7 +2911,7 @@ type IssueOperatorResponse struct {
 
 func (x *IssueOperatorResponse) Reset() {
 	*x = IssueOperatorResponse{}
-	mi := &file_assay_proto_msgTypes[38]
+	mi := &file_assay_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2861,7 +2923,7 @@ func (x *IssueOperatorResponse) String() string {
 func (*IssueOperatorResponse) ProtoMessage() {}
 
 func (x *IssueOperatorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[38]
+	mi := &file_assay_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2874,7 +2936,7 @@ func (x *IssueOperatorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueOperatorResponse.ProtoReflect.Descriptor instead.
 func (*IssueOperatorResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{38}
+	return file_assay_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *IssueOperatorResponse) GetChain() [][]byte {
@@ -2900,7 +2962,7 @@ type RotateRequest struct {
 
 func (x *RotateRequest) Reset() {
 	*x = RotateRequest{}
-	mi := &file_assay_proto_msgTypes[39]
+	mi := &file_assay_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2912,7 +2974,7 @@ func (x *RotateRequest) String() string {
 func (*RotateRequest) ProtoMessage() {}
 
 func (x *RotateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[39]
+	mi := &file_assay_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2925,7 +2987,7 @@ func (x *RotateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateRequest.ProtoReflect.Descriptor instead.
 func (*RotateRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{39}
+	return file_assay_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RotateRequest) GetDeadlineSeconds() int64 {
@@ -2944,7 +3006,7 @@ type RotateResponse struct {
 
 func (x *RotateResponse) Reset() {
 	*x = RotateResponse{}
-	mi := &file_assay_proto_msgTypes[40]
+	mi := &file_assay_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2956,7 +3018,7 @@ func (x *RotateResponse) String() string {
 func (*RotateResponse) ProtoMessage() {}
 
 func (x *RotateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[40]
+	mi := &file_assay_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2969,7 +3031,7 @@ func (x *RotateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateResponse.ProtoReflect.Descriptor instead.
 func (*RotateResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{40}
+	return file_assay_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RotateResponse) GetBundleVersion() uint64 {
@@ -2988,7 +3050,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_assay_proto_msgTypes[41]
+	mi := &file_assay_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3000,7 +3062,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[41]
+	mi := &file_assay_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3013,7 +3075,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{41}
+	return file_assay_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CheckRequest) GetExpirySeconds() int64 {
@@ -3032,7 +3094,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_assay_proto_msgTypes[42]
+	mi := &file_assay_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3044,7 +3106,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[42]
+	mi := &file_assay_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3057,7 +3119,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{42}
+	return file_assay_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *CheckResponse) GetFindings() []*Finding {
@@ -3149,14 +3211,15 @@ const file_assay_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12*\n" +
 	"\x06upsert\x18\x02 \x03(\v2\x12.assay.v1.ResourceR\x06upsert\x12\x16\n" +
 	"\x06remove\x18\x03 \x03(\tR\x06remove\x12\x1a\n" +
-	"\bcomplete\x18\x04 \x01(\bR\bcomplete\"\x80\x02\n" +
+	"\bcomplete\x18\x04 \x01(\bR\bcomplete\"\xa9\x02\n" +
 	"\bResource\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x120\n" +
 	"\bworkload\x18\x03 \x01(\v2\x12.assay.v1.WorkloadH\x00R\bworkload\x12-\n" +
 	"\aservice\x18\x04 \x01(\v2\x11.assay.v1.ServiceH\x00R\aservice\x129\n" +
 	"\tnamespace\x18\x05 \x01(\v2\x19.assay.v1.NamespaceConfigH\x00R\tnamespace\x12$\n" +
-	"\x04host\x18\x06 \x01(\v2\x0e.assay.v1.HostH\x00R\x04hostB\x06\n" +
+	"\x04host\x18\x06 \x01(\v2\x0e.assay.v1.HostH\x00R\x04host\x12'\n" +
+	"\x05route\x18\a \x01(\v2\x0f.assay.v1.RouteH\x00R\x05routeB\x06\n" +
 	"\x04body\"8\n" +
 	"\x06Bundle\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x14\n" +
@@ -3217,7 +3280,9 @@ const file_assay_proto_rawDesc = "" +
 	"\bworkload\x18\x01 \x01(\tR\bworkload\x12\x1a\n" +
 	"\bidentity\x18\x02 \x01(\tR\bidentity\x12\x14\n" +
 	"\x05addrs\x18\x03 \x03(\fR\x05addrs\x12\x18\n" +
-	"\atargets\x18\x04 \x03(\rR\atargets\"\x97\x01\n" +
+	"\atargets\x18\x04 \x03(\rR\atargets\"\x1b\n" +
+	"\x05Route\x12\x12\n" +
+	"\x04json\x18\x01 \x01(\fR\x04json\"\x97\x01\n" +
 	"\aFinding\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x1a\n" +
 	"\bworkload\x18\x02 \x01(\tR\bworkload\x12\x12\n" +
@@ -3346,7 +3411,7 @@ func file_assay_proto_rawDescGZIP() []byte {
 	return file_assay_proto_rawDescData
 }
 
-var file_assay_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_assay_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_assay_proto_goTypes = []any{
 	(*JoinRequest)(nil),           // 0: assay.v1.JoinRequest
 	(*JoinResponse)(nil),          // 1: assay.v1.JoinResponse
@@ -3372,30 +3437,31 @@ var file_assay_proto_goTypes = []any{
 	(*Service)(nil),               // 21: assay.v1.Service
 	(*Port)(nil),                  // 22: assay.v1.Port
 	(*Endpoint)(nil),              // 23: assay.v1.Endpoint
-	(*Finding)(nil),               // 24: assay.v1.Finding
-	(*WorkloadReport)(nil),        // 25: assay.v1.WorkloadReport
-	(*Signals)(nil),               // 26: assay.v1.Signals
-	(*File)(nil),                  // 27: assay.v1.File
-	(*ApplyRequest)(nil),          // 28: assay.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 29: assay.v1.ApplyResponse
-	(*Change)(nil),                // 30: assay.v1.Change
-	(*DeleteRequest)(nil),         // 31: assay.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 32: assay.v1.DeleteResponse
-	(*ListRequest)(nil),           // 33: assay.v1.ListRequest
-	(*ListResponse)(nil),          // 34: assay.v1.ListResponse
-	(*CreateTokenRequest)(nil),    // 35: assay.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 36: assay.v1.CreateTokenResponse
-	(*IssueOperatorRequest)(nil),  // 37: assay.v1.IssueOperatorRequest
-	(*IssueOperatorResponse)(nil), // 38: assay.v1.IssueOperatorResponse
-	(*RotateRequest)(nil),         // 39: assay.v1.RotateRequest
-	(*RotateResponse)(nil),        // 40: assay.v1.RotateResponse
-	(*CheckRequest)(nil),          // 41: assay.v1.CheckRequest
-	(*CheckResponse)(nil),         // 42: assay.v1.CheckResponse
-	nil,                           // 43: assay.v1.HostHello.KnownEntry
-	nil,                           // 44: assay.v1.Workload.LabelsEntry
-	nil,                           // 45: assay.v1.WorkloadReport.HandshakeFailuresEntry
-	nil,                           // 46: assay.v1.WorkloadReport.DetectionsEntry
-	nil,                           // 47: assay.v1.WorkloadReport.RefusalsEntry
+	(*Route)(nil),                 // 24: assay.v1.Route
+	(*Finding)(nil),               // 25: assay.v1.Finding
+	(*WorkloadReport)(nil),        // 26: assay.v1.WorkloadReport
+	(*Signals)(nil),               // 27: assay.v1.Signals
+	(*File)(nil),                  // 28: assay.v1.File
+	(*ApplyRequest)(nil),          // 29: assay.v1.ApplyRequest
+	(*ApplyResponse)(nil),         // 30: assay.v1.ApplyResponse
+	(*Change)(nil),                // 31: assay.v1.Change
+	(*DeleteRequest)(nil),         // 32: assay.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 33: assay.v1.DeleteResponse
+	(*ListRequest)(nil),           // 34: assay.v1.ListRequest
+	(*ListResponse)(nil),          // 35: assay.v1.ListResponse
+	(*CreateTokenRequest)(nil),    // 36: assay.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),   // 37: assay.v1.CreateTokenResponse
+	(*IssueOperatorRequest)(nil),  // 38: assay.v1.IssueOperatorRequest
+	(*IssueOperatorResponse)(nil), // 39: assay.v1.IssueOperatorResponse
+	(*RotateRequest)(nil),         // 40: assay.v1.RotateRequest
+	(*RotateResponse)(nil),        // 41: assay.v1.RotateResponse
+	(*CheckRequest)(nil),          // 42: assay.v1.CheckRequest
+	(*CheckResponse)(nil),         // 43: assay.v1.CheckResponse
+	nil,                           // 44: assay.v1.HostHello.KnownEntry
+	nil,                           // 45: assay.v1.Workload.LabelsEntry
+	nil,                           // 46: assay.v1.WorkloadReport.HandshakeFailuresEntry
+	nil,                           // 47: assay.v1.WorkloadReport.DetectionsEntry
+	nil,                           // 48: assay.v1.WorkloadReport.RefusalsEntry
 }
 var file_assay_proto_depIdxs = []int32{
 	15, // 0: assay.v1.JoinResponse.bundle:type_name -> assay.v1.Bundle
@@ -3403,10 +3469,10 @@ var file_assay_proto_depIdxs = []int32{
 	6,  // 2: assay.v1.HostUpdate.hello:type_name -> assay.v1.HostHello
 	18, // 3: assay.v1.HostUpdate.workload_up:type_name -> assay.v1.Workload
 	8,  // 4: assay.v1.HostUpdate.bundle_ack:type_name -> assay.v1.BundleAck
-	25, // 5: assay.v1.HostUpdate.report:type_name -> assay.v1.WorkloadReport
-	24, // 6: assay.v1.HostUpdate.finding:type_name -> assay.v1.Finding
+	26, // 5: assay.v1.HostUpdate.report:type_name -> assay.v1.WorkloadReport
+	25, // 6: assay.v1.HostUpdate.finding:type_name -> assay.v1.Finding
 	7,  // 7: assay.v1.HostUpdate.synced:type_name -> assay.v1.Synced
-	43, // 8: assay.v1.HostHello.known:type_name -> assay.v1.HostHello.KnownEntry
+	44, // 8: assay.v1.HostHello.known:type_name -> assay.v1.HostHello.KnownEntry
 	10, // 9: assay.v1.ControlUpdate.welcome:type_name -> assay.v1.Welcome
 	13, // 10: assay.v1.ControlUpdate.delta:type_name -> assay.v1.Delta
 	15, // 11: assay.v1.ControlUpdate.bundle:type_name -> assay.v1.Bundle
@@ -3417,45 +3483,46 @@ var file_assay_proto_depIdxs = []int32{
 	21, // 16: assay.v1.Resource.service:type_name -> assay.v1.Service
 	20, // 17: assay.v1.Resource.namespace:type_name -> assay.v1.NamespaceConfig
 	19, // 18: assay.v1.Resource.host:type_name -> assay.v1.Host
-	44, // 19: assay.v1.Workload.labels:type_name -> assay.v1.Workload.LabelsEntry
-	17, // 20: assay.v1.Workload.artifacts:type_name -> assay.v1.Artifact
-	22, // 21: assay.v1.Service.ports:type_name -> assay.v1.Port
-	23, // 22: assay.v1.Service.endpoints:type_name -> assay.v1.Endpoint
-	26, // 23: assay.v1.WorkloadReport.signals:type_name -> assay.v1.Signals
-	45, // 24: assay.v1.WorkloadReport.handshake_failures:type_name -> assay.v1.WorkloadReport.HandshakeFailuresEntry
-	46, // 25: assay.v1.WorkloadReport.detections:type_name -> assay.v1.WorkloadReport.DetectionsEntry
-	47, // 26: assay.v1.WorkloadReport.refusals:type_name -> assay.v1.WorkloadReport.RefusalsEntry
-	27, // 27: assay.v1.ApplyRequest.files:type_name -> assay.v1.File
-	30, // 28: assay.v1.ApplyResponse.changes:type_name -> assay.v1.Change
-	15, // 29: assay.v1.IssueOperatorResponse.bundle:type_name -> assay.v1.Bundle
-	24, // 30: assay.v1.CheckResponse.findings:type_name -> assay.v1.Finding
-	0,  // 31: assay.v1.Hosts.Join:input_type -> assay.v1.JoinRequest
-	2,  // 32: assay.v1.Hosts.Renew:input_type -> assay.v1.RenewRequest
-	5,  // 33: assay.v1.Hosts.Sync:input_type -> assay.v1.HostUpdate
-	3,  // 34: assay.v1.Hosts.Issue:input_type -> assay.v1.IssueRequest
-	28, // 35: assay.v1.Operator.Apply:input_type -> assay.v1.ApplyRequest
-	31, // 36: assay.v1.Operator.Delete:input_type -> assay.v1.DeleteRequest
-	33, // 37: assay.v1.Operator.List:input_type -> assay.v1.ListRequest
-	35, // 38: assay.v1.Operator.CreateToken:input_type -> assay.v1.CreateTokenRequest
-	37, // 39: assay.v1.Operator.IssueOperator:input_type -> assay.v1.IssueOperatorRequest
-	39, // 40: assay.v1.Operator.Rotate:input_type -> assay.v1.RotateRequest
-	41, // 41: assay.v1.Operator.Check:input_type -> assay.v1.CheckRequest
-	1,  // 42: assay.v1.Hosts.Join:output_type -> assay.v1.JoinResponse
-	1,  // 43: assay.v1.Hosts.Renew:output_type -> assay.v1.JoinResponse
-	9,  // 44: assay.v1.Hosts.Sync:output_type -> assay.v1.ControlUpdate
-	4,  // 45: assay.v1.Hosts.Issue:output_type -> assay.v1.IssueResponse
-	29, // 46: assay.v1.Operator.Apply:output_type -> assay.v1.ApplyResponse
-	32, // 47: assay.v1.Operator.Delete:output_type -> assay.v1.DeleteResponse
-	34, // 48: assay.v1.Operator.List:output_type -> assay.v1.ListResponse
-	36, // 49: assay.v1.Operator.CreateToken:output_type -> assay.v1.CreateTokenResponse
-	38, // 50: assay.v1.Operator.IssueOperator:output_type -> assay.v1.IssueOperatorResponse
-	40, // 51: assay.v1.Operator.Rotate:output_type -> assay.v1.RotateResponse
-	42, // 52: assay.v1.Operator.Check:output_type -> assay.v1.CheckResponse
-	42, // [42:53] is the sub-list for method output_type
-	31, // [31:42] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	24, // 19: assay.v1.Resource.route:type_name -> assay.v1.Route
+	45, // 20: assay.v1.Workload.labels:type_name -> assay.v1.Workload.LabelsEntry
+	17, // 21: assay.v1.Workload.artifacts:type_name -> assay.v1.Artifact
+	22, // 22: assay.v1.Service.ports:type_name -> assay.v1.Port
+	23, // 23: assay.v1.Service.endpoints:type_name -> assay.v1.Endpoint
+	27, // 24: assay.v1.WorkloadReport.signals:type_name -> assay.v1.Signals
+	46, // 25: assay.v1.WorkloadReport.handshake_failures:type_name -> assay.v1.WorkloadReport.HandshakeFailuresEntry
+	47, // 26: assay.v1.WorkloadReport.detections:type_name -> assay.v1.WorkloadReport.DetectionsEntry
+	48, // 27: assay.v1.WorkloadReport.refusals:type_name -> assay.v1.WorkloadReport.RefusalsEntry
+	28, // 28: assay.v1.ApplyRequest.files:type_name -> assay.v1.File
+	31, // 29: assay.v1.ApplyResponse.changes:type_name -> assay.v1.Change
+	15, // 30: assay.v1.IssueOperatorResponse.bundle:type_name -> assay.v1.Bundle
+	25, // 31: assay.v1.CheckResponse.findings:type_name -> assay.v1.Finding
+	0,  // 32: assay.v1.Hosts.Join:input_type -> assay.v1.JoinRequest
+	2,  // 33: assay.v1.Hosts.Renew:input_type -> assay.v1.RenewRequest
+	5,  // 34: assay.v1.Hosts.Sync:input_type -> assay.v1.HostUpdate
+	3,  // 35: assay.v1.Hosts.Issue:input_type -> assay.v1.IssueRequest
+	29, // 36: assay.v1.Operator.Apply:input_type -> assay.v1.ApplyRequest
+	32, // 37: assay.v1.Operator.Delete:input_type -> assay.v1.DeleteRequest
+	34, // 38: assay.v1.Operator.List:input_type -> assay.v1.ListRequest
+	36, // 39: assay.v1.Operator.CreateToken:input_type -> assay.v1.CreateTokenRequest
+	38, // 40: assay.v1.Operator.IssueOperator:input_type -> assay.v1.IssueOperatorRequest
+	40, // 41: assay.v1.Operator.Rotate:input_type -> assay.v1.RotateRequest
+	42, // 42: assay.v1.Operator.Check:input_type -> assay.v1.CheckRequest
+	1,  // 43: assay.v1.Hosts.Join:output_type -> assay.v1.JoinResponse
+	1,  // 44: assay.v1.Hosts.Renew:output_type -> assay.v1.JoinResponse
+	9,  // 45: assay.v1.Hosts.Sync:output_type -> assay.v1.ControlUpdate
+	4,  // 46: assay.v1.Hosts.Issue:output_type -> assay.v1.IssueResponse
+	30, // 47: assay.v1.Operator.Apply:output_type -> assay.v1.ApplyResponse
+	33, // 48: assay.v1.Operator.Delete:output_type -> assay.v1.DeleteResponse
+	35, // 49: assay.v1.Operator.List:output_type -> assay.v1.ListResponse
+	37, // 50: assay.v1.Operator.CreateToken:output_type -> assay.v1.CreateTokenResponse
+	39, // 51: assay.v1.Operator.IssueOperator:output_type -> assay.v1.IssueOperatorResponse
+	41, // 52: assay.v1.Operator.Rotate:output_type -> assay.v1.RotateResponse
+	43, // 53: assay.v1.Operator.Check:output_type -> assay.v1.CheckResponse
+	43, // [43:54] is the sub-list for method output_type
+	32, // [32:43] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_assay_proto_init() }
@@ -3484,6 +3551,7 @@ func file_assay_proto_init() {
 		(*Resource_Service)(nil),
 		(*Resource_Namespace)(nil),
 		(*Resource_Host)(nil),
+		(*Resource_Route)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3491,7 +3559,7 @@ func file_assay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_assay_proto_rawDesc), len(file_assay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   48,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

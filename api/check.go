@@ -23,6 +23,7 @@ const (
 	maxRoots     = 16
 	maxText      = 4096    // a path, a reason, a sentence
 	maxDER       = 1 << 16 // a certificate
+	maxRoute     = 4 << 20 // a route as JSON
 )
 
 // ValidID reports whether s may be the ID of a workload or host: it becomes part

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"encoding/json"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -286,6 +287,27 @@ func (m *Endpoint) noun(want int) (e assay.Endpoint, err error) {
 		return e, fmt.Errorf("%d targets and %d addresses for %d ports", len(e.Targets), len(e.Addrs), want)
 	}
 	return e, nil
+}
+
+// FromRoute writes r.
+func FromRoute(r *assay.Route) *Route {
+	b, err := json.Marshal(r)
+	if err != nil {
+		panic("api: a route that is no JSON: " + err.Error()) // it has plain fields alone
+	}
+	return &Route{Json: b}
+}
+
+// Noun reads a route.
+func (m *Route) Noun() (assay.Route, error) {
+	if err := checkLen("bytes of a route", len(m.GetJson()), maxRoute); err != nil {
+		return assay.Route{}, err
+	}
+	var r assay.Route
+	if err := json.Unmarshal(m.GetJson(), &r); err != nil {
+		return assay.Route{}, fmt.Errorf("route: %w", err)
+	}
+	return r, r.Validate()
 }
 
 // FromFinding writes f.

@@ -41,7 +41,8 @@ type NamespaceView struct {
 	Services  int  `json:"services"`
 }
 
-// ObjectView is of kind "meshconfigs": an object of intent as it was declared.
+// ObjectView is of kinds "meshconfigs", "httproutes", "grpcroutes" and "referencegrants":
+// an object of intent as it was declared.
 type ObjectView struct {
 	Kind       string          `json:"kind"`
 	Namespace  string          `json:"namespace"`
@@ -58,6 +59,8 @@ type ObjectView struct {
 type ObjectStatus struct {
 	InEffect bool   `json:"inEffect"`
 	Problem  string `json:"problem,omitempty"`
+	// Parents is of a route: its conditions at each parent, as the Gateway API has them.
+	Parents []assay.RouteParentStatus `json:"parents,omitempty"`
 }
 
 // HostView is of kind "hosts".

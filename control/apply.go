@@ -98,6 +98,18 @@ func (c *Control) loadIntent(ctx context.Context) error {
 			in = discovery.Intent{}
 		}
 	}
+	return c.effect(in)
+}
+
+// effect puts intent into effect. What only the store knows of a route, which one is
+// older, is added here.
+func (c *Control) effect(in discovery.Intent) error {
+	for i := range in.Routes {
+		r := &in.Routes[i]
+		if o, ok := c.intent.get(store.Key{Kind: string(r.Kind), Namespace: r.Namespace, Name: r.Name}); ok {
+			r.Generation, r.Created = o.Generation, o.Created.UTC().Truncate(time.Second)
+		}
+	}
 	return c.model.setIntent(in)
 }
 
@@ -221,7 +233,7 @@ func (c *Control) commit(ctx context.Context, db *store.DB, p *plan, prune bool)
 		delete(c.intent.objects, key)
 	}
 	c.intent.shown.Unlock()
-	return c.model.setIntent(p.intent)
+	return c.effect(p.intent)
 }
 
 // apply is the one path from files to what is in effect.
@@ -266,5 +278,5 @@ func (c *Control) remove(ctx context.Context, key store.Key) error {
 	c.intent.shown.Lock()
 	delete(c.intent.objects, key)
 	c.intent.shown.Unlock()
-	return c.model.setIntent(in)
+	return c.effect(in)
 }

@@ -26,18 +26,21 @@ type item struct {
 
 // lists are the kinds of List.
 var lists = map[string]func(*Control) []item{
-	"services":     (*Control).listServices,
-	"workloads":    (*Control).listWorkloads,
-	"namespaces":   (*Control).listNamespaces,
-	"meshconfigs":  (*Control).listMeshConfigs,
-	"hosts":        (*Control).listHosts,
-	"certificates": (*Control).listCertificates,
-	"signals":      (*Control).listSignals,
-	"edges":        (*Control).listEdges,
-	"findings":     (*Control).listFindings,
-	"audit":        (*Control).listAudit,
-	"tokens":       (*Control).listTokens,
-	"bundle":       (*Control).listBundle,
+	"services":        (*Control).listServices,
+	"workloads":       (*Control).listWorkloads,
+	"namespaces":      (*Control).listNamespaces,
+	"meshconfigs":     (*Control).listMeshConfigs,
+	"httproutes":      func(c *Control) []item { return c.listObjects("HTTPRoute") },
+	"grpcroutes":      func(c *Control) []item { return c.listObjects("GRPCRoute") },
+	"referencegrants": func(c *Control) []item { return c.listObjects("ReferenceGrant") },
+	"hosts":           (*Control).listHosts,
+	"certificates":    (*Control).listCertificates,
+	"signals":         (*Control).listSignals,
+	"edges":           (*Control).listEdges,
+	"findings":        (*Control).listFindings,
+	"audit":           (*Control).listAudit,
+	"tokens":          (*Control).listTokens,
+	"bundle":          (*Control).listBundle,
 }
 
 // List returns documents from memory.
@@ -142,11 +145,14 @@ func (c *Control) listNamespaces() []item {
 	return out
 }
 
-func (c *Control) listMeshConfigs() []item {
+func (c *Control) listMeshConfigs() []item { return c.listObjects("MeshConfig") }
+
+// listObjects lists the objects of intent of one kind, with what became of them.
+func (c *Control) listObjects(kind string) []item {
 	_, broken := c.intent.status()
 	var out []item
 	for _, o := range c.intent.list() {
-		if o.Kind != "MeshConfig" {
+		if o.Kind != kind {
 			continue
 		}
 		v := api.ObjectView{Kind: o.Kind, Namespace: o.Namespace, Name: o.Name, Source: o.Source, Generation: o.Generation,
@@ -154,9 +160,31 @@ func (c *Control) listMeshConfigs() []item {
 		if broken != nil && o.Source == fromFolder {
 			v.Status.Problem = "the folder has changed since and is not in effect: " + broken.Error()
 		}
+		c.model.routeStatus(&v)
 		out = append(out, item{o.Namespace, o.Name, v, ""})
 	}
 	return out
+}
+
+// routeStatus adds what became of a route. One that no parent takes is not in effect.
+func (m *model) routeStatus(v *api.ObjectView) {
+	if v.Kind != string(assay.HTTPRoute) && v.Kind != string(assay.GRPCRoute) {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	v.Status.Parents = m.routes[v.Kind+"/"+v.Namespace+"/"+v.Name]
+	v.Status.InEffect = false
+	for _, p := range v.Status.Parents {
+		for _, c := range p.Conditions {
+			switch {
+			case c.Type == "Accepted" && c.Status == "True":
+				v.Status.InEffect = true
+			case v.Status.Problem == "" && (c.Status == "False" || c.Type == "PartiallyInvalid"):
+				v.Status.Problem = c.Reason + ": " + c.Message
+			}
+		}
+	}
 }
 
 func (c *Control) listHosts() []item {

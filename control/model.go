@@ -58,6 +58,7 @@ type model struct {
 	sessions map[*session]bool
 	tokens   map[string]store.Token
 	bundle   *api.Bundle
+	routes   map[string][]assay.RouteParentStatus // by Route.Key, with the times of changes
 }
 
 // host is what is known of a host besides its noun.
@@ -84,6 +85,7 @@ func newModel(trustDomain string, network Network, epoch uint64, lease time.Dura
 		catalog: discovery.New(), snapshot: newSnapshot(epoch), hosts: map[string]*host{}, owner: map[netip.Addr]string{},
 		vips: map[string]int64{}, idle: map[string]time.Time{}, acks: map[string]uint64{}, certs: map[string][]store.Certificate{},
 		reports: map[string]*report{}, sessions: map[*session]bool{}, tokens: map[string]store.Token{},
+		routes: map[string][]assay.RouteParentStatus{},
 	}
 	// A host may run what its token covers, so that is also what it may serve: labels
 	// that a selector matches make nobody another service.
@@ -265,10 +267,50 @@ func (m *model) publish() {
 	for _, ns := range ch.RemovedNamespaces {
 		m.snapshot.remove("namespace/" + ns)
 	}
+	for i := range ch.Routes {
+		r := &ch.Routes[i]
+		m.snapshot.put("route/"+r.Key(), &api.Resource{Body: &api.Resource_Route{Route: api.FromRoute(r)}})
+	}
+	for _, key := range ch.RemovedRoutes {
+		m.snapshot.remove("route/" + key)
+	}
+	for _, key := range ch.RouteStatus {
+		m.noteRoute(key)
+	}
 	m.noteIdle()
 	for s := range m.sessions {
 		s.wake()
 	}
+}
+
+// noteRoute keeps the status of a route, and since when it is so.
+func (m *model) noteRoute(key string) {
+	status := m.catalog.RouteStatus(key)
+	if len(status) == 0 {
+		delete(m.routes, key)
+		return
+	}
+	since := map[string]time.Time{}
+	name := func(p *assay.RouteParentStatus, c *assay.RouteCondition) string {
+		return fmt.Sprint(p.ParentRef, c.Type, c.Status)
+	}
+	for i := range m.routes[key] {
+		p := &m.routes[key][i]
+		for j := range p.Conditions {
+			since[name(p, &p.Conditions[j])] = p.Conditions[j].LastTransitionTime
+		}
+	}
+	now := m.now().UTC().Truncate(time.Second)
+	for i := range status {
+		p := &status[i]
+		for j := range p.Conditions {
+			c := &p.Conditions[j]
+			if c.LastTransitionTime = since[name(p, c)]; c.LastTransitionTime.IsZero() {
+				c.LastTransitionTime = now
+			}
+		}
+	}
+	m.routes[key] = status
 }
 
 // noteIdle keeps since when an implicit service has no workload.

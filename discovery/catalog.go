@@ -35,6 +35,8 @@ type Catalog struct {
 	namespaces map[string]assay.NamespaceConfig
 	touched    map[string]bool // service keys
 	touchedNS  map[string]bool
+
+	routes routes
 }
 
 // New returns an empty catalog.
@@ -44,7 +46,7 @@ func New() *Catalog {
 		workloads: map[string]*assay.Workload{}, byNS: map[string]map[string]*assay.Workload{},
 		members: map[string]map[string]*assay.Workload{}, named: map[string]int{}, lost: map[string]bool{}, remembered: map[string][]assay.Port{},
 		services: map[string]assay.Service{}, namespaces: map[string]assay.NamespaceConfig{},
-		touched: map[string]bool{}, touchedNS: map[string]bool{},
+		touched: map[string]bool{}, touchedNS: map[string]bool{}, routes: newRoutes(),
 	}
 }
 
@@ -91,6 +93,7 @@ func (c *Catalog) SetIntent(in Intent) error {
 		c.touch(key)
 		c.regroup(key)
 	}
+	c.routes.set(&in)
 	return nil
 }
 
@@ -268,6 +271,9 @@ type Changes struct {
 	RemovedServices   []string // keys
 	Namespaces        []assay.NamespaceConfig
 	RemovedNamespaces []string
+	Routes            []assay.Route // in effect
+	RemovedRoutes     []string      // keys
+	RouteStatus       []string      // keys of routes whose status was computed anew, or is gone
 	// Pending services have no virtual address yet; they are tried again at the
 	// next call.
 	Pending []string
@@ -291,9 +297,13 @@ func (c *Catalog) Changes(vips VIPs) Changes {
 		switch {
 		case !exists && had:
 			delete(c.services, key)
+			c.routes.touch(key)
 			out.RemovedServices = append(out.RemovedServices, key)
 		case exists && (!had || !sameService(&old, &s)):
 			c.services[key] = s
+			if !had || old.Headless != s.Headless || !slices.Equal(old.Ports, s.Ports) {
+				c.routes.touch(key)
+			}
 			out.Services = append(out.Services, s)
 		}
 	}
@@ -310,6 +320,7 @@ func (c *Catalog) Changes(vips VIPs) Changes {
 		}
 	}
 	clear(c.touchedNS)
+	c.routeChanges(&out)
 	return out
 }
 

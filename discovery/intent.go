@@ -18,7 +18,7 @@ type File struct {
 // Object is one declared object. Manifest is the whole object as JSON, so that
 // a File made of it translates to the same object again.
 type Object struct {
-	Kind      string          // "Service", "MeshConfig"
+	Kind      string          // "Service", "MeshConfig", "HTTPRoute" …
 	Namespace string          // never empty
 	Name      string          // never empty
 	Source    string          // File.Name it came from
@@ -34,6 +34,8 @@ type Translate func([]File) (Intent, []Object, error)
 type Intent struct {
 	Services   []DeclaredService
 	Namespaces []assay.NamespaceConfig // one MeshConfig each; at most one per namespace
+	Routes     []DeclaredRoute
+	Grants     []ReferenceGrant
 }
 
 // DeclaredService is a service that somebody wrote down. Workloads belong to it
@@ -95,6 +97,9 @@ func (in *Intent) Validate() error {
 			}
 			port[p.Port.Port], name[p.Name] = true, true
 		}
+	}
+	if err := in.validateRoutes(); err != nil {
+		return err
 	}
 	mesh := map[string]bool{}
 	for _, n := range in.Namespaces {

@@ -17,12 +17,18 @@
 //     resourceVersion, creationTimestamp, generation, managedFields) is passed over,
 //     so that `kubectl get -o yaml` can be the source.
 //   - assay.dev/v1alpha1 MeshConfig (package kube/v1alpha1).
-//   - v1 List, and ServiceList and MeshConfigList, whose items are taken one by one.
+//   - gateway.networking.k8s.io/v1 HTTPRoute and GRPCRoute, attached to services, and
+//     ReferenceGrant (v1beta1 of them too). What the API server would refuse is a problem
+//     with a line; what a controller judges (a value that is not supported, filters that
+//     do not go together, a reference to nothing) becomes a condition of the route, and
+//     breaks nothing else.
+//   - v1 List, and ServiceList and so on, whose items are taken one by one.
 //
 // A namespace that is not given is "default". Only Kubernetes' types are used here,
 // never its client: nothing in this package opens a connection or starts a
 // goroutine. Everything is a pure function.
 //
 // Tour: translate.go (files to objects), tree.go (YAML checked against a Go type,
-// with lines), service.go, meshconfig.go and protocol.go (what the kinds mean).
+// with lines), service.go, meshconfig.go, protocol.go, route.go and filter.go (what the
+// kinds mean).
 package kube

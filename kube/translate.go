@@ -16,6 +16,7 @@ import (
 	"go.yaml.in/yaml/v3"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
+	gateway "sigs.k8s.io/gateway-api/apis/v1"
 
 	"assay.dev"
 	"assay.dev/discovery"
@@ -134,6 +135,11 @@ type kind struct {
 var kinds = []kind{
 	{"v1", "Service", serviceType, (*document).service},
 	{v1alpha1.APIVersion, "MeshConfig", meshConfigType, (*document).meshConfig},
+	{gatewayV1, "HTTPRoute", httpRouteType, (*document).httpRoute},
+	{gatewayV1, "GRPCRoute", grpcRouteType, (*document).grpcRoute},
+	{gatewayV1, "ReferenceGrant", referenceGrantType, (*document).referenceGrant},
+	{gatewayV1beta1, "HTTPRoute", httpRouteType, (*document).httpRoute},
+	{gatewayV1beta1, "ReferenceGrant", referenceGrantType, (*document).referenceGrant},
 }
 
 // document is one object in a file.
@@ -263,7 +269,7 @@ func (d *document) metadata() bool {
 	case m.Name == "":
 		d.at("metadata.name", "a name is needed")
 		ok = false
-	case !assay.ValidName(m.Name):
+	case !assay.ValidName(m.Name) && !(strings.HasPrefix(d.kind.apiVersion, gateway.GroupName) && assay.ValidRouteName(m.Name)):
 		d.at("metadata.name", "%q may hold a-z, 0-9 and '-', 63 characters at most", m.Name)
 		ok = false
 	}

@@ -76,6 +76,12 @@ func describe(intent discovery.Intent, objects []discovery.Object, err error) st
 	for _, n := range intent.Namespaces {
 		fmt.Fprintf(&b, "namespace %s %s excluded=%v\n", n.Namespace, n.Mode, n.ExcludedPorts)
 	}
+	for _, r := range intent.Routes {
+		describeRoute(&b, &r)
+	}
+	for _, g := range intent.Grants {
+		fmt.Fprintf(&b, "grant %s/%s from=%v to=%q\n", g.Namespace, g.Name, g.From, g.To)
+	}
 	return b.String()
 }
 
@@ -83,7 +89,7 @@ func describe(intent discovery.Intent, objects []discovery.Object, err error) st
 func checkTranslation(t *testing.T, files []discovery.File) {
 	intent, objects, err := Translate(files)
 	if err != nil {
-		if intent.Services != nil || intent.Namespaces != nil || objects != nil {
+		if intent.Services != nil || intent.Namespaces != nil || intent.Routes != nil || objects != nil {
 			t.Fatal("an error and a result")
 		}
 		problems, ok := errors.AsType[Problems](err)
@@ -104,8 +110,8 @@ func checkTranslation(t *testing.T, files []discovery.File) {
 	if err := intent.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	if len(objects) != len(intent.Services)+len(intent.Namespaces) {
-		t.Fatalf("%d objects, %d services, %d namespaces", len(objects), len(intent.Services), len(intent.Namespaces))
+	if len(objects) != len(intent.Services)+len(intent.Namespaces)+len(intent.Routes)+len(intent.Grants) {
+		t.Fatalf("%d objects, %d services, %d namespaces, %d routes, %d grants", len(objects), len(intent.Services), len(intent.Namespaces), len(intent.Routes), len(intent.Grants))
 	}
 	// What is stored means the same, and is in its normal form already.
 	var again []discovery.File

@@ -84,11 +84,15 @@ type DNS struct {
 
 // Services is a delta of what the workload may dial.
 type Services struct {
-	Version uint64                 `json:"version"`
-	Full    bool                   `json:"full,omitempty"` // forget what is not in Upsert
-	Upsert  []assay.Service        `json:"upsert,omitempty"`
-	Remove  []string               `json:"remove,omitempty"` // Service.Key
-	Config  *assay.NamespaceConfig `json:"config,omitempty"` // when the namespace's settings changed
+	Version uint64          `json:"version"`
+	Full    bool            `json:"full,omitempty"` // forget what is not in Upsert and Routes
+	Upsert  []assay.Service `json:"upsert,omitempty"`
+	Remove  []string        `json:"remove,omitempty"` // Service.Key
+	// Routes are those that this workload's requests may meet; the same holds for
+	// them, by Route.Key.
+	Routes       []assay.Route          `json:"routes,omitempty"`
+	RemoveRoutes []string               `json:"removeRoutes,omitempty"`
+	Config       *assay.NamespaceConfig `json:"config,omitempty"` // when the namespace's settings changed
 }
 
 // Table announces a new address table; its mapping is the message's descriptor.

@@ -26,7 +26,8 @@ func applyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "apply -f FILE|DIR",
 		Short: "Declare what the files say",
-		Long: `Declare what the files say: Service (v1) and MeshConfig (assay.dev/v1alpha1).
+		Long: `Declare what the files say: Service (v1), MeshConfig (assay.dev/v1alpha1), HTTPRoute,
+GRPCRoute and ReferenceGrant (gateway.networking.k8s.io/v1).
 
 All files are checked together, and with what is declared already; if anything in
 them is wrong, every problem is listed and nothing changes. A folder is searched for
@@ -129,7 +130,7 @@ func deleteCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "delete KIND NAME",
 		Short: "Remove an object of intent, a token, or a host that is gone for good",
-		Long: `Remove a service or meshconfig that was applied, a token, or a host that is gone for
+		Long: `Remove an object of intent that was applied (a service, a route …), a token, or a host that is gone for
 good: its workloads are forgotten and its certificate is refused from then on.`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -141,7 +142,7 @@ good: its workloads are forgotten and its certificate is refused from then on.`,
 				return &assay.Error{Kind: assay.Invalid, Op: "delete", Err: fmt.Errorf("%s cannot be deleted: they are what is, not what was declared", k.list)}
 			}
 			name := args[1]
-			if k.object == "Service" || k.object == "MeshConfig" {
+			if k.object != "host" && k.object != "token" {
 				if namespace, name, err = splitName(namespace, name); err != nil {
 					return err
 				}

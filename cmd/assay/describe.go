@@ -23,8 +23,8 @@ func describeCommand() *cobra.Command {
 		Use:   "describe KIND NAME",
 		Short: "Show everything about one thing",
 		Long: `Show everything about one thing: for a service its ports, endpoints, numbers and who
-talks to it; for a workload what it runs, its certificate and its edges; for other
-kinds their whole document. NAME may be written NAMESPACE/NAME.`,
+talks to it; for a workload what it runs, its certificate and its edges; for a route
+its conditions at each parent; for other kinds their whole document. NAME may be written NAMESPACE/NAME.`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			k, err := findKind(args[0])
@@ -53,6 +53,8 @@ kinds their whole document. NAME may be written NAMESPACE/NAME.`,
 				err = describeEach(cmd.Context(), &out, o, items, at, describeService)
 			case "workloads":
 				err = describeEach(cmd.Context(), &out, o, items, at, describeWorkload)
+			case "httproutes", "grpcroutes":
+				err = describeRoutes(&out, items, at)
 			default:
 				err = writeYAML(&out, items)
 			}
@@ -96,6 +98,22 @@ func describeEach[T any](ctx context.Context, w io.Writer, o *operator, items []
 			fmt.Fprintln(w)
 		}
 		if err := describe(w, d, s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func describeRoutes(w io.Writer, items [][]byte, at time.Time) error {
+	docs, err := decode[api.ObjectView](items)
+	if err != nil {
+		return err
+	}
+	for i, d := range docs {
+		if i > 0 {
+			fmt.Fprintln(w)
+		}
+		if err := describeRoute(w, d, at); err != nil {
 			return err
 		}
 	}
