@@ -25,6 +25,7 @@ const (
 	framePing
 	framePong
 	frameGoaway
+	frameShut
 )
 
 // flagFin ends a direction on OPEN and DATA, and the session on GOAWAY.
@@ -101,6 +102,8 @@ func appendCredit(b []byte, id uint32, n int) []byte {
 	b = appendHeader(b, frameCredit, 0, 4, id)
 	return binary.BigEndian.AppendUint32(b, uint32(n))
 }
+
+func appendShut(b []byte, id uint32) []byte { return appendHeader(b, frameShut, 0, 0, id) }
 
 func appendPing(b []byte, kind byte, payload uint64) []byte {
 	b = appendHeader(b, kind, 0, 8, 0)

@@ -26,6 +26,8 @@ type side struct {
 	finGot   bool
 	resetGot Code
 	inside   bool
+	shut     bool // we said so
+	shutGot  int
 }
 
 type model struct {
@@ -90,6 +92,12 @@ func (x *side) Reset(st Stream, code Code) {
 	x.leave()
 }
 
+func (x *side) Shut(st Stream) {
+	x.enter("Shut")
+	x.shutGot++
+	x.leave()
+}
+
 func (x *side) Writable(st Stream) {
 	x.enter("Writable")
 	x.short = false
@@ -128,6 +136,8 @@ func (m *model) check(x, y *side) {
 		m.fail("%s: reset %v by nobody", x.name, x.resetGot)
 	case clean && (x.got != y.sent || !x.finGot):
 		m.fail("%s: got %d of %d bytes, fin %v", x.name, x.got, y.sent, x.finGot)
+	case x.shutGot > 1 || x.shutGot == 1 && !y.shut:
+		m.fail("%s: told %d times of a half-close", x.name, x.shutGot)
 	case x.resetGot != 0 && x.resetGot != y.resetCode:
 		m.fail("%s: reset with %v, the peer said %v", x.name, x.resetGot, y.resetCode)
 	case y.resetCode != 0 && y.resetGot == 0 && x.resetGot == 0 && x.resetCode == 0 && !(x.finSent && x.finGot):
@@ -138,6 +148,7 @@ func (m *model) check(x, y *side) {
 // FuzzSession runs a script of operations on both ends of several streams and
 // compares what each end saw with what the other did.
 func FuzzSession(f *testing.F) {
+	f.Add([]byte{0, 0x00, 10, 0x06, 0, 0x16, 0, 0x02, 5, 0x06, 0, 0x12, 0, 0x07, 9})
 	f.Add([]byte{0, 0x00, 10, 0x01, 200, 0x02, 0, 0x13, 9, 0x24, 50, 0x45, 1})
 	f.Add([]byte{1, 0x00, 255, 0x10, 255, 0x11, 255, 0x01, 255, 0x03, 0, 0x04, 0, 0x12, 3})
 	f.Add([]byte{2, 0x00, 1, 0x06, 0, 0x00, 2, 0x81, 255, 0x91, 255, 0x82, 0, 0x93, 0, 0x07, 7, 0x00, 4, 0xa4, 1})
@@ -236,6 +247,13 @@ func (m *model) run(script []byte, s [2]*Session) {
 			Stream{x.st.c, x.st.id + 1<<20}.Reset(Broken)
 			Stream{x.st.c, x.st.id + 1<<20}.TryWrite([]byte("stale"), true)
 			m.mu.Lock()
+		case 6:
+			if x.accepted && !x.shut {
+				x.shut = true
+				m.mu.Unlock()
+				x.st.Shut()
+				m.mu.Lock()
+			}
 		default: // let the other goroutines run
 			m.mu.Unlock()
 			time.Sleep(time.Duration(arg) * time.Microsecond)
@@ -316,7 +334,7 @@ func (m *model) finish(t *testing.T, s [2]*Session) {
 func FuzzFrames(f *testing.F) {
 	f.Add(greeting())
 	f.Add(frames(greeting(), appendOpen(nil, flagFin, 1, []byte("x"), []byte("data")), appendPing(nil, framePing, 1)))
-	f.Add(frames(greeting(), appendOpen(nil, 0, 1, nil, nil), data(1, "hello", 0), appendCredit(nil, 1, minCredit), appendReset(nil, 1, AppReset)))
+	f.Add(frames(greeting(), appendOpen(nil, 0, 1, nil, nil), data(1, "hello", 0), appendCredit(nil, 1, minCredit), appendShut(nil, 1), appendReset(nil, 1, AppReset), appendShut(nil, 1)))
 	f.Add(frames(greeting(), appendGoaway(nil, 0, 0, "bye"), appendGoaway(nil, flagFin, 0, "now")))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		for _, prefix := range [][]byte{nil, greeting()} {

@@ -113,6 +113,14 @@ type Handler interface {
 	Writable(st Stream)
 }
 
+// Shutter is a Handler that also wants to know when the connection behind the peer's
+// end of its stream was half-closed by its owner (Stream.Shut). Like the other calls,
+// Shut must not block; it may follow the fin, and comes once at most.
+type Shutter interface {
+	Handler
+	Shut(st Stream)
+}
+
 // Accept is called by the reader for each stream that the peer opens. It returns
 // the stream's handler, or nil and the code that refuses it. open is valid until it
 // returns. Data that came with the opening follows in Received.

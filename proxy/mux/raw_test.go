@@ -73,7 +73,7 @@ func TestViolations(t *testing.T) {
 		"settings again":          {frames(hi(), hi()[len(preface):]), "settings-first"},
 		"open first":              {append([]byte(preface), open(1, 0)...), "settings-first"},
 		"type 0":                  {frames(hi(), appendHeader(nil, 0, 0, 0, 0)), "frame-type"},
-		"type 9":                  {frames(hi(), appendHeader(nil, 9, 0, 0, 0)), "frame-type"},
+		"type 10":                 {frames(hi(), appendHeader(nil, 10, 0, 0, 0)), "frame-type"},
 		"unknown flag":            {frames(hi(), appendOpen(nil, 2, 1, nil, nil)), "frame-flags"},
 		"fin on reset":            {frames(hi(), open(1, 0), raise(appendReset(nil, 1, Cancelled), 1, flagFin)), "frame-flags"},
 		"oversized frame":         {frames(hi(), appendHeader(nil, frameData, 0, maxPayload+1, 1)), "frame-form"},
@@ -81,6 +81,9 @@ func TestViolations(t *testing.T) {
 		"empty data":              {frames(hi(), open(1, 0), data(1, "", 0)), "frame-form"},
 		"long reset":              {frames(hi(), appendHeader(nil, frameReset, 0, 3, 1)), "frame-form"},
 		"ping on a stream":        {frames(hi(), raise(appendPing(nil, framePing, 0), 7, 1)), "frame-form"},
+		"shut with words":         {frames(hi(), open(1, 0), append(appendHeader(nil, frameShut, 0, 1, 1), 'x')), "frame-form"},
+		"shut before open":        {frames(hi(), appendShut(nil, 1)), "shut-before-open"},
+		"shut twice":              {frames(hi(), open(1, 0), appendShut(nil, 1), appendShut(nil, 1)), "shut-twice"},
 		"long goodbye":            {frames(hi(), appendHeader(nil, frameGoaway, 0, 4+maxGoodbye+1, 0)), "frame-form"},
 		"open of our numbers":     {frames(hi(), open(2, 0)), "open-order"},
 		"open skips":              {frames(hi(), open(3, 0)), "open-order"},
@@ -148,6 +151,7 @@ func TestFloods(t *testing.T) {
 		"opens over the limit": {"resets", func(n uint32) []byte { return appendOpen(nil, flagFin, 2*n+1, []byte("x"), nil) }},
 		"never lets go":        {"zombies", nil},
 		"stale credit":         {"stale-credit", nil},
+		"stale shut":           {"stale-credit", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if tc.next == nil {
@@ -157,6 +161,9 @@ func TestFloods(t *testing.T) {
 					}
 					if n == 0 {
 						return frames(appendOpen(nil, 0, 1, []byte("x"), nil), appendReset(nil, 1, Cancelled))
+					}
+					if name == "stale shut" {
+						return appendShut(nil, 1)
 					}
 					return appendCredit(nil, 1, minCredit)
 				}

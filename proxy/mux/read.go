@@ -126,6 +126,8 @@ func checkHeader(h header) *Error {
 		ok = h.length == 2 && h.stream != 0
 	case frameCredit:
 		ok = h.length == 4 && h.stream != 0
+	case frameShut:
+		ok = h.length == 0 && h.stream != 0
 	case framePing, framePong:
 		ok = h.length == 8 && h.stream == 0
 	case frameGoaway:
@@ -159,6 +161,8 @@ func (s *Session) frame(h header, p []byte) *Error {
 		return s.onReset(h.stream, Code(binary.BigEndian.Uint16(p)))
 	case frameCredit:
 		return s.onCredit(h.stream, int(binary.BigEndian.Uint32(p)))
+	case frameShut:
+		return s.onShut(h.stream)
 	case framePing, framePong:
 		return s.onPing(h.kind, binary.BigEndian.Uint64(p))
 	default:
@@ -405,6 +409,36 @@ func (s *Session) onCredit(id uint32, n int) *Error {
 		}
 		c.call.Unlock()
 	}
+	return nil
+}
+
+func (s *Session) onShut(id uint32) *Error {
+	s.mu.Lock()
+	c := s.streams.get(id)
+	switch {
+	case c == nil && !s.known(id):
+		s.mu.Unlock()
+		return broken("shut-before-open")
+	case c == nil || c.flags&flagDead != 0: // it crossed our end of the stream
+		s.mu.Unlock()
+		return s.floodStale()
+	case c.flags&flagShut != 0:
+		s.mu.Unlock()
+		return broken("shut-twice")
+	}
+	c.flags |= flagShut
+	c.pins++ // another goroutine's FIN can end the stream under us
+	h, ok := c.h.(Shutter)
+	s.mu.Unlock()
+
+	c.call.Lock()
+	if ok && c.live.Load() == id {
+		h.Shut(Stream{c, id})
+	}
+	c.call.Unlock()
+	s.mu.Lock()
+	s.unpin(c)
+	s.mu.Unlock()
 	return nil
 }
 

@@ -47,6 +47,60 @@ func TestRequestResponse(t *testing.T) {
 	})
 }
 
+// shutCall hears of half-closes.
+type shutCall struct {
+	*call
+	shut chan bool // whether the fin had come
+}
+
+func (s shutCall) Shut(Stream) { s.shut <- s.fin }
+
+// TestShut: a half-close reaches the peer before and after the fin, and harms nothing
+// when it comes too late or to a handler that does not care.
+func TestShut(t *testing.T) {
+	overAll(t, func(t *testing.T, c, s net.Conn) {
+		accepted := make(chan shutCall, 1)
+		streams := make(chan Stream, 1)
+		p := start(t, c, s, Config{}, Config{}, func(st Stream, open []byte) (Handler, Code) {
+			if string(open) == "deaf" {
+				return echo(st, open)
+			}
+			h := shutCall{newCall(), make(chan bool, 2)}
+			accepted <- h
+			streams <- st
+			return h, 0
+		}, nil)
+		for _, fin := range []bool{true, false} {
+			h := newCall()
+			st, _, err := p.client.Open([]byte("x"), []byte("request"), fin, h)
+			if err != nil {
+				t.Fatal(err)
+			}
+			far, farStream := <-accepted, <-streams
+			far.until(t, "the request", func() bool { return string(far.got) == "request" && far.fin == fin })
+			st.Shut()
+			if got := <-far.shut; got != fin {
+				t.Errorf("told of the half-close with fin %v, want %v", got, fin)
+			}
+			if !fin {
+				st.TryWrite([]byte("more"), true)
+				far.until(t, "the rest", func() bool { return far.fin })
+			}
+			farStream.TryWrite([]byte("answer"), true)
+			h.until(t, "the answer", func() bool { return h.fin && string(h.got) == "answer" })
+			st.Shut() // of a stream that is gone
+		}
+		h := newCall()
+		st, _, err := p.client.Open([]byte("deaf"), []byte("hello"), false, h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		st.Shut()
+		st.TryWrite(nil, true)
+		h.until(t, "the echo", func() bool { return h.fin && string(h.got) == "hello" })
+	})
+}
+
 func TestBulkBothWays(t *testing.T) {
 	overAll(t, func(t *testing.T, c, s net.Conn) {
 		const size = 4 << 20

@@ -39,7 +39,7 @@ type stream struct {
 	wake chan struct{} // for the one blocked Write
 }
 
-type flags uint8
+type flags uint16
 
 const (
 	flagSentEnd flags = 1 << iota // we sent FIN or RESET
@@ -50,6 +50,7 @@ const (
 	flagShort                     // a TryWrite waits for credit
 	flagCounted                   // in mine or theirs
 	flagGone                      // out of the table
+	flagShut                      // the peer has sent SHUT
 )
 
 // newStream takes a stream from the pool and puts it into the table.
@@ -248,6 +249,19 @@ func (st Stream) Consumed(n int) {
 		c.granted = 0
 		s.kick()
 	}
+}
+
+// Shut tells the peer that the connection whose bytes this stream carries was
+// half-closed by its owner: a stream that ends with a message has sent its fin long
+// before. It ends nothing. It is called once at most.
+func (st Stream) Shut() {
+	s, c, err := st.lock()
+	if err != nil {
+		return
+	}
+	defer s.mu.Unlock()
+	s.out = appendShut(s.out, c.id)
+	s.kick()
 }
 
 // Reset ends both directions at once. The handler is not called again, though a
