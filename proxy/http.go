@@ -166,21 +166,15 @@ func (d *dispatcher) End(x *http1.Exchange) {
 		if !x.Tunnel {
 			c.endpoint.Answered(x.Duration-time.Duration(d.waited.Load()), now)
 		}
-	case clientGone, proxyStopped:
+	case http1.ClientGone, http1.Aborted:
 	default:
 		c.endpoint.Failed(now)
 	}
 }
 
-// Failures that say nothing about the server.
-const (
-	clientGone   = "client-gone"
-	proxyStopped = "aborted"
-)
-
 // observe counts an exchange that ended.
 func observe(s *golden.Series, x *http1.Exchange, now time.Time, inbound bool) {
-	failed := x.Status >= 500 || x.Failure != "" && x.Failure != clientGone && x.Failure != proxyStopped
+	failed := x.Status >= 500 || x.Failure != "" && x.Failure != http1.ClientGone && x.Failure != http1.Aborted
 	if inbound {
 		s.In(int(x.RequestBytes))
 		s.Out(int(x.ResponseBytes))

@@ -16,6 +16,7 @@ type exchange struct {
 	Exchange
 	c  *client
 	st stream
+	p  *pipe // st's, kept for the next exchange; nil when c is not direct
 
 	opened  bool // st is known
 	bound   bool // st carries the following requests, too
@@ -29,6 +30,7 @@ type exchange struct {
 	keep     bool // both sides let the connection live
 	reqDone  bool
 	respDone bool
+	shut     bool // the other end knows that the client half-closed
 	ended    bool
 	failed   bool // the stream was reset with code
 	code     mux.Code
@@ -127,13 +129,21 @@ func (x *exchange) finish(whole, fin bool) {
 	case !x.reply.inBody:
 		// The application closed without an answer. So do we: a client that may
 		// repeat its request knows what that means.
-		x.Failure = failNoResponse
+		x.Failure = x.blame(failNoResponse)
 	case x.reply.body.Framing == Length || x.reply.body.Framing == Chunks:
-		x.Failure = failTruncated
+		x.Failure = x.blame(failTruncated)
 	case x.tunnel:
 		x.c.w.shutdown()
 	}
 	x.respDone = true
+}
+
+// blame returns whose fault it is that the application ended the connection.
+func (x *exchange) blame(reason string) string {
+	if x.shut {
+		return ClientGone // it half-closed first
+	}
+	return reason
 }
 
 func (x *exchange) keepable() bool {
@@ -188,6 +198,9 @@ func (x *exchange) Reset(_ mux.Stream, code mux.Code) {
 		c.settle(x)
 	case x.passed:
 		x.gone, x.Failure = true, failureOf(code).Reason
+		if code == mux.AppReset {
+			x.Failure = x.blame(x.Failure)
+		}
 		c.report(x)
 		c.abort()
 	default:
@@ -221,6 +234,22 @@ func (c *client) flushed(n int) {
 	if x := c.x; x != nil {
 		x.consumed(n)
 		c.settle(x)
+	}
+}
+
+// halfClose passes on that the application half-closed after its last request, which
+// is what a client does that does not want to wait any longer: servers that look for
+// it stop working.
+func (c *client) halfClose(x *exchange) {
+	if !c.eof || x.shut || !x.opened || !x.reqDone || x.respDone || x.gone || x.failed || c.in != nil && len(c.in.b) > c.sent {
+		return
+	}
+	x.shut = true
+	if !x.bound {
+		x.st.shut()
+	} else if !x.sentFin {
+		x.sentFin = true
+		x.st.tryWrite(nil, true)
 	}
 }
 
@@ -286,12 +315,6 @@ func (c *client) drop(x *exchange, why string) {
 	c.report(x)
 }
 
-// gone handles an application that closed in the middle of its request.
-func (c *client) gone(x *exchange) {
-	c.drop(x, failClientGone)
-	c.dead = true
-}
-
 // fail tells the application that there is no response.
 func (c *client) fail(x *exchange, f *Failure) {
 	c.mu.Lock()
@@ -299,6 +322,9 @@ func (c *client) fail(x *exchange, f *Failure) {
 	x.gone, x.opened, x.failed = true, true, false
 	x.gotFin, x.sentFin = false, false // not to be used again
 	x.Failure = f.Reason
+	if f == failAppReset {
+		x.Failure = x.blame(f.Reason)
+	}
 	if f.Reset {
 		c.report(x)
 		c.abort()

@@ -149,6 +149,15 @@ func (b *backend) shut() {
 	}
 }
 
+// abort has the connection end with a reset.
+func (b *backend) abort() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.tcp != nil && !b.closed {
+		b.tcp.SetLinger(0)
+	}
+}
+
 // close shuts the connection on behalf of an Inbound that stops.
 func (b *backend) close() {
 	if x := b.x.Load(); x != nil {

@@ -47,6 +47,12 @@ func (c *client) firstBytes() (data []byte, fin bool, refusal *Refusal) {
 		return nil, false, refusal
 	}
 	c.sent = c.req.Size + n
+	if c.sent == len(c.in.b) && c.in.full() && c.body.Done() {
+		// Without room nobody would notice that the client half-closes.
+		c.in = c.in.grown(1, c.sent+1)
+		c.req.Reset()
+		c.req.Parse(c.in.b, &c.lim)
+	}
 	c.uploaded = false
 	// What may become a tunnel, or another request on the same stream, stays open.
 	bound := c.req.BoundAuth || c.x != nil && c.x.bound
@@ -63,7 +69,7 @@ func (c *client) begin(data []byte) *exchange {
 	case x != nil && x.bound:
 		x.nextRequest()
 	case x != nil && x.gotFin && x.sentFin: // no call for its stream can follow
-		*x = exchange{c: c}
+		*x = exchange{c: c, p: x.p}
 	default:
 		x = &exchange{c: c}
 	}
@@ -147,9 +153,7 @@ func (c *client) upload(x *exchange) {
 					return
 				}
 			case err == io.EOF:
-				c.mu.Lock()
-				c.gone(x)
-				c.mu.Unlock()
+				c.cutShort(x)
 				return
 			default:
 				c.mu.Lock()
@@ -178,6 +182,18 @@ func (c *client) upload(x *exchange) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	x.reqDone = true
+	c.settle(x)
+}
+
+// cutShort passes on a half-close in the middle of a body: the application sees it at
+// the same byte, and may still answer.
+func (c *client) cutShort(x *exchange) {
+	if c.send(x, nil, true) != nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	x.shut, x.reqDone = true, true
 	c.settle(x)
 }
 
@@ -300,12 +316,12 @@ func (c *client) await(x *exchange) (outcome, error) {
 		c.mu.Lock()
 		switch {
 		case c.stopped:
-			c.drop(x, failAborted)
+			c.drop(x, Aborted)
 			c.abort()
 			c.mu.Unlock()
 			return end, ErrStopped
 		case c.dead:
-			c.drop(x, failClientGone)
+			c.drop(x, ClientGone)
 			c.mu.Unlock()
 			return end, c.cause(x)
 		case x.ended:
@@ -331,6 +347,7 @@ func (c *client) await(x *exchange) (outcome, error) {
 			c.pump(x)
 			continue
 		}
+		c.halfClose(x)
 		// With another request at hand, or nothing left to read, there is nothing to
 		// watch; a reset is noticed by the write of the response.
 		watch := !c.eof && (c.in == nil || len(c.in.b) == c.sent && !c.in.full())
@@ -368,7 +385,7 @@ func (e *endError) Error() string { return "http1: connection ended: " + e.reaso
 // retryable reports whether the same bytes may go to another upstream: all of them
 // are at hand, and either nobody read them or reading them twice does no harm.
 func (c *client) retryable(x *exchange) bool {
-	if x.passed || x.reply.interim || c.uploaded || c.d == nil || x.Attempt+1 >= maxAttempts || c.eof {
+	if x.passed || x.reply.interim || c.uploaded || c.d == nil || x.Attempt+1 >= maxAttempts {
 		return false
 	}
 	return x.code.Unread() && failureOf(x.code) != failDenied ||

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// TestApplicationDies ends the application's connection at each stage: what the
+// TestApplicationDies ends the application's connection at each stage: what the client
+// sees is what it would see without the mesh.
 func TestApplicationDies(t *testing.T) {
 	const begun = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nsome"
 	for _, s := range []struct {
@@ -109,8 +110,12 @@ func TestClientDies(t *testing.T) {
 							break
 						}
 					}
+				} else if s.reset {
+					expectReset(t, a)
+				} else {
+					expectEnd(t, a)
 				}
-				expectGone(t, a)
+				a.Close()
 				if x := w.servers.wait(t, 1)[0]; x.Failure != "client-gone" {
 					t.Errorf("%+v", x)
 				}

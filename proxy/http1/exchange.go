@@ -95,13 +95,17 @@ func failureOf(code mux.Code) *Failure {
 	return failUnknown
 }
 
+// Failures that say nothing about the application.
+const (
+	ClientGone = "client-gone" // the client reset, closed or half-closed before it had its response
+	Aborted    = "aborted"     // the proxy stopped
+)
+
 // Reasons of exchanges that ended early otherwise.
 const (
-	failClientGone = "client-gone" // the client reset or closed before it had its response
 	failTruncated  = "truncated"   // the application closed before the end of its response
 	failNoResponse = "no-response" // it closed before the beginning
 	failUnasked    = "unasked"     // bytes followed a complete response
-	failAborted    = "aborted"     // the proxy stopped
 )
 
 var epoch = time.Now()

@@ -225,7 +225,6 @@ func TestSkippedEmptyLine(t *testing.T) {
 	})
 }
 
-// client sees is what it would see without the mesh.
 // TestBoundAuthentication: a client connection that authenticates itself gets a
 // connection of its own, which nobody else ever uses.
 func TestBoundAuthentication(t *testing.T) {

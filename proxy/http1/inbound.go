@@ -119,14 +119,14 @@ func (in *Inbound) close() {
 // Accept returns the handler of a stream whose header says HTTP/1. The request is
 // parsed again, as strictly as the peer claims to have done.
 func (in *Inbound) Accept(st mux.Stream, o Origin) mux.Handler {
-	x := in.accept(o)
-	x.st.Stream = st
-	return x
+	return in.accept(o, stream{Stream: st})
 }
 
-func (in *Inbound) accept(o Origin) *served {
+func (in *Inbound) accept(o Origin, st stream) *served {
 	x := in.served.Get().(*served)
-	x.origin = o
+	x.mu.Lock() // a late Shut may still look at it
+	defer x.mu.Unlock()
+	x.origin, x.st = o, st
 	return x
 }
 
@@ -144,11 +144,14 @@ func (in *Inbound) Drain() { in.direct.Drain() }
 
 // openDirect opens an exchange within the process.
 func (c *client) openDirect(x *exchange, data []byte, fin bool) (int, error) {
-	s, p := c.direct.accept(c.origin), &pipe{}
+	p := x.p
+	if p == nil {
+		p = &pipe{}
+	}
+	s := c.direct.accept(c.origin, stream{end: &p.ends[1]})
 	p.init(x, s)
-	s.st.end = &p.ends[1]
 	c.mu.Lock()
-	x.st.end = &p.ends[0]
+	x.p, x.st.end = p, &p.ends[0]
 	c.mu.Unlock()
 	return x.st.tryWrite(data, fin)
 }

@@ -45,7 +45,7 @@ func (x *served) respond(b *backend, p []byte) bool {
 		if end < len(p) {
 			x.Failure = failUnasked
 		}
-		keep = x.Failure == "" && r.resp.Persistent(&x.req) && !(x.bound && x.gotFin)
+		keep = x.Failure == "" && r.resp.Persistent(&x.req) && !x.shut
 		fin = !keep || !x.bound
 		x.report()
 		if !keep {
@@ -181,6 +181,7 @@ func (x *served) lost(b *backend, err error) {
 			x.b, x.reused = fresh, false
 			b.x.Store(nil)
 			fresh.w.write(x.replay.b)
+			x.passShut()
 			x.mu.Unlock()
 			return
 		}
@@ -190,14 +191,14 @@ func (x *served) lost(b *backend, err error) {
 		return
 	}
 	if err != io.EOF {
-		x.cut(b, mux.AppReset, failAppReset.Reason)
+		x.cut(b, mux.AppReset, x.blame(failAppReset.Reason))
 		return
 	}
 	switch {
 	case !r.inBody:
-		x.Failure = failNoResponse
+		x.Failure = x.blame(failNoResponse)
 	case r.body.Framing == Length || r.body.Framing == Chunks:
-		x.Failure = failTruncated
+		x.Failure = x.blame(failTruncated)
 	case r.body.Framing == Tunnel:
 		x.halfClose(b)
 		return

@@ -36,6 +36,7 @@ type served struct {
 	respDone bool
 	passed   bool // a part of the response is on its way
 	gotFin   bool
+	shut     bool // the client half-closed
 	sentFin  bool
 	dead     bool // the stream or the application is gone; what still comes is dropped
 	writing  bool // somebody writes the stream: it must not be pooled
@@ -55,7 +56,7 @@ func (x *served) done() bool {
 	x.req, x.body, x.reply = Request{}, Body{}, reply{}
 	x.b, x.held, x.replay = nil, nil, nil
 	x.inBody, x.bound, x.reused, x.tunnel, x.reported = false, false, false, false, false
-	x.reqDone, x.respDone, x.passed, x.gotFin, x.sentFin = false, false, false, false, false
+	x.reqDone, x.respDone, x.passed, x.gotFin, x.sentFin, x.shut = false, false, false, false, false, false
 	select {
 	case <-x.wake:
 	default:
@@ -189,6 +190,7 @@ func (x *served) forward(p []byte, own bool) {
 			x.lose()
 			x.b, x.reused = fresh, false
 			n, err = fresh.w.write(p)
+			x.passShut()
 		}
 	}
 	if err != nil {
@@ -208,6 +210,14 @@ func (x *served) lose() {
 	}
 }
 
+// abort does so with a reset: what was cut short may not look as if it ended.
+func (x *served) abort() {
+	if x.b != nil {
+		x.b.abort()
+		x.lose()
+	}
+}
+
 // finRequest handles the end of what the client sends.
 func (x *served) finRequest() mux.Code {
 	switch {
@@ -221,20 +231,51 @@ func (x *served) finRequest() mux.Code {
 			x.dead = true
 			return mux.Cancelled
 		}
-	case !x.reqDone:
+	case !x.inBody:
 		x.lose()
 		x.dead = true
-		x.fail(failClientGone)
+		x.fail(ClientGone)
 		return mux.Cancelled
+	case !x.reqDone:
+		// The client half-closed in the body. The application sees that, too.
+		x.reqDone, x.shut = true, true
+		if x.respDone {
+			x.lose() // answered already: it is in the middle of a request for good
+		}
+		x.passShut()
+		x.release()
 	default:
+		x.shut = x.shut || x.bound
+		x.passShut()
 		x.release()
 	}
 	return 0
 }
 
+// Shut is the client's half-close after its last request.
+func (x *served) Shut(st mux.Stream) { x.shutBy(stream{Stream: st}) }
+
+// shutBy is told by st's other end, perhaps so late that x serves another stream.
+func (x *served) shutBy(st stream) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.st == st {
+		x.shut = true
+		x.passShut()
+	}
+}
+
+// passShut half-closes the application's connection when the client has half-closed
+// and its request is complete. The connection serves nobody else after it.
+func (x *served) passShut() {
+	if x.shut && x.b != nil && x.reqDone && !x.respDone {
+		x.b.w.shutdown()
+	}
+}
+
 // refuse ends a stream whose bytes are not the request that its peer claimed.
 func (x *served) refuse(why *Refusal) mux.Code {
-	x.lose()
+	x.abort()
 	x.dead = true
 	if x.Start == 0 && x.origin.Observer != nil {
 		x.Start = now()
@@ -243,6 +284,14 @@ func (x *served) refuse(why *Refusal) mux.Code {
 	x.Refused = x.Failure == ""
 	x.fail(why.Reason)
 	return mux.BadRequest
+}
+
+// blame returns whose fault it is that the application ended the connection.
+func (x *served) blame(reason string) string {
+	if x.shut {
+		return ClientGone // it half-closed first
+	}
+	return reason
 }
 
 // fail reports an exchange that did not end well.
@@ -268,8 +317,8 @@ func (x *served) report() {
 func (x *served) Reset(_ mux.Stream, code mux.Code) {
 	x.mu.Lock()
 	x.dead = true
-	x.lose()
-	reason := failClientGone
+	x.abort()
+	reason := ClientGone
 	if code != mux.Cancelled {
 		reason = code.String()
 	}

@@ -28,6 +28,15 @@ func (s stream) consumed(n int) {
 	s.Stream.Consumed(n)
 }
 
+// shut tells the other end that the client half-closed.
+func (s stream) shut() {
+	if s.end != nil {
+		s.end.shut()
+		return
+	}
+	s.Stream.Shut()
+}
+
 func (s stream) reset(code mux.Code) {
 	if s.end != nil {
 		s.end.reset(code)
@@ -56,9 +65,12 @@ type pipeEnd struct {
 
 const pipeWindow = 256 << 10
 
-// reset makes p a fresh pipe between two handlers.
+// init makes p a fresh pipe between two handlers. Nobody may still write or reset the
+// pipe that it was: both ends have sent fin.
 func (p *pipe) init(a, b mux.Handler) {
-	*p = pipe{}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ended = false
 	p.ends[0] = pipeEnd{p: p, other: &p.ends[1], h: a, credit: pipeWindow}
 	p.ends[1] = pipeEnd{p: p, other: &p.ends[0], h: b, credit: pipeWindow}
 }
@@ -92,6 +104,12 @@ func (e *pipeEnd) consumed(n int) {
 	e.p.mu.Unlock()
 	if tell {
 		h.Writable(mux.Stream{})
+	}
+}
+
+func (e *pipeEnd) shut() {
+	if x, ok := e.other.h.(*served); ok {
+		x.shutBy(stream{end: e.other})
 	}
 }
 

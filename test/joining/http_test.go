@@ -181,7 +181,45 @@ var exchanges = []observation{
 		})
 	}},
 	{"http-half-close", func(s *stage) string {
-		return s.exchange("POST / HTTP/1.1\r\nHost: target\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi", okAnswer)
+		return s.halfClose("POST / HTTP/1.1\r\nHost: target\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi")
+	}},
+	{"http-half-close-of-kept-connection", func(s *stage) string {
+		return s.halfClose("GET / HTTP/1.1\r\nHost: target\r\n\r\n")
+	}},
+	{"http-half-close-in-a-body", func(s *stage) string {
+		return s.halfClose("POST / HTTP/1.1\r\nHost: target\r\nContent-Length: 200\r\n\r\nhi")
+	}},
+	{"http-half-close-of-upgrade", func(s *stage) string {
+		return s.halfClose("GET / HTTP/1.1\r\nHost: target\r\nConnection: Upgrade\r\nUpgrade: odd/1\r\n\r\n")
+	}},
+	{"http-client-stops-waiting", func(s *stage) string {
+		// Its library closes the connection when the time is over. Servers look for that.
+		return s.talk(portText, func(c *net.TCPConn) string {
+			r := bufio.NewReader(c)
+			readHead(r)
+			_, err := r.ReadByte()
+			return "the server sees " + name(err)
+		}, func(c *net.TCPConn) string {
+			io.WriteString(c, "GET / HTTP/1.1\r\nHost: target\r\n\r\n")
+			c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+			c.Read(make([]byte, 1))
+			c.Close()
+			return ""
+		})
+	}},
+	{"http-client-resets", func(s *stage) string {
+		return s.talk(portText, func(c *net.TCPConn) string {
+			r := bufio.NewReader(c)
+			readHead(r)
+			_, err := r.ReadByte()
+			return "the server sees " + name(err)
+		}, func(c *net.TCPConn) string {
+			io.WriteString(c, "GET / HTTP/1.1\r\nHost: target\r\n\r\n")
+			c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+			c.Read(make([]byte, 1))
+			reset(c)
+			return ""
+		})
 	}},
 	{"http-long-head", func(s *stage) string {
 		return fold(s.exchange("GET / HTTP/1.1\r\nHost: target\r\nX-Long: "+strings.Repeat("l", 20000)+"\r\n\r\n", okAnswer))
@@ -243,6 +281,23 @@ func (s *stage) exchange(request, answer string) string {
 			return fmt.Sprintf("answered %q %s", got[:n], name(err))
 		}
 		return ""
+	})
+}
+
+// halfClose sends a request and half-closes; the server sees that, and answers.
+func (s *stage) halfClose(request string) string {
+	return s.talk(portText, func(c *net.TCPConn) string {
+		b, end := readAll(c)
+		io.WriteString(c, okAnswer)
+		if string(b) == request {
+			return "the server sees it as sent and " + end
+		}
+		return fmt.Sprintf("the server sees %q and %s", b, end)
+	}, func(c *net.TCPConn) string {
+		io.WriteString(c, request)
+		c.CloseWrite()
+		b, end := readAll(c)
+		return fmt.Sprintf("the client has %q and %s", b, end)
 	})
 }
 
