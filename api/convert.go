@@ -1,8 +1,8 @@
 package api
 
 import (
-	"encoding/json"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
