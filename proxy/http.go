@@ -11,6 +11,7 @@ import (
 	"assay.dev"
 	"assay.dev/proxy/balance"
 	"assay.dev/proxy/golden"
+	"assay.dev/proxy/guard"
 	"assay.dev/proxy/http1"
 	"assay.dev/proxy/mux"
 )
@@ -42,6 +43,7 @@ type dispatcher struct {
 	next    int
 	refused *golden.Series
 	waited  atomic.Int64 // nanoseconds that the last Dispatch took: not the endpoint's fault
+	bound   deadline
 }
 
 // call is what requests of one connection to one endpoint have in common.
@@ -69,8 +71,9 @@ func (c *call) begin() {
 // Dispatch implements http1.Dispatcher.
 func (d *dispatcher) Dispatch(ctx context.Context, x *http1.Exchange, data []byte, fin bool, h mux.Handler) (mux.Stream, int, error) {
 	o := d.o
+	o.attempts = 0
 	if x.Attempt == 0 {
-		o.tried, o.spent, o.attempts = o.tried[:0], false, 0
+		o.tried, o.spent = o.tried[:0], false
 	} else if c, ok := x.Tag.(*call); ok {
 		c.series.Undo()
 		if c.endpoint != nil {
@@ -83,9 +86,22 @@ func (d *dispatcher) Dispatch(ctx context.Context, x *http1.Exchange, data []byt
 	if err := d.follow(); err != nil {
 		return mux.Stream{}, 0, d.failure(err)
 	}
+	d.protect(x)
 	start := time.Now()
+	if left, ok := x.Remaining(); ok {
+		d.bound = deadline{ctx, start.Add(left)}
+		ctx = &d.bound
+	}
 	e, s, st, n, err := o.openAny(ctx, d.payload, data, fin, h)
-	if err != nil {
+	switch {
+	case err == nil:
+	case x.Attempt > 0 && err == errNobody:
+		o.p.rec.Refusals.Inc(refusedPeer + "-" + x.Last.String())
+		return mux.Stream{}, 0, http1.ErrNoOther
+	case errors.Is(err, context.DeadlineExceeded) && x.Late():
+		x.Guard.Count(guard.Timeout)
+		return mux.Stream{}, 0, http1.ErrTimeout
+	default:
 		return mux.Stream{}, 0, d.failure(err)
 	}
 	d.waited.Store(int64(time.Since(start)))
@@ -93,6 +109,24 @@ func (d *dispatcher) Dispatch(ctx context.Context, x *http1.Exchange, data []byt
 	c.series.Begin() // the endpoint was begun when it was chosen
 	x.Tag = c
 	return st, n, nil
+}
+
+// protect gives the request what its service allows, and counts it into the service's
+// budget.
+func (d *dispatcher) protect(x *http1.Exchange) {
+	o := d.o
+	x.Policy, x.Guard = nil, &o.p.guard
+	if o.port != nil {
+		x.Policy, x.Guard = o.port.request, o.port.guard
+	}
+	switch {
+	case x.Attempt == 0:
+		x.Guard.Budget.Request()
+	case x.Cause != guard.Unread && o.direct != nil:
+		o.spent = false
+	case x.Cause != guard.Unread && len(o.tried) >= o.set.Len():
+		o.tried = o.tried[:0] // they may do better now
+	}
 }
 
 // follow takes over a newer snapshot: a connection may live for hours.

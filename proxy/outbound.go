@@ -269,11 +269,17 @@ func (o *outbound) openAny(ctx context.Context, payload, data []byte, fin bool, 
 			e.Done()
 		}
 	}
+	if last == nil {
+		return nil, nil, mux.Stream{}, 0, errNobody
+	}
 	if _, ok := errors.AsType[*refusal](last); !ok {
 		last = &refusal{refusedUnreachable, last}
 	}
 	return nil, nil, mux.Stream{}, 0, last
 }
+
+// errNobody says that every endpoint was tried before.
+var errNobody = &refusal{refusedUnreachable, nil}
 
 // drop forgets the open stream.
 func (o *outbound) drop(code mux.Code) {

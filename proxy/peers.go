@@ -61,6 +61,13 @@ type peer struct {
 	call *dialCall
 }
 
+// deadline is a context that ends at a time, for whoever asks: most find a session
+// and never do.
+type deadline struct {
+	context.Context
+	at time.Time
+}
+
 // dialCall is one dial that all who need a session wait for.
 type dialCall struct {
 	done chan struct{}
@@ -114,6 +121,11 @@ func (pe *peer) session(ctx context.Context) (*session, error) {
 	call := pe.dial()
 	if call == nil {
 		return pe.pick(), nil
+	}
+	if d, ok := ctx.(*deadline); ok {
+		bound, cancel := context.WithDeadline(d.Context, d.at)
+		defer cancel()
+		ctx = bound
 	}
 	select {
 	case <-call.done:

@@ -15,6 +15,7 @@ import (
 	"assay.dev/link"
 	"assay.dev/proxy/dns"
 	"assay.dev/proxy/golden"
+	"assay.dev/proxy/guard"
 	"assay.dev/proxy/http1"
 	"golang.org/x/sys/unix"
 )
@@ -41,6 +42,7 @@ type Proxy struct {
 	rec   *golden.Recorder
 	names *dns.Server
 	http  httpEngines
+	guard guard.Service // of requests to addresses that are no service's
 	pipes kernelPipes
 	sift  chan struct{} // slots for handshakes as a server
 

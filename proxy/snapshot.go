@@ -11,6 +11,7 @@ import (
 	"assay.dev/proxy/balance"
 	"assay.dev/proxy/detect"
 	"assay.dev/proxy/dns"
+	"assay.dev/proxy/guard"
 )
 
 // snapshot is everything that a proxy knows. It never changes; the link's reader
@@ -40,6 +41,8 @@ type servicePort struct {
 	port     uint16 // as dialled
 	declared assay.Protocol
 	memory   *detect.Memory // outlives the snapshot
+	guard    *guard.Service // as does this
+	request  *guard.Request // what a request is allowed
 	// v4 and v6 are the ready endpoints by the family that they are dialled in: the
 	// application's own, when the endpoint has an address of it.
 	v4, v6 *balance.Set
@@ -129,11 +132,11 @@ func newService(svc *assay.Service, old *service, value func(balance.Want) any) 
 		var v4, v6 *balance.Set
 		if old != nil {
 			if was := old.port(port.Port); was != nil {
-				sp.memory, v4, v6 = was.memory, was.v4, was.v6
+				sp.memory, sp.guard, v4, v6 = was.memory, was.guard, was.v4, was.v6
 			}
 		}
 		if sp.memory == nil {
-			sp.memory = new(detect.Memory)
+			sp.memory, sp.guard = new(detect.Memory), new(guard.Service)
 		}
 		var want4, want6 []balance.Want
 		for _, e := range svc.Endpoints {

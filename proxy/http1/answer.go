@@ -32,9 +32,14 @@ type exchange struct {
 	respDone bool
 	shut     bool // the other end knows that the client half-closed
 	ended    bool
-	failed   bool // the stream was reset with code
+	failed   bool // the stream was reset with code, or given up for fault or another try
 	code     mux.Code
-	gone     bool // nobody waits for this stream any more
+	fault    *Failure      // why we gave it up; nil: code says
+	again    bool          // it was decided to try again, after wait
+	wait     time.Duration //
+	expires  time.Duration // when the whole exchange must be over; 0: never
+	tryBy    time.Duration // when the response must have begun; 0: never
+	gone     bool          // nobody waits for this stream any more
 	reported bool
 }
 
@@ -43,6 +48,7 @@ func (x *exchange) nextRequest() {
 	x.Exchange = Exchange{Tag: x.Tag}
 	x.reply = reply{}
 	x.passed, x.keep = false, false
+	x.expires, x.tryBy = 0, 0
 	x.reqDone, x.respDone, x.ended, x.reported = false, false, false, false
 }
 
@@ -84,6 +90,9 @@ func (x *exchange) receive(p []byte, fin bool) {
 	end, refusal := r.frame(p, &c.req, &c.lim)
 	if r.inBody && !tunnel {
 		x.Status = r.resp.Status
+		if refusal == nil && x.tryStatus() {
+			return
+		}
 		if r.body.Framing == Tunnel {
 			if refusal == nil {
 				refusal = r.tunnel(&c.req, x.reqDone)
@@ -332,7 +341,7 @@ func (c *client) fail(x *exchange, f *Failure) {
 	}
 	x.Status = f.Status
 	x.keep = x.reqDone && c.req.Persistent() && !x.bound
-	c.answer(f.Status, f.Reason, f.Text, !x.keep)
+	c.w.write(answer(f.Status, f.Reason, f.Text, !x.keep, c.req.IsHead, f.RetryAfter))
 	x.respDone = true
 	c.settle(x)
 }
@@ -380,14 +389,18 @@ func (c *client) refuseBody(x *exchange, why *Refusal) {
 
 // answer writes a response of our own.
 func (c *client) answer(status int, reason, text string, last bool) {
-	c.w.write(answer(status, reason, text, last, c.req.IsHead))
+	c.w.write(answer(status, reason, text, last, c.req.IsHead, 0))
 }
 
-// answer makes a response that names what was refused, why, and what would allow it.
-func answer(status int, reason, text string, last, head bool) []byte {
+// answer makes a response that names what was refused, why, and what would allow it,
+// after so many seconds perhaps.
+func answer(status int, reason, text string, last, head bool, after int) []byte {
 	body := "assay: " + text + "\n"
 	b := fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nDate: %s\r\nAssay-Error: %s\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n",
 		status, statusText(status), time.Now().UTC().Format("Mon, 02 Jan 2006 15:04:05 GMT"), reason, len(body))
+	if after > 0 {
+		b = fmt.Appendf(b, "Retry-After: %d\r\n", after)
+	}
 	if last {
 		b = append(b, "Connection: close\r\n"...)
 	}

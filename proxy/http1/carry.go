@@ -34,7 +34,7 @@ func (c *client) carry() (bool, error) {
 		case end:
 			return false, err
 		}
-		x = c.again(x)
+		x = c.repeat(x)
 	}
 }
 
@@ -85,14 +85,16 @@ func (c *client) begin(data []byte) *exchange {
 	return x
 }
 
-// again prepares another attempt with the same bytes. Late calls for the stream
+// repeat prepares another attempt with the same bytes. Late calls for the stream
 // that failed go to its own handler.
-func (c *client) again(old *exchange) *exchange {
+func (c *client) repeat(old *exchange) *exchange {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	x := &exchange{c: c, Exchange: old.Exchange, bound: old.bound, reqDone: old.reqDone}
 	x.Attempt++
-	x.Last = old.code
+	x.Cause, x.Last = old.cause(), old.code
+	x.Status, x.ResponseBytes = 0, 0
+	x.expires = old.expires
 	old.gone = true
 	c.x = x
 	return x
@@ -117,7 +119,12 @@ func (c *client) dispatch(x *exchange, data []byte, fin bool) bool {
 	}
 	if err != nil {
 		f, ok := errors.AsType[*Failure](err)
-		if !ok {
+		switch {
+		case ok:
+		case err == ErrNoOther && x.Attempt > 0:
+			x.Guard.GiveBack()
+			f = x.lastFailure()
+		default:
 			f = &Failure{Status: failDispatch.Status, Reason: failDispatch.Reason, Text: failDispatch.Text + " (" + err.Error() + ")"}
 		}
 		c.fail(x, f)
@@ -131,10 +138,11 @@ func (c *client) dispatch(x *exchange, data []byte, fin bool) bool {
 		x.st.consumed(x.owed)
 		x.owed = 0
 	}
-	if x.gone && !x.gotFin {
+	if x.gone && (!x.gotFin || x.again) {
 		x.st.reset(mux.Cancelled) // it was refused before it was known
 	}
 	c.settle(x)
+	c.limit(x)
 	c.mu.Unlock()
 	return n == len(data) || c.send(x, data[n:], fin) == nil
 }
@@ -183,6 +191,7 @@ func (c *client) upload(x *exchange) {
 	defer c.mu.Unlock()
 	x.reqDone = true
 	c.settle(x)
+	c.limit(x)
 }
 
 // cutShort passes on a half-close in the middle of a body: the application sees it at
@@ -332,11 +341,14 @@ func (c *client) await(x *exchange) (outcome, error) {
 			}
 			return goOn, nil
 		case x.failed:
+			again := x.again || c.tryAgain(x)
+			x.again = false
 			c.mu.Unlock()
-			if c.retryable(x) {
+			if !again {
+				c.fail(x, x.failure())
+			} else if x.wait == 0 || c.rest(x) {
 				return retry, nil
 			}
-			c.fail(x, failureOf(x.code))
 			continue
 		case c.closing: // answered before the request was complete
 			c.drop(x, "")
@@ -381,16 +393,6 @@ func (c *client) cause(x *exchange) error {
 type endError struct{ reason string }
 
 func (e *endError) Error() string { return "http1: connection ended: " + e.reason }
-
-// retryable reports whether the same bytes may go to another upstream: all of them
-// are at hand, and either nobody read them or reading them twice does no harm.
-func (c *client) retryable(x *exchange) bool {
-	if x.passed || x.reply.interim || c.uploaded || c.d == nil || x.Attempt+1 >= maxAttempts {
-		return false
-	}
-	return x.code.Unread() && failureOf(x.code) != failDenied ||
-		failureOf(x.code) == failBroken && c.req.Idempotent && !c.req.HasBody()
-}
 
 // pump carries the application's side of a tunnel.
 func (c *client) pump(x *exchange) {

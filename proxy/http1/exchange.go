@@ -2,8 +2,10 @@ package http1
 
 import (
 	"context"
+	"errors"
 	"time"
 
+	"assay.dev/proxy/guard"
 	"assay.dev/proxy/mux"
 )
 
@@ -12,8 +14,15 @@ import (
 type Exchange struct {
 	// Request is the request's head. It is valid in Dispatch and Begin only.
 	Request *Request
-	// Attempt counts what Dispatch tried before, and Last is what ended that.
+	// Policy and Guard are Dispatch's to set, before it opens anything, with every
+	// attempt: what the request is allowed, and what it shares with others. Nil are
+	// the defaults, and no budget.
+	Policy *guard.Request
+	Guard  *guard.Service
+	// Attempt counts what Dispatch tried before. Cause is why the last one came to
+	// nothing, and Last the code when its stream was reset.
 	Attempt int
+	Cause   guard.Cause
 	Last    mux.Code
 	// Tag is whatever Dispatch or Begin wants to find again in End.
 	Tag any
@@ -32,6 +41,17 @@ type Exchange struct {
 	Refused bool
 }
 
+// Remaining returns what is left of the request's time, if that is limited.
+func (x *Exchange) Remaining() (time.Duration, bool) {
+	return guard.Remaining(x.Policy.Expires(x.Start, 0), now())
+}
+
+// Late reports whether the request's time is over.
+func (x *Exchange) Late() bool {
+	left, ok := x.Remaining()
+	return ok && left == 0
+}
+
 // Observer is told of each exchange. Both calls are made on the path of the bytes
 // and may hold locks: they must neither wait nor call back. End follows every Begin.
 type Observer interface {
@@ -45,10 +65,19 @@ type Dispatcher interface {
 	// whose results it returns. It may dial and wait, within bounds of its own, until
 	// ctx ends. When it returns an error, nothing was opened; a *Failure says what
 	// the application is told, anything else is answered 503. When x.Attempt is over
-	// 0 the last upstream did not read the request (x.Last): it should choose another.
+	// 0 the last upstream failed (x.Cause, x.Last): it should choose another, and
+	// returns ErrNoOther when there is none.
 	Dispatch(ctx context.Context, x *Exchange, data []byte, fin bool, h mux.Handler) (mux.Stream, int, error)
 	Observer
 }
+
+// ErrNoOther is returned by Dispatch when there is no upstream to try after the last
+// one: the application is told what came of that.
+var ErrNoOther = errors.New("http1: no other upstream")
+
+// ErrTimeout is returned by Dispatch when the request's time ended before an upstream
+// was found.
+var ErrTimeout error = failTimeout
 
 // Failure says how the application is told that there is no response.
 type Failure struct {
@@ -58,6 +87,8 @@ type Failure struct {
 	// Reset resets the connection instead of answering: the application at the far
 	// end refused or reset it, and without the mesh the client would see that.
 	Reset bool
+	// RetryAfter is when the client may come again, in seconds; 0 for not saying.
+	RetryAfter int
 }
 
 func (f *Failure) Error() string { return f.Text }
@@ -65,13 +96,15 @@ func (f *Failure) Error() string { return f.Text }
 // Failures by how the stream ended. Reasons are stable.
 var (
 	failRefused     = &Failure{Status: 503, Reason: "refused", Text: "no upstream accepted the request, and none has read it; it can be sent again when one is ready"}
-	failOverloaded  = &Failure{Status: 503, Reason: "overloaded", Text: "the upstream is at its limit and has not read the request; it can be sent again later"}
+	failOverloaded  = &Failure{Status: 503, Reason: "overloaded", Text: "the upstream is at its limit and has not read the request; it can be sent again later", RetryAfter: 1}
 	failDenied      = &Failure{Status: 403, Reason: "denied", Text: "a rule at the upstream forbids this client; a rule that names its identity would allow it"}
 	failBroken      = &Failure{Status: 502, Reason: "broken", Text: "the connection to the upstream's proxy broke before a response; the request may have been acted on"}
 	failBadRequest  = &Failure{Status: 502, Reason: "bad-request", Text: "the upstream's proxy read the request as malformed; the two proxies differ and should run the same version"}
 	failUnreachable = &Failure{Reset: true, Reason: "unreachable", Text: "the application refused the connection"}
 	failAppReset    = &Failure{Reset: true, Reason: "app-reset", Text: "the application reset the connection"}
 	failDispatch    = &Failure{Status: 503, Reason: "unavailable", Text: "no upstream is available; it can be sent again when one is ready"}
+	failTimeout     = &Failure{Status: 504, Reason: "timeout", Text: "there was no whole response within the request's time; the request may have been acted on; a longer timeout in its route or TrafficPolicy would allow it"}
+	failTryTimeout  = &Failure{Status: 504, Reason: "try-timeout", Text: "no upstream began to answer within the time of one try; the request may have been acted on; a longer tryTimeout in its route or TrafficPolicy would allow it"}
 	failUnknown     = &Failure{Status: 502, Reason: "unknown", Text: "the upstream's proxy ended the request for a reason that this version does not know"}
 )
 

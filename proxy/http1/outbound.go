@@ -34,9 +34,6 @@ var ErrStopped = errors.New("http1: stopped")
 // last answer is not destroyed by a reset for bytes that arrived late.
 const lingerTime = 2 * time.Second
 
-// maxAttempts bounds how often one request is dispatched.
-const maxAttempts = 3
-
 // Serve carries tcp's requests until it ends, and closes it. first are the bytes
 // that were read from it already. It returns nil when the connection ended as HTTP
 // lets it end, and otherwise why it did not: a *Refusal among others. The end of ctx resets it.
@@ -101,6 +98,8 @@ type client struct {
 	sent     int     // how much of it the upstream was given
 	readErr  error
 	x        *exchange
+	timer    *time.Timer   // of the first exchange that had a limit
+	armed    time.Duration // when it fires; 0: it does not
 	deadline time.Time
 	kicked   bool // the deadline is a signal to the goroutine
 	waiting  bool // it waits on wake
@@ -370,6 +369,9 @@ func (c *client) close() {
 	c.mu.Lock()
 	linger := c.closing && !c.eof && !c.dead
 	x := c.x
+	if c.timer != nil {
+		c.timer.Stop()
+	}
 	c.mu.Unlock()
 	if x != nil && x.bound && !x.gone {
 		x.st.tryWrite(nil, true)

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"assay.dev/proxy/guard"
 	"assay.dev/proxy/mux"
 	"go.uber.org/goleak"
 )
@@ -38,6 +39,8 @@ type world struct {
 	servers  record // of the inbound side
 	served   chan error
 	noDial   error
+	policy   *guard.Request
+	guard    *guard.Service
 }
 
 // record is an Observer that keeps what it is told.
@@ -188,6 +191,7 @@ func (w *world) dialled() int {
 var testHeader = make([]byte, 40)
 
 func (w *world) Dispatch(ctx context.Context, x *Exchange, data []byte, fin bool, h mux.Handler) (mux.Stream, int, error) {
+	x.Policy, x.Guard = w.policy, w.guard
 	if w.noDial != nil {
 		return mux.Stream{}, 0, w.noDial
 	}

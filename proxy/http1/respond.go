@@ -159,7 +159,7 @@ func (x *served) bad(b *backend, why *Refusal) bool {
 		x.st.reset(mux.BadRequest)
 		return false
 	}
-	x.write(answer(502, why.Reason, "the application's response was refused: "+why.Error(), true, head), true, false)
+	x.write(answer(502, why.Reason, "the application's response was refused: "+why.Error(), true, head, 0), true, false)
 	x.mu.Lock()
 	x.sentFin = true
 	x.mu.Unlock()
