@@ -98,6 +98,7 @@ func (x *exchange) receive(p []byte, fin bool) {
 				refusal = r.tunnel(&c.req, x.reqDone)
 			}
 			x.tunnel, x.Tunnel = true, true
+			c.w.unbound()
 			x.reqDone = false // the request's direction is the tunnel's now
 			c.kick()
 		}
@@ -215,6 +216,17 @@ func (x *exchange) Reset(_ mux.Stream, code mux.Code) {
 	default:
 		x.gone, x.failed, x.code = true, true, code
 		c.kick()
+	}
+}
+
+// stalled gives up an upstream that takes nothing.
+func (x *exchange) stalled() {
+	x.c.mu.Lock()
+	st, stop := x.st, x.gone || x.tunnel
+	x.c.mu.Unlock()
+	if !stop {
+		st.reset(mux.Cancelled)
+		x.Reset(mux.Stream{}, mux.Stalled)
 	}
 }
 

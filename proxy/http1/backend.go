@@ -2,8 +2,10 @@ package http1
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -45,7 +47,7 @@ func newBackend(in *Inbound, key poolKey, x *served) *backend {
 	b := &backend{in: in, key: key, origin: x.origin, over: make(chan struct{})}
 	b.ctx, b.cancel = context.WithCancel(in.ctx)
 	b.read = b.readFD
-	b.w.init(b.flushed)
+	b.w.init(b.flushed, in.cfg.Timeouts.Stall)
 	b.x.Store(x)
 	return b
 }
@@ -128,7 +130,12 @@ func (b *backend) readFD(fd uintptr) bool {
 
 // flushed follows request bytes that were queued and have left.
 func (b *backend) flushed(n int) {
-	if x := b.x.Load(); x != nil {
+	x := b.x.Load()
+	switch {
+	case x == nil:
+	case n == 0 && errors.Is(b.w.failed(), os.ErrDeadlineExceeded):
+		x.stuck(b)
+	default:
 		x.flushed(b, n)
 	}
 }

@@ -149,10 +149,15 @@ func (c *client) dispatch(x *exchange, data []byte, fin bool) bool {
 
 // upload sends what is left of the body as it comes.
 func (c *client) upload(x *exchange) {
+	moved, timed := int64(0), false
 	for !c.body.Done() {
 		if c.in == nil || len(c.in.b) == c.sent {
 			if c.in != nil && c.in.full() {
 				c.dropSent()
+			}
+			if !timed {
+				moved, timed = c.moved(x), true
+				c.setDeadline(time.Now().Add(c.timeouts.Body))
 			}
 			switch err := c.fill(); {
 			case err == nil:
@@ -163,6 +168,12 @@ func (c *client) upload(x *exchange) {
 			case err == io.EOF:
 				c.cutShort(x)
 				return
+			case err == errTimeout:
+				if moved == c.moved(x) {
+					c.refuseBody(x, ErrBodySlow)
+					return
+				}
+				timed = false
 			default:
 				c.mu.Lock()
 				c.dead = true
@@ -187,11 +198,21 @@ func (c *client) upload(x *exchange) {
 		c.dropSent()
 	}
 	c.class = small
+	if timed {
+		c.setDeadline(time.Time{})
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	x.reqDone = true
 	c.settle(x)
 	c.limit(x)
+}
+
+// moved is how many bytes of the exchange have been carried, in either direction.
+func (c *client) moved(x *exchange) int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return x.RequestBytes + x.ResponseBytes
 }
 
 // cutShort passes on a half-close in the middle of a body: the application sees it at
@@ -259,6 +280,7 @@ func (c *client) send(x *exchange, p []byte, fin bool) error {
 func (c *client) pause(x *exchange, writable bool) error {
 	tick := time.NewTimer(time.Second)
 	defer tick.Stop()
+	start := now()
 	for {
 		c.mu.Lock()
 		stop := c.halted(x)
@@ -277,6 +299,9 @@ func (c *client) pause(x *exchange, writable bool) error {
 				c.mu.Lock()
 				c.dead = true
 				c.mu.Unlock()
+			}
+			if now()-start > c.timeouts.Stall && writable {
+				x.stalled()
 			}
 			tick.Reset(time.Second)
 		}

@@ -105,6 +105,7 @@ var (
 	failDispatch    = &Failure{Status: 503, Reason: "unavailable", Text: "no upstream is available; it can be sent again when one is ready"}
 	failTimeout     = &Failure{Status: 504, Reason: "timeout", Text: "there was no whole response within the request's time; the request may have been acted on; a longer timeout in its route or TrafficPolicy would allow it"}
 	failTryTimeout  = &Failure{Status: 504, Reason: "try-timeout", Text: "no upstream began to answer within the time of one try; the request may have been acted on; a longer tryTimeout in its route or TrafficPolicy would allow it"}
+	failStalled     = &Failure{Status: 504, Reason: "stalled", Text: "the application or its proxy took no byte of the request for too long; it may have been acted on"}
 	failUnknown     = &Failure{Status: 502, Reason: "unknown", Text: "the upstream's proxy ended the request for a reason that this version does not know"}
 )
 
@@ -124,6 +125,8 @@ func failureOf(code mux.Code) *Failure {
 		return failUnreachable
 	case mux.AppReset:
 		return failAppReset
+	case mux.Stalled:
+		return failStalled
 	}
 	return failUnknown
 }

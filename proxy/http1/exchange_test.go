@@ -264,7 +264,7 @@ func TestBoundAuthentication(t *testing.T) {
 }
 
 func TestHeadTimeout(t *testing.T) {
-	w := newWorld(t, meshed, newScript(t).addr, func(w *world) { w.out.HeadTimeout = 50 * time.Millisecond })
+	w := newWorld(t, meshed, newScript(t).addr, func(w *world) { w.out.Timeouts.Head = 50 * time.Millisecond })
 	c := w.dial()
 	say(t, c, "GET / HTTP/1.1\r\n")
 	expectAnswer(t, c, "408", "head-timeout")
@@ -275,7 +275,7 @@ func TestHeadTimeout(t *testing.T) {
 
 func TestIdleConnectionsOutliveTheHeadTimeout(t *testing.T) {
 	app := newScript(t)
-	w := newWorld(t, meshed, app.addr, func(w *world) { w.out.HeadTimeout = 30 * time.Millisecond })
+	w := newWorld(t, meshed, app.addr, func(w *world) { w.out.Timeouts.Head = 30 * time.Millisecond })
 	c := w.dial()
 	say(t, c, getA[:5])
 	say(t, c, getA[5:])

@@ -1,6 +1,9 @@
 package http1
 
-import "bytes"
+import (
+	"bytes"
+	"time"
+)
 
 // Limits bound what is read before it is understood. Zero fields take the defaults
 // in parentheses, which are above those of the usual servers: a program's own limit
@@ -10,6 +13,35 @@ type Limits struct {
 	Target int // bytes of a request target (32 KiB)
 	Fields int // fields of a head or trailer section (256)
 	Ext    int // bytes of chunk extensions that the data did not outweigh (4 KiB)
+	// Interim responses to one request (1,000), and bytes of them (1 MiB).
+	Interim, InterimBytes int
+}
+
+// Timeouts bound how long nothing may happen where something must. Zero fields take
+// the defaults in parentheses. None of them bounds a tunnel, a response that its
+// application is silent about, or anything that makes progress, however slow.
+type Timeouts struct {
+	// Head is how long a head may take from its first byte (60 s). A connection
+	// without a request may stay idle for as long as both ends like.
+	Head time.Duration
+	// Body is how long the body of a request may bring no byte while none of a
+	// response moves either (1 h).
+	Body time.Duration
+	// Stall is how long an end may take no byte of those that wait for it (10 min).
+	Stall time.Duration
+}
+
+// WithDefaults returns t with its zero fields filled in.
+func (t Timeouts) WithDefaults() Timeouts {
+	set := func(v *time.Duration, to time.Duration) {
+		if *v <= 0 {
+			*v = to
+		}
+	}
+	set(&t.Head, time.Minute)
+	set(&t.Body, time.Hour)
+	set(&t.Stall, 10*time.Minute)
+	return t
 }
 
 // WithDefaults returns l with its zero fields filled in.
@@ -23,6 +55,8 @@ func (l Limits) WithDefaults() Limits {
 	set(&l.Target, 32<<10)
 	set(&l.Fields, 256)
 	set(&l.Ext, 4<<10)
+	set(&l.Interim, 1000)
+	set(&l.InterimBytes, 1<<20)
 	return l
 }
 

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"assay.dev/proxy/mux"
@@ -28,7 +29,8 @@ type Backend interface {
 
 // InboundConfig bounds an Inbound. Zero fields take the defaults in parentheses.
 type InboundConfig struct {
-	Limits Limits
+	Limits   Limits
+	Timeouts Timeouts
 	// IdleTimeout is how long a connection to the application is kept without a
 	// request (10 s). An application that closes earlier is noticed at once.
 	IdleTimeout time.Duration
@@ -45,13 +47,15 @@ type Inbound struct {
 	direct  Outbound
 	ctx     context.Context
 	cancel  context.CancelFunc
-	served  sync.Pool // of *served
+	served  sync.Pool     // of *served
+	tick    atomic.Uint32 // of sweep
+	looked  []overdue     // sweep's own
 
 	mu     sync.Mutex
 	idle   map[poolKey]*idleList
 	count  int // idle connections
-	tick   uint32
 	conns  map[*backend]struct{}
+	heads  map[*served]uint32 // that came in part, with the tick of their first byte
 	closed bool
 	wg     sync.WaitGroup
 }
@@ -68,25 +72,31 @@ type idleList struct {
 	tick        uint32 // of the last use
 }
 
+// overdue is an exchange that sweep looks at.
+type overdue struct {
+	x *served
+	b *backend // nil: the head may be late
+}
+
 // NewInbound makes an Inbound. Run must be called.
 func NewInbound(b Backend, cfg InboundConfig) *Inbound {
-	cfg.Limits = cfg.Limits.WithDefaults()
+	cfg.Limits, cfg.Timeouts = cfg.Limits.WithDefaults(), cfg.Timeouts.WithDefaults()
 	if cfg.IdleTimeout <= 0 {
 		cfg.IdleTimeout = 10 * time.Second
 	}
 	if cfg.MaxIdle <= 0 {
 		cfg.MaxIdle = 1024
 	}
-	in := &Inbound{cfg: cfg, backend: b, idle: map[poolKey]*idleList{}, conns: map[*backend]struct{}{}}
-	in.direct.Limits = cfg.Limits
+	in := &Inbound{cfg: cfg, backend: b, idle: map[poolKey]*idleList{}, conns: map[*backend]struct{}{}, heads: map[*served]uint32{}}
+	in.direct.Limits, in.direct.Timeouts = cfg.Limits, cfg.Timeouts
 	in.ctx, in.cancel = context.WithCancel(context.Background())
 	in.served.New = func() any { return &served{in: in, wake: make(chan struct{}, 1)} }
 	return in
 }
 
-// Run closes connections that have been idle for too long, until ctx ends; then it
-// closes all of them and returns when their goroutines have. Exchanges that still
-// run are reset.
+// Run closes connections that have been idle for too long and resets exchanges that
+// are overdue, until ctx ends; then it closes all of them and returns when their
+// goroutines have.
 func (in *Inbound) Run(ctx context.Context) error {
 	t := time.NewTicker(in.cfg.IdleTimeout / 2)
 	defer t.Stop()
@@ -169,7 +179,7 @@ func (in *Inbound) attach(x *served, fresh bool) (b *backend, reused bool, err e
 	if l := in.idle[key]; l != nil && l.first != nil && !fresh {
 		b = l.first
 		in.unlist(b)
-		l.tick = in.tick
+		l.tick = in.tick.Load()
 		b.x.Store(x)
 		return b, true, nil
 	}
@@ -194,7 +204,8 @@ func (in *Inbound) put(b *backend) {
 		l = &idleList{}
 		in.idle[b.key] = l
 	}
-	b.listed, b.tick, l.tick = true, in.tick, in.tick
+	tick := in.tick.Load()
+	b.listed, b.tick, l.tick = true, tick, tick
 	b.next = l.first
 	if l.first != nil {
 		l.first.prev = b
@@ -235,18 +246,56 @@ func (in *Inbound) unlist(b *backend) {
 
 // sweep runs twice in each IdleTimeout.
 func (in *Inbound) sweep() {
+	tick := in.tick.Add(1)
 	in.mu.Lock()
-	defer in.mu.Unlock()
-	in.tick++
 	for key, l := range in.idle {
-		for b := l.last; b != nil && in.tick-b.tick > 2; b = l.last {
+		for b := l.last; b != nil && tick-b.tick > 2; b = l.last {
 			in.unlist(b)
 			b.shut()
 		}
-		if l.first == nil && in.tick-l.tick > 2 {
+		if l.first == nil && tick-l.tick > 2 {
 			delete(in.idle, key)
 		}
 	}
+	for b := range in.conns {
+		if x := b.x.Load(); x != nil {
+			in.looked = append(in.looked, overdue{x, b})
+		}
+	}
+	for x, since := range in.heads {
+		if in.older(since, tick, in.cfg.Timeouts.Head) {
+			in.looked = append(in.looked, overdue{x, nil})
+		}
+	}
+	in.mu.Unlock()
+	for _, o := range in.looked {
+		if o.b == nil {
+			o.x.headOverdue()
+		} else {
+			o.x.overdue(o.b, tick)
+		}
+	}
+	clear(in.looked)
+	in.looked = in.looked[:0]
+}
+
+// older reports whether more than d has passed since a tick.
+func (in *Inbound) older(since, tick uint32, d time.Duration) bool {
+	return time.Duration(tick-since) > d/(in.cfg.IdleTimeout/2)
+}
+
+// expectHead notes that a head came in part.
+func (in *Inbound) expectHead(x *served) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	x.headless = true
+	in.heads[x] = in.tick.Load()
+}
+
+func (in *Inbound) forgetHead(x *served) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	delete(in.heads, x)
 }
 
 func (in *Inbound) forget(b *backend) {

@@ -17,10 +17,8 @@ import (
 // stream to an upstream that a Dispatcher chooses, and the reader of that stream's
 // session writes the response straight into the application's socket.
 type Outbound struct {
-	Limits Limits
-	// HeadTimeout bounds how long a head may take from its first byte. 0 means 60 s.
-	// A connection without a request may stay idle for as long as both ends like.
-	HeadTimeout time.Duration
+	Limits   Limits
+	Timeouts Timeouts
 
 	mu       sync.Mutex
 	conns    map[*client]struct{}
@@ -72,18 +70,18 @@ func (o *Outbound) remove(c *client) {
 // client is one application connection. Its goroutine reads and sends requests;
 // responses are written by whoever receives them (answer.go).
 type client struct {
-	d           Dispatcher
-	observer    Observer // of exchanges, d's; nil when direct counts them
-	direct      *Inbound // instead of d: the application is here
-	origin      Origin
-	ctx         context.Context
-	tcp         *net.TCPConn
-	raw         syscall.RawConn
-	lim         Limits
-	headTimeout time.Duration
-	read        func(fd uintptr) bool // bound once
-	wake        chan struct{}         // for the goroutine, while it does not read
-	unwatch     func() bool           // of ctx
+	d        Dispatcher
+	observer Observer // of exchanges, d's; nil when direct counts them
+	direct   *Inbound // instead of d: the application is here
+	origin   Origin
+	ctx      context.Context
+	tcp      *net.TCPConn
+	raw      syscall.RawConn
+	lim      Limits
+	timeouts Timeouts
+	read     func(fd uintptr) bool // bound once
+	wake     chan struct{}         // for the goroutine, while it does not read
+	unwatch  func() bool           // of ctx
 
 	// The goroutine's own.
 	req      Request
@@ -133,12 +131,9 @@ func (c *client) init(ctx context.Context, o *Outbound, tcp *net.TCPConn, first 
 		return err
 	}
 	c.ctx, c.tcp = ctx, tcp
-	c.lim, c.headTimeout = o.Limits.WithDefaults(), o.HeadTimeout
-	if c.headTimeout <= 0 {
-		c.headTimeout = 60 * time.Second
-	}
+	c.lim, c.timeouts = o.Limits.WithDefaults(), o.Timeouts.WithDefaults()
 	c.read, c.wake = c.readFD, make(chan struct{}, 1)
-	c.w.init(c.flushed)
+	c.w.init(c.flushed, c.timeouts.Stall)
 	c.w.open(tcp, c.raw)
 	if len(first) > 0 {
 		c.in = held(nil, first)
@@ -191,7 +186,7 @@ func (c *client) nextHead() (bool, error) {
 			}
 			if !armed {
 				armed = true
-				c.setDeadline(time.Now().Add(c.headTimeout))
+				c.setDeadline(time.Now().Add(c.timeouts.Head))
 			}
 		}
 		if more, err := c.idle(armed); !more {

@@ -1,9 +1,12 @@
 package http1
 
 import (
+	"errors"
 	"net"
+	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"assay.dev/proxy/nowait"
 )
@@ -27,13 +30,15 @@ type outlet struct {
 
 	first, last *buffer
 	draining    bool
-	fin         bool  // shut down once the queue is empty
-	err         error // the socket takes nothing any more
+	stall       time.Duration // how long the kernel may take nothing of the queue; 0: for ever
+	until       time.Time     // the deadline for that
+	fin         bool          // shut down once the queue is empty
+	err         error         // the socket takes nothing any more
 	wg          sync.WaitGroup
 }
 
-func (o *outlet) init(flushed func(n int)) {
-	o.flushed = flushed
+func (o *outlet) init(flushed func(n int), stall time.Duration) {
+	o.flushed, o.stall = flushed, stall
 	o.try, o.drip = o.tryFD, o.dripFD
 }
 
@@ -127,6 +132,9 @@ func (o *outlet) startDrain() {
 // takes.
 func (o *outlet) drain() {
 	defer o.wg.Done()
+	o.mu.Lock()
+	o.extend()
+	o.mu.Unlock()
 	for {
 		err := o.raw.Write(o.drip)
 		o.mu.Lock()
@@ -135,6 +143,10 @@ func (o *outlet) drain() {
 		}
 		if o.first == nil {
 			o.draining = false
+			if !o.until.IsZero() {
+				o.until = time.Time{}
+				o.tcp.SetWriteDeadline(o.until)
+			}
 			if o.fin && o.err == nil {
 				o.tcp.CloseWrite()
 			}
@@ -143,6 +155,28 @@ func (o *outlet) drain() {
 			return
 		}
 		o.mu.Unlock()
+	}
+}
+
+// extend gives whoever reads the other end of the socket more time: it made progress.
+func (o *outlet) extend() {
+	if o.stall <= 0 {
+		return
+	}
+	if now := time.Now(); o.until.Sub(now) < o.stall-o.stall/16 {
+		o.until = now.Add(o.stall)
+		o.tcp.SetWriteDeadline(o.until)
+	}
+}
+
+// unbound lets the other end take its time: the socket is a tunnel's now.
+func (o *outlet) unbound() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.stall = 0
+	if !o.until.IsZero() {
+		o.until = time.Time{}
+		o.tcp.SetWriteDeadline(o.until)
 	}
 }
 
@@ -164,6 +198,9 @@ func (o *outlet) writeQueued(fd uintptr) (total int, more bool) {
 			break
 		}
 		total += n
+		if n > 0 && o.draining {
+			o.extend()
+		}
 		if b.from += n; b.from < len(b.b) {
 			return total, true
 		}
@@ -178,6 +215,9 @@ func (o *outlet) writeQueued(fd uintptr) (total int, more bool) {
 func (o *outlet) fail(err error) {
 	if o.err == nil {
 		o.err = err
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			o.tcp.SetLinger(0) // the kernel need not try, either
+		}
 	}
 	for b := o.first; b != nil; {
 		next := b.next

@@ -69,6 +69,8 @@ var (
 // Order of events.
 var (
 	ErrHeadSlow    = refusal(408, "head-timeout", "RFC 9110 section 15.5.9", "the head of the request was not complete in time")
+	ErrBodySlow    = refusal(408, "body-timeout", "RFC 9110 section 15.5.9", "the body of the request brought no byte for too long")
+	ErrInterim     = refusal(502, "interim-limit", "RFC 9110 section 15.2", "there are more interim responses than the limit, or they are longer")
 	ErrSwitch      = refusal(502, "switch-unasked", "RFC 9110 section 7.8", "the response leaves HTTP, which the request did not ask for")
 	ErrSwitchEarly = refusal(502, "switch-early", "RFC 9110 section 7.8", "the response leaves HTTP before the request is complete")
 )

@@ -7,7 +7,9 @@ type reply struct {
 	body    Body
 	inBody  bool // the final head is complete
 	interim bool // there was an interim one
-	held    *buffer
+	// How many interim ones there were, and their bytes.
+	interims, interimBytes int
+	held                   *buffer
 	// own says that what frame is given next is held, so its bytes have been
 	// acknowledged.
 	own bool
@@ -58,6 +60,11 @@ func (r *reply) frame(p []byte, req *Request, lim *Limits) (end int, refusal *Re
 		end += r.resp.Size
 		if r.resp.Interim() {
 			r.interim = true
+			r.interims++
+			r.interimBytes += r.resp.Size
+			if r.interims > lim.Interim || r.interimBytes > lim.InterimBytes {
+				return end - r.resp.Size, ErrInterim
+			}
 			r.resp.Reset()
 			continue
 		}

@@ -2,6 +2,7 @@ package http1
 
 import (
 	"io"
+	"time"
 
 	"assay.dev/proxy/mux"
 )
@@ -23,6 +24,7 @@ func (x *served) respond(b *backend, p []byte) bool {
 		return x.hangUp(b)
 	}
 	r := &x.reply
+	x.moved = x.in.tick.Load()
 	p = r.take(p)
 	end, refusal := r.frame(p, &x.req, &x.in.cfg.Limits)
 	if r.inBody && x.Status == 0 {
@@ -32,6 +34,7 @@ func (x *served) respond(b *backend, p []byte) bool {
 				refusal = r.tunnel(&x.req, x.reqDone)
 			}
 			x.tunnel, x.Tunnel, x.reqDone = true, true, x.gotFin
+			b.w.unbound()
 		}
 	}
 	if refusal != nil {
@@ -91,6 +94,7 @@ func (x *served) write(p []byte, fin, early bool) bool {
 			return false
 		}
 		if n == len(p) {
+			x.wait(false)
 			return true
 		}
 		p = p[n:]
@@ -99,6 +103,7 @@ func (x *served) write(p []byte, fin, early bool) bool {
 			go x.writeRest(append([]byte(nil), p...))
 			return false
 		}
+		x.wait(true)
 		select {
 		case <-x.wake:
 		case <-x.in.ctx.Done():
@@ -108,11 +113,25 @@ func (x *served) write(p []byte, fin, early bool) bool {
 	}
 }
 
+// wait notes whether the stream is waited for, and that it was written.
+func (x *served) wait(waits bool) {
+	if waits || x.waits {
+		x.mu.Lock()
+		x.waits, x.moved = waits, x.in.tick.Load()
+		x.mu.Unlock()
+	}
+}
+
 // writeRest writes the end of a response to a client that does not read: a buffer
 // at most.
 func (x *served) writeRest(p []byte) {
 	defer x.in.wg.Done()
-	if !x.write(p, true, false) {
+	stall := time.AfterFunc(x.in.cfg.Timeouts.Stall, func() {
+		x.st.reset(mux.Stalled)
+		x.signal()
+	})
+	ok := x.write(p, true, false)
+	if !stall.Stop() || !ok {
 		return
 	}
 	x.mu.Lock()
@@ -274,4 +293,34 @@ func (x *served) stop(b *backend) {
 	}
 	x.cut(b, mux.Broken, "stopped")
 	x.signal()
+}
+
+// overdue resets an exchange in which nothing moves although something must: the
+// client takes nothing of its response, or brings nothing of its request.
+func (x *served) overdue(b *backend, tick uint32) {
+	x.mu.Lock()
+	t := &x.in.cfg.Timeouts
+	late := x.waits && x.in.older(x.moved, tick, t.Stall) ||
+		!x.reqDone && x.in.older(x.moved, tick, t.Body)
+	if x.b != b || x.dead || x.tunnel || !late {
+		x.mu.Unlock()
+		return
+	}
+	x.cut(b, mux.Stalled, failStalled.Reason)
+	x.signal()
+	b.abort()
+	b.shut()
+}
+
+// stuck is told that the application takes nothing of a request.
+func (x *served) stuck(b *backend) {
+	x.mu.Lock()
+	if x.b != b || x.dead {
+		x.mu.Unlock()
+		return
+	}
+	x.cut(b, mux.Stalled, failStalled.Reason)
+	x.signal()
+	b.abort()
+	b.shut()
 }

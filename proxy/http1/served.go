@@ -38,8 +38,11 @@ type served struct {
 	gotFin   bool
 	shut     bool // the client half-closed
 	sentFin  bool
-	dead     bool // the stream or the application is gone; what still comes is dropped
-	writing  bool // somebody writes the stream: it must not be pooled
+	dead     bool   // the stream or the application is gone; what still comes is dropped
+	waits    bool   // for the stream, to write
+	moved    uint32 // tick of the last byte in either direction
+	headless bool   // it is in in.heads
+	writing  bool   // somebody writes the stream: it must not be pooled
 	reported bool
 }
 
@@ -57,6 +60,7 @@ func (x *served) done() bool {
 	x.b, x.held, x.replay = nil, nil, nil
 	x.inBody, x.bound, x.reused, x.tunnel, x.reported = false, false, false, false, false
 	x.reqDone, x.respDone, x.passed, x.gotFin, x.sentFin, x.shut = false, false, false, false, false, false
+	x.waits, x.moved = false, 0
 	select {
 	case <-x.wake:
 	default:
@@ -91,6 +95,7 @@ func (x *served) receive(p []byte, fin bool) mux.Code {
 	if x.bound && x.respDone && x.reqDone && len(p) > 0 {
 		x.nextRequest()
 	}
+	x.moved = x.in.tick.Load()
 	lim := &x.in.cfg.Limits
 	own := x.held != nil
 	if own {
@@ -113,9 +118,11 @@ func (x *served) receive(p []byte, fin bool) mux.Code {
 				if !own {
 					x.held = held(nil, p)
 					x.consumed(len(p))
+					x.in.expectHead(x)
 				}
 				break
 			}
+			x.headOver()
 			x.inBody, x.body, end = true, x.req.Body(lim), x.req.Size
 			if err := x.begin(); err != nil {
 				x.dead = true
@@ -201,6 +208,27 @@ func (x *served) forward(p []byte, own bool) {
 	}
 }
 
+// headOver notes that nobody waits for the rest of a head any more.
+func (x *served) headOver() {
+	if x.headless {
+		x.headless = false
+		x.in.forgetHead(x)
+	}
+}
+
+// headOverdue resets a stream whose peer began a head and does not go on with it.
+func (x *served) headOverdue() {
+	x.mu.Lock()
+	if !x.headless {
+		x.mu.Unlock()
+		return
+	}
+	code := x.refuse(ErrHeadSlow)
+	st := x.st
+	x.mu.Unlock()
+	st.reset(code)
+}
+
 // lose gives the connection up for good.
 func (x *served) lose() {
 	if b := x.b; b != nil {
@@ -232,6 +260,7 @@ func (x *served) finRequest() mux.Code {
 			return mux.Cancelled
 		}
 	case !x.inBody:
+		x.headOver()
 		x.lose()
 		x.dead = true
 		x.fail(ClientGone)
@@ -275,6 +304,7 @@ func (x *served) passShut() {
 
 // refuse ends a stream whose bytes are not the request that its peer claimed.
 func (x *served) refuse(why *Refusal) mux.Code {
+	x.headOver()
 	x.abort()
 	x.dead = true
 	if x.Start == 0 && x.origin.Observer != nil {
@@ -317,6 +347,7 @@ func (x *served) report() {
 func (x *served) Reset(_ mux.Stream, code mux.Code) {
 	x.mu.Lock()
 	x.dead = true
+	x.headOver()
 	x.abort()
 	reason := ClientGone
 	if code != mux.Cancelled {

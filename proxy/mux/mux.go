@@ -48,9 +48,10 @@ const (
 	Overloaded                  // a limit was reached; unread
 	Broken                      // the session died under it
 	Denied                      // a rule forbids it; unread
+	Stalled                     // no byte has moved for too long
 )
 
-var codeNames = [...]string{"", "cancelled", "refused", "unreachable", "app-reset", "bad-request", "overloaded", "broken", "denied"}
+var codeNames = [...]string{"", "cancelled", "refused", "unreachable", "app-reset", "bad-request", "overloaded", "broken", "denied", "stalled"}
 
 // String returns a name that is fit for a metric label; codes of a newer peer are
 // all "unknown".
