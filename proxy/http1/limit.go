@@ -118,10 +118,11 @@ func (x *exchange) cause() guard.Cause {
 }
 
 // tryAgain decides whether the same bytes go to another upstream; c.mu is held. They
-// must all be at hand, and the client must know nothing of the attempt.
+// must all be at hand, and the client must know nothing of the attempt. For one that
+// half-closed nothing is done twice: it may be gone.
 func (c *client) tryAgain(x *exchange) bool {
 	cause := x.cause()
-	if cause == 0 || x.passed || x.reply.interim || c.uploaded || c.d == nil || x.shut || x.bound {
+	if cause == 0 || x.passed || x.reply.interim || c.uploaded || c.d == nil || x.shut && cause != guard.Unread || x.bound {
 		return x.noRetry()
 	}
 	wait, ok := x.Guard.Retry(x.Policy, guard.Attempt{
