@@ -133,7 +133,7 @@ type Counters struct {
 	Handshakes        uint64            `json:"handshakes"`                  // mutual TLS handshakes completed
 	HandshakeFailures map[string]uint64 `json:"handshakeFailures,omitempty"` // by reason
 	Detections        map[string]uint64 `json:"detections,omitempty"`        // by outcome
-	Refusals          map[string]uint64 `json:"refusals,omitempty"`          // connections refused, by reason
+	Refusals          map[string]uint64 `json:"refusals,omitempty"`          // connections refused, by reason; "kernel-…" by the kernel, with no proxy asked
 }
 
 // Finding is something that a person should look at.

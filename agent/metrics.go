@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"assay.dev"
-	"assay.dev/link"
 )
 
 // metricsFresh is how long a scrape waits for proxies to count: one that does not
@@ -79,7 +78,8 @@ type hostMetrics struct {
 // source is one workload's part of the metrics.
 type source struct {
 	labels   string // workload, namespace and service, rendered
-	report   *link.Report
+	signals  []assay.Signals
+	counters assay.Counters
 	notAfter time.Time
 }
 
@@ -88,12 +88,12 @@ func writeMetrics(out io.Writer, h hostMetrics, list []*workload) {
 	for _, w := range list {
 		n := w.noun()
 		w.mu.Lock()
-		s := source{report: w.report, notAfter: w.notAfter}
+		s := source{counters: w.counters(), notAfter: w.notAfter}
+		if w.report != nil {
+			s.signals = w.report.Signals
+		}
 		w.mu.Unlock()
 		s.labels = labels("workload", n.ID, "namespace", n.Namespace, "name", n.Name)
-		if s.report == nil {
-			s.report = &link.Report{}
-		}
 		sources = append(sources, s)
 	}
 	p := &page{out: out}
@@ -119,15 +119,15 @@ func writeMetrics(out io.Writer, h hostMetrics, list []*workload) {
 	} {
 		p.family(v.name, v.kind, v.help)
 		for _, src := range sources {
-			for i := range src.report.Signals {
-				p.sample(v.name, join(src.labels, signalLabels(&src.report.Signals[i].SignalKey)), v.of(&src.report.Signals[i]))
+			for i := range src.signals {
+				p.sample(v.name, join(src.labels, signalLabels(&src.signals[i].SignalKey)), v.of(&src.signals[i]))
 			}
 		}
 	}
 	p.family("assay_bytes_total", "counter", "Bytes from the peer (in) and to it (out).")
 	for _, src := range sources {
-		for i := range src.report.Signals {
-			s := &src.report.Signals[i]
+		for i := range src.signals {
+			s := &src.signals[i]
 			l := join(src.labels, signalLabels(&s.SignalKey))
 			p.sample("assay_bytes_total", join(l, labels("way", "in")), float64(s.BytesIn))
 			p.sample("assay_bytes_total", join(l, labels("way", "out")), float64(s.BytesOut))
@@ -135,13 +135,13 @@ func writeMetrics(out io.Writer, h hostMetrics, list []*workload) {
 	}
 	p.family("assay_request_duration_seconds", "histogram", "From the request's head to the response's end; the life of an opaque connection.")
 	for _, src := range sources {
-		for i := range src.report.Signals {
-			p.histogram("assay_request_duration_seconds", join(src.labels, signalLabels(&src.report.Signals[i].SignalKey)), &src.report.Signals[i].Latency)
+		for i := range src.signals {
+			p.histogram("assay_request_duration_seconds", join(src.labels, signalLabels(&src.signals[i].SignalKey)), &src.signals[i].Latency)
 		}
 	}
 	p.family("assay_tls_handshakes_total", "counter", "Mutual TLS handshakes completed.")
 	for _, src := range sources {
-		p.sample("assay_tls_handshakes_total", src.labels, float64(src.report.Counters.Handshakes))
+		p.sample("assay_tls_handshakes_total", src.labels, float64(src.counters.Handshakes))
 	}
 	for _, c := range []struct {
 		name, help, label string
@@ -149,11 +149,11 @@ func writeMetrics(out io.Writer, h hostMetrics, list []*workload) {
 	}{
 		{"assay_tls_handshake_failures_total", "Mutual TLS handshakes that failed.", "reason", func(c *assay.Counters) map[string]uint64 { return c.HandshakeFailures }},
 		{"assay_detections_total", "Connections by what protocol detection found.", "outcome", func(c *assay.Counters) map[string]uint64 { return c.Detections }},
-		{"assay_refusals_total", "Connections that the proxy refused.", "reason", func(c *assay.Counters) map[string]uint64 { return c.Refusals }},
+		{"assay_refusals_total", "Connections that were refused: by the proxy, or (kernel-…) by the kernel on its behalf.", "reason", func(c *assay.Counters) map[string]uint64 { return c.Refusals }},
 	} {
 		p.family(c.name, "counter", c.help)
 		for _, src := range sources {
-			m := c.of(&src.report.Counters)
+			m := c.of(&src.counters)
 			for _, key := range slices.Sorted(maps.Keys(m)) {
 				p.sample(c.name, join(src.labels, labels(c.label, key)), float64(m[key]))
 			}

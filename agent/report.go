@@ -2,11 +2,13 @@ package agent
 
 import (
 	"context"
+	"maps"
 	"reflect"
 	"slices"
 	"time"
 
 	"assay.dev"
+	"assay.dev/agent/capture"
 	"assay.dev/api"
 	"assay.dev/link"
 )
@@ -42,8 +44,9 @@ func (w *workload) lastReport() *link.Report {
 	return w.report
 }
 
-// freshReport asks the proxy and waits for its answer, at most d.
+// freshReport asks the kernel, and the proxy, and waits for its answer, at most d.
 func (w *workload) freshReport(ctx context.Context, d time.Duration) {
+	w.countRefused()
 	w.mu.Lock()
 	s := w.session
 	w.mu.Unlock()
@@ -93,6 +96,52 @@ func (s *session) reported(id uint64, r *link.Report) {
 	s.mu.Unlock()
 }
 
+// Reasons of refusals that the kernel makes by the capture's rules, beside those of the
+// proxy: package capture counts them.
+const (
+	refusedNoProxy    = "kernel-no-proxy"
+	refusedNoEndpoint = "kernel-no-endpoint"
+)
+
+// countRefused takes in what the kernel has refused.
+func (w *workload) countRefused() {
+	refused, err := w.capture.Refused()
+	if err != nil {
+		w.log.Debug("what the kernel refuses is not counted", "err", err) // its namespace is going
+		return
+	}
+	w.mu.Lock()
+	news := w.kernel != refused && w.report != nil
+	w.kernel = refused
+	w.mu.Unlock()
+	if news {
+		w.a.outbox.report(w.id)
+	}
+}
+
+// counters are the report's, with the kernel's refusals among them. w.mu is held.
+func (w *workload) counters() assay.Counters {
+	if w.report == nil {
+		return withKernel(assay.Counters{}, w.kernel)
+	}
+	return withKernel(w.report.Counters, w.kernel)
+}
+
+// withKernel returns c with the kernel's refusals, whatever c said of them.
+func withKernel(c assay.Counters, refused capture.Refused) assay.Counters {
+	of := maps.Clone(c.Refusals)
+	if of == nil {
+		of = map[string]uint64{}
+	}
+	for reason, n := range map[string]uint64{refusedNoProxy: refused.NoProxy, refusedNoEndpoint: refused.NoEndpoint} {
+		if of[reason] = n; n == 0 {
+			delete(of, reason)
+		}
+	}
+	c.Refusals = of
+	return c
+}
+
 // settleReport takes the last numbers of a workload whose command has ended. Its
 // connections end a moment later, and are counted when they do: that moment is waited
 // for, since a short life is otherwise never told.
@@ -115,9 +164,11 @@ func (w *workload) settleReport() {
 
 // reportMessage is the newest report for control, nil when there is none.
 func (w *workload) reportMessage() *api.WorkloadReport {
-	r := w.lastReport()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r := w.report
 	if r == nil {
 		return nil
 	}
-	return api.FromReport(&api.Report{Workload: w.id, Started: r.Started, Signals: r.Signals, Counters: r.Counters})
+	return api.FromReport(&api.Report{Workload: w.id, Started: r.Started, Signals: r.Signals, Counters: w.counters()})
 }

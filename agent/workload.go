@@ -88,6 +88,7 @@ type workload struct {
 	failures  int   // proxies that ended before one accepted
 	logFrom   int64 // where the proxy's log begins in its file
 	report    *link.Report
+	kernel    capture.Refused
 	bundle    uint64    // in use by the proxy
 	notAfter  time.Time // of the certificate that was issued last
 	withdrawn bool      // control was told that it is gone

@@ -23,6 +23,20 @@ const (
 	open6 = "open6"
 )
 
+// Names of the counters: connections that the kernel refused because nothing listens
+// where the rules lead them, and because a virtual address has no ready endpoint.
+const (
+	noProxy    = "no-proxy"
+	noEndpoint = "no-endpoint"
+)
+
+// Refused is how many connections the kernel has refused on behalf of the rules, since
+// they were first installed in the namespace: no process was asked, so none counted.
+type Refused struct {
+	NoProxy    uint64 // nothing listened: neither the proxy nor the agent that keeps its listeners
+	NoEndpoint uint64 // a virtual address and port without a ready endpoint
+}
+
 // Rules say what is captured. They are compared by value; a nil and an empty list
 // are the same.
 type Rules struct {
@@ -75,6 +89,13 @@ func (c *Capture) install(r Rules, open map[netip.AddrPort]bool) error {
 	t := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: Table})
 	conn.DelTable(t)
 	conn.AddTable(t)
+	// What was counted goes on from there; what is refused in this moment may be missing.
+	refused, err := c.refused()
+	if err != nil {
+		return err
+	}
+	conn.AddObj(&nftables.CounterObj{Table: t, Name: noProxy, Packets: refused.NoProxy})
+	conn.AddObj(&nftables.CounterObj{Table: t, Name: noEndpoint, Packets: refused.NoEndpoint})
 	for _, s := range sets(t) {
 		if err := conn.AddSet(s, elements(s, slices.Collect(maps.Keys(open)))); err != nil {
 			return fmt.Errorf("capture: set %s: %w", s.Name, err)
@@ -97,7 +118,6 @@ func (c *Capture) install(r Rules, open map[netip.AddrPort]bool) error {
 	return nil
 }
 
-// copied never returns nil, which means that nothing is installed.
 // Adopt takes over what another process has installed: what is open stays open until
 // Install or SetOpen says otherwise. Where nothing is, nothing is open.
 func (c *Capture) Adopt() error {
@@ -108,6 +128,7 @@ func (c *Capture) Adopt() error {
 	return err
 }
 
+// copied never returns nil, which means that nothing is installed.
 func copied(open map[netip.AddrPort]bool) map[netip.AddrPort]bool {
 	m := make(map[netip.AddrPort]bool, len(open))
 	maps.Copy(m, open)
@@ -201,6 +222,36 @@ func (c *Capture) Open() map[netip.AddrPort]bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return maps.Clone(c.open)
+}
+
+// Refused reads the counters of the kernel. They outlive this process.
+func (c *Capture) Refused() (Refused, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.refused()
+}
+
+func (c *Capture) refused() (Refused, error) {
+	var r Refused
+	conn, err := nftables.New(nftables.WithNetNSFd(c.ns.FD()))
+	if err != nil {
+		return r, fmt.Errorf("capture: nftables: %w", err)
+	}
+	list, err := conn.GetObjects(&nftables.Table{Family: nftables.TableFamilyINet, Name: Table})
+	if err != nil {
+		return r, fmt.Errorf("capture: list counters: %w", err)
+	}
+	for _, o := range list {
+		counter, ok := o.(*nftables.CounterObj)
+		switch {
+		case !ok:
+		case counter.Name == noProxy:
+			r.NoProxy = counter.Packets
+		case counter.Name == noEndpoint:
+			r.NoEndpoint = counter.Packets
+		}
+	}
+	return r, nil
 }
 
 // listing is a chain as the kernel tells it, in a form that can be compared.

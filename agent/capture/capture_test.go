@@ -386,3 +386,73 @@ func TestVerifyNoticesAChange(t *testing.T) {
 		t.Errorf("after repair: %v", err)
 	}
 }
+
+// TestRefusedIsCounted: the kernel's own refusals are counted, those of a proxy are
+// not, and new rules do not forget.
+func TestRefusedIsCounted(t *testing.T) {
+	s := setup(t)
+	count := func(want capture.Refused) {
+		t.Helper()
+		got, err := s.capture.Refused()
+		if err != nil || got != want {
+			t.Errorf("counted %+v, %v, want %+v", got, err, want)
+		}
+	}
+	count(capture.Refused{})
+	s.install(t)
+	refused := func(ns *netns.Namespace, addrs ...string) {
+		t.Helper()
+		for _, addr := range addrs {
+			if _, err := lab.Dial(ns, addr); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("%s: %v", addr, err)
+			}
+		}
+	}
+	refused(s.workload, "10.182.0.5:80", "[fd5a:5a59:1::5]:80")
+	count(capture.Refused{NoEndpoint: 2})
+
+	// Resets of connections that there were: the proxy's, and the application's.
+	abort := func(l net.Listener, from *netns.Namespace, to string, byClient bool) {
+		t.Helper()
+		c, err := lab.Dial(from, to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		far, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if byClient {
+			c, far = far, c
+		}
+		far.(*net.TCPConn).SetLinger(0)
+		far.Close()
+		c.SetDeadline(time.Now().Add(3 * time.Second))
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+			t.Errorf("%s: %v, want a reset", to, err)
+		}
+		c.Close()
+	}
+	for _, byClient := range []bool{false, true} {
+		abort(s.outbound, s.workload, "10.181.7.3:80", byClient)
+		abort(s.outbound, s.workload, "[fd5a:5a59::7:0:0:3]:80", byClient)
+		abort(s.inbound, s.other, "10.181.7.2:80", byClient)
+	}
+	count(capture.Refused{NoEndpoint: 2})
+
+	s.outbound.Close()
+	s.inbound.Close()
+	refused(s.workload, "10.181.7.3:80", "[fd5a:5a59::7:0:0:3]:80", "192.0.2.1:443")
+	refused(s.other, "10.181.7.2:80", "[fd5a:5a59::7:0:0:2]:80")
+	count(capture.Refused{NoProxy: 5, NoEndpoint: 2})
+	s.rules.Excluded = []uint16{1234}
+	s.install(t)
+	if err := s.capture.Verify(); err != nil {
+		t.Error(err)
+	}
+	refused(s.workload, "10.181.7.3:80")
+	count(capture.Refused{NoProxy: 6, NoEndpoint: 2})
+	// The next agent reads the same.
+	s.capture = capture.New(s.workload)
+	count(capture.Refused{NoProxy: 6, NoEndpoint: 2})
+}

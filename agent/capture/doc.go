@@ -23,6 +23,9 @@
 // which one table of connections could not hold. No state, no lookup, nothing to
 // expire.
 //
+// What the kernel refuses by itself (nobody listens any more, or nothing is ready) no
+// process sees. The rules count it, in counters that live as long as the namespace.
+//
 // It refuses to run outside programs and to change a rule without changing all: an
 // update is one transaction, and Verify reads everything back.
 //
@@ -31,6 +34,6 @@
 //
 // It starts no goroutine that outlives a call.
 //
-// Tour: capture.go (Capture: Install, SetOpen, Verify), rules.go (the chains),
+// Tour: capture.go (Capture: Install, SetOpen, Verify, Refused), rules.go (the chains),
 // routes.go (policy routing and settings).
 package capture

@@ -20,10 +20,11 @@ type chain struct {
 //
 //	chain local { type filter hook output priority raw
 //		meta mark OWN oif lo meta mark set RETURN notrack
-//		meta mark RETURN notrack }
+//		meta mark RETURN notrack
+//		tcp sport { OUTBOUND, INBOUND } tcp RST, ACK, sequence 0: counter no-proxy }
 //	chain refuse { type filter hook output priority mangle
 //		meta mark OWN accept
-//		tcp SYN, ip daddr in VIRTUAL, ip daddr . tcp dport not in @open4: reject with tcp reset
+//		tcp SYN, ip daddr in VIRTUAL, ip daddr . tcp dport not in @open4: counter no-endpoint, reject with tcp reset
 //		the same for IPv6 }
 //	chain outbound { type nat hook output priority dstnat
 //		meta mark OWN accept
@@ -35,7 +36,9 @@ type chain struct {
 //		tcp dport EXCLUDED accept
 //		tcp SYN redirect to INBOUND }
 //
-// In which SYN is: SYN set; FIN, RST and ACK not.
+// In which SYN is: SYN set; FIN, RST and ACK not. The counted resets are the kernel's
+// own answers to a SYN that was led to a listener which is gone: a reset of a
+// connection that there was has a sequence number (RFC 9293 section 3.10.7.1).
 func chains(t *nftables.Table, r Rules) []chain {
 	base := func(name string, kind nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority, rules ...[]expr.Any) chain {
 		accept := nftables.ChainPolicyAccept
@@ -58,12 +61,15 @@ func chains(t *nftables.Table, r Rules) []chain {
 			&expr.Notrack{})),
 		rule(mark(r.ReturnMark), one(&expr.Notrack{})),
 	)
+	for _, port := range []uint16{r.OutboundPort, r.InboundPort} {
+		local.rules = append(local.rules, rule(refusal(port), one(count(noProxy))))
+	}
 
 	refuse := base("refuse", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityMangle,
 		rule(mark(r.OwnMark), one(accept)))
 	for _, p := range r.Virtual {
 		refuse.rules = append(refuse.rules, rule(syn(), notOpen(p.Masked()), one(
-			&expr.Reject{Type: unix.NFT_REJECT_TCP_RST})))
+			count(noEndpoint), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST})))
 	}
 
 	outbound := base("outbound", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest,
@@ -117,6 +123,22 @@ func syn() []expr.Any {
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{fin | syn | rst | ack}, Xor: []byte{0}},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{syn}})
+}
+
+// refusal matches the answer to a SYN for a port of ours on which nobody listens.
+func refusal(port uint16) []expr.Any {
+	const rst, ack = 0x04, 0x10
+	return append(tcp(),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, port)},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{rst | ack}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 4, Len: 4},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0, 0, 0, 0}})
+}
+
+func count(name string) *expr.Objref {
+	return &expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: name}
 }
 
 func dport(port uint16) []expr.Any {
