@@ -30,7 +30,7 @@ const (
 
 // lab is whether tests can make networks; binary is the proxy that they start.
 var (
-	lab    bool
+	inLab  bool
 	binary string
 )
 
@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "lab:", err)
 			os.Exit(1)
 		}
-		lab = true
+		inLab = true
 		goleak.VerifyTestMain(m)
 	}
 	if os.Geteuid() != 0 {
@@ -55,7 +55,7 @@ func TestMain(m *testing.M) {
 
 func needLab(t testing.TB) {
 	t.Helper()
-	if !lab {
+	if !inLab {
 		t.Skip("needs root, to make network namespaces")
 	}
 }

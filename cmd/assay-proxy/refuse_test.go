@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"assay.dev"
+	"assay.dev/test/lab"
 	"golang.org/x/sys/unix"
 )
 
@@ -182,10 +183,33 @@ func TestWrongIdentity(t *testing.T) {
 	eventually(t, "the finding arrives", func() bool { return client.found("identity-mismatch") == 1 })
 }
 
+// secret is what a client's application sends to whom it takes for its server.
+const secret = "secret-of-the-application"
+
+// watch looks at every packet between the machines of the world.
+func (w *world) watch() *lab.Capture {
+	return lab.Watch(w.t, func(f func() error) error { return f() }, secret)
+}
+
+// expectWatched fails the test when the secret was on the wire, and then sends it in
+// plaintext to somebody outside: a capture that does not see that has seen nothing.
+func (w *world) expectWatched(c *lab.Capture, from *workload) {
+	w.t.Helper()
+	c.ExpectNone(w.t)
+	outsider := w.outsider()
+	if got := exchange(w.t, from.mustDial(netip.AddrPortFrom(outsider.Addrs[0], outsider.serve(0, echo))), secret); got != secret {
+		w.t.Errorf("outside: %q", got)
+	}
+	c.Settle(w.t)
+	if _, found, _ := c.Seen(); found == 0 {
+		w.t.Error("the capture sees no plaintext at all")
+	}
+}
+
 // TestForgedEndpoint: services that name an endpoint which is not who or where they
-// say. Whatever the lie is, its address gets no byte of the application's.
+// say. Whatever the lie is, its address gets no byte of the application's, and none is
+// on the wire.
 func TestForgedEndpoint(t *testing.T) {
-	const secret = "secret-of-the-application"
 	w := newWorld(t)
 	client, server, thief, outsider := w.workload("client"), w.workload("server"), w.workload("thief"), w.outsider()
 	var mu sync.Mutex
@@ -197,6 +221,7 @@ func TestForgedEndpoint(t *testing.T) {
 		mu.Unlock()
 	}
 	inside, outside := thief.serve(0, record), outsider.serve(0, record)
+	wire := w.watch()
 	before := uint64(0)
 	for n, lie := range []struct {
 		name   string
@@ -224,6 +249,7 @@ func TestForgedEndpoint(t *testing.T) {
 		}
 		before = total
 	}
+	w.expectWatched(wire, client)
 	mu.Lock()
 	defer mu.Unlock()
 	if bytes.Contains(got, []byte(secret)) {
@@ -238,7 +264,8 @@ func TestAddressUsedAgain(t *testing.T) {
 	client, server := w.workload("client"), w.workload("server")
 	target := server.serve(0, echo)
 	vip := w.service("ledger", 1, assay.Opaque, target, server)
-	if got := exchange(t, client.mustDial(vip), "before"); got != "before" {
+	wire := w.watch()
+	if got := exchange(t, client.mustDial(vip), secret+"before"); got != secret+"before" {
 		t.Error(got)
 	}
 	// The server ends; the next owner of its address listens on its port.
@@ -248,7 +275,7 @@ func TestAddressUsedAgain(t *testing.T) {
 	server.Identity.Account, server.identity.Account = "heir", "heir"
 	server.Name, server.published = "heir", old // as the client still has it
 	server.restart()
-	client.dialExpectReset(vip, "secret")
+	client.dialExpectReset(vip, secret)
 	r := client.report().Counters
 	if r.HandshakeFailures["identity-mismatch"] == 0 || r.Refusals["handshake"] == 0 {
 		t.Errorf("counted %+v", r)
@@ -260,9 +287,10 @@ func TestAddressUsedAgain(t *testing.T) {
 	// When the news arrive, the address is the heir's.
 	server.published = assay.Identity{}
 	vip = w.service("ledger", 1, assay.Opaque, target, server)
-	if got := exchange(t, client.mustDial(vip), "after"); got != "after" {
+	if got := exchange(t, client.mustDial(vip), secret+"after"); got != secret+"after" {
 		t.Error(got)
 	}
+	w.expectWatched(wire, client)
 }
 
 // TestStolenAddress: a client with a valid certificate of somebody else than lives at

@@ -5,11 +5,14 @@
 package attacks
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"regexp"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -27,6 +30,9 @@ const marker = "PLAINTEXT-7f3a91-MARKER"
 
 const port = 6000
 
+// metricsAddress is where agents serve metrics: the default of `assay agent`.
+const metricsAddress = "127.0.0.1:9181"
+
 var arenas atomic.Int32
 
 // arena is a client, a server behind it, and the wire between them.
@@ -37,7 +43,7 @@ type arena struct {
 	capture *lab.Capture
 	to      netip.AddrPort // the service, as the client finds it
 	served  atomic.Int64   // bytes that the server's application has received
-	before  uint64         // refusals counted when the attack began
+	before  tallies        // what was counted when the attack began
 }
 
 // newArena starts a pair of workloads that have talked, so that nothing is left to
@@ -50,10 +56,10 @@ func newArena(t *testing.T, w *lab.World) *arena {
 	a.server.Serve(t, port, a.application)
 	a.to = w.AwaitService(t, a.client, a.server.Name, port)
 	if sent, end := a.attempt(); a.served.Load() == 0 {
-		t.Fatalf("before any attack the server received nothing (%d bytes sent, %s); refusals: %v", sent, end, refusals(t, w.Mesh))
+		t.Fatalf("before any attack the server received nothing (%d bytes sent, %s); counted: %v", sent, end, takeTallies(t, w.Mesh))
 	}
 	a.served.Store(0)
-	a.before = total(refusals(t, w.Mesh))
+	a.before = takeTallies(t, w.Mesh)
 	a.capture = w.Capture(t, marker)
 	return a
 }
@@ -142,51 +148,111 @@ func (a *arena) nothingPassed(t *testing.T) {
 	a.capture.ExpectNone(t)
 }
 
-// mustBeCounted waits for the refusals in the signals.
-func (a *arena) mustBeCounted(t *testing.T) {
+// mustBeCounted waits until refusals by a workload's proxy, or by the kernel on its
+// behalf, have been counted for one of the reasons: in the host's metrics, which need
+// the agent, and in control's signals.
+func (a *arena) mustBeCounted(t *testing.T, by *lab.Workload, reasons ...string) {
 	t.Helper()
-	lab.Eventually(t, 20*time.Second, "the refusal is counted", func() error {
-		now := refusals(t, a.Mesh)
-		if total(now) <= a.before {
-			return fmt.Errorf("%d before and now: %v", a.before, now)
-		}
-		return nil
-	})
-}
-
-// refusals sums the refusals and failed handshakes of all workloads by reason.
-func refusals(t *testing.T, m *lab.Mesh) map[string]uint64 {
-	t.Helper()
-	var doc any
-	m.Get(t, "signals", &doc)
-	sum := map[string]uint64{}
-	var walk func(v any, counting bool)
-	walk = func(v any, counting bool) {
-		switch v := v.(type) {
-		case []any:
-			for _, e := range v {
-				walk(e, counting)
+	for _, where := range []struct {
+		name   string
+		read   func(*testing.T, *lab.Mesh) (tally, error)
+		before tally
+	}{
+		{"the host's metrics", scraped, a.before.metrics},
+		{"control's signals", signalled, a.before.signals},
+	} {
+		lab.Eventually(t, 20*time.Second, "the refusal is counted in "+where.name, func() error {
+			now, err := where.read(t, a.Mesh)
+			if err != nil {
+				return err
 			}
-		case map[string]any:
-			for key, e := range v {
-				if n, ok := e.(float64); ok && counting {
-					sum[key] += uint64(n)
-					continue
+			for _, reason := range reasons {
+				if key := (counted{by.Name, reason}); now[key] > where.before[key] {
+					t.Logf("%s: %s %q: %d, %d before", where.name, by.Name, reason, now[key], where.before[key])
+					return nil
 				}
-				walk(e, key == "refusals" || key == "handshakeFailures")
+			}
+			return fmt.Errorf("by %s no %q: %v, before %v", by.Name, reasons, now.of(by, a.client, a.server), where.before.of(by, a.client, a.server))
+		})
+	}
+}
+
+// counted is what is counted: refusals and failed handshakes of a workload.
+type counted struct{ workload, reason string }
+
+type tally map[counted]uint64
+
+// of is the part that is about some workloads.
+func (t tally) of(workloads ...*lab.Workload) tally {
+	part := tally{}
+	for key, n := range t {
+		for _, w := range workloads {
+			if w.Name == key.workload {
+				part[key] = n
 			}
 		}
 	}
-	walk(doc, false)
-	return sum
+	return part
 }
 
-func total(by map[string]uint64) uint64 {
-	var n uint64
-	for _, v := range by {
-		n += v
+// tallies are what two places have counted at one time.
+type tallies struct{ metrics, signals tally }
+
+func takeTallies(t *testing.T, m *lab.Mesh) (both tallies) {
+	t.Helper()
+	lab.Eventually(t, 10*time.Second, "the counts can be read", func() (err error) {
+		if both.metrics, err = scraped(t, m); err == nil {
+			both.signals, err = signalled(t, m)
+		}
+		return err
+	})
+	return both
+}
+
+// signalled is what control knows.
+func signalled(t *testing.T, m *lab.Mesh) (tally, error) {
+	t.Helper()
+	var list []struct {
+		Name     string
+		Counters struct{ HandshakeFailures, Refusals map[string]uint64 }
 	}
-	return n
+	out, err := m.Try(t.Context(), m.Assay, "get", "signals", "-o", "json")
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &list)
+	}
+	sum := tally{}
+	for _, s := range list {
+		for _, by := range []map[string]uint64{s.Counters.HandshakeFailures, s.Counters.Refusals} {
+			for reason, n := range by {
+				sum[counted{s.Name, reason}] += n
+			}
+		}
+	}
+	return sum, err
+}
+
+var sample = regexp.MustCompile(`(?m)^assay_(?:refusals|tls_handshake_failures)_total{.*name="([^"]*)",reason="([^"]*)"} (\d+)$`)
+
+// scraped is what Prometheus would be told by the agent.
+func scraped(t *testing.T, m *lab.Mesh) (tally, error) {
+	t.Helper()
+	c, err := m.Host.Dial(netip.MustParseAddrPort(metricsAddress))
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(5 * time.Second))
+	io.WriteString(c, "GET /metrics HTTP/1.0\r\n\r\n")
+	text, err := io.ReadAll(c)
+	sum := tally{}
+	for _, m := range sample.FindAllStringSubmatch(string(text), -1) {
+		n, err := strconv.ParseUint(m[3], 10, 64)
+		if err != nil {
+			return nil, err
+		}
+		sum[counted{m[1], m[2]}] += n
+	}
+	return sum, err
 }
 
 // freeze stops `assay up` as it is, until the test ends or thaw is called.

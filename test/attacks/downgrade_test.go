@@ -38,7 +38,7 @@ func TestCaptureSees(t *testing.T) {
 // TestDowngrade attacks fresh pairs of workloads of one mesh.
 func TestDowngrade(t *testing.T) {
 	lab.Require(t, "ip", "nft", "getent")
-	w := lab.NewWorld(t, lab.Meshed)
+	w := lab.NewWorld(t, lab.Meshed, "--metrics", metricsAddress)
 	for _, attack := range []struct {
 		name string
 		run  func(t *testing.T, a *arena)
@@ -46,6 +46,8 @@ func TestDowngrade(t *testing.T) {
 		{"honest", honest},
 		{"server's proxy dead", serverProxyDead},
 		{"client's proxy dead", clientProxyDead},
+		{"client's proxy and its agent dead", allDead},
+		{"server's proxy and its agent dead", serverAllDead},
 		{"server stripped", serverStripped},
 		{"stale address", staleAddress},
 		{"address freed", addressFreed},
@@ -79,16 +81,44 @@ func serverProxyDead(t *testing.T, a *arena) {
 	a.killProxy(t, a.server)
 	a.mustRefuse(t)
 	thaw()
-	a.mustBeCounted(t)
+	a.mustBeCounted(t, a.client, "timeout", "peer-unreachable")
 	a.mustRecover(t)
 }
 
+// clientProxyDead: an agent that lives keeps the listeners, so connections wait; what
+// they hold goes to the next proxy and no further.
 func clientProxyDead(t *testing.T, a *arena) {
 	thaw := a.freeze(t)
 	a.killProxy(t, a.client)
 	a.mustRefuse(t)
-	// Its kernel refuses: there is no proxy that could have counted.
 	thaw()
+	a.mustRecover(t)
+}
+
+// allDead: the client's proxy and every part that could start another one. Nothing
+// listens where its kernel leads its connections: the kernel refuses, and counts.
+func allDead(t *testing.T, a *arena) {
+	a.Mesh.Up.Kill()
+	a.killProxy(t, a.client)
+	for i := range 3 {
+		if _, end := a.attempt(); end != "ECONNREFUSED" {
+			t.Errorf("attempt %d ended with %q, want ECONNREFUSED", i, end)
+		}
+	}
+	a.nothingPassed(t)
+	a.Mesh.Start(t)
+	a.mustBeCounted(t, a.client, "kernel-no-proxy")
+	a.mustRecover(t)
+}
+
+// serverAllDead: the same on the side that is called.
+func serverAllDead(t *testing.T, a *arena) {
+	a.Mesh.Up.Kill()
+	a.killProxy(t, a.server)
+	a.mustRefuse(t)
+	a.Mesh.Start(t)
+	a.mustBeCounted(t, a.server, "kernel-no-proxy")
+	a.mustBeCounted(t, a.client, "peer-unreachable")
 	a.mustRecover(t)
 }
 
@@ -117,7 +147,7 @@ func serverStripped(t *testing.T, a *arena) {
 	// The application may have seen the beginning of a handshake, never the marker.
 	a.capture.ExpectNone(t)
 	thaw()
-	a.mustBeCounted(t)
+	a.mustBeCounted(t, a.client, "malformed", "disconnected", "timeout")
 }
 
 // staleAddress: the server has ended while the client's host learned nothing of
@@ -135,7 +165,7 @@ func staleAddress(t *testing.T, a *arena) {
 	a.to = netip.AddrPortFrom(a.server.IPv4, port+1)
 	a.mustRefuse(t)
 	thaw()
-	a.mustBeCounted(t)
+	a.mustBeCounted(t, a.client, "disconnected", "malformed", "timeout")
 }
 
 // addressFreed: the server has ended and everybody knows; an application that kept
@@ -150,7 +180,7 @@ func addressFreed(t *testing.T, a *arena) {
 		return nil
 	})
 	a.mustRefuse(t)
-	a.mustBeCounted(t)
+	a.mustBeCounted(t, a.client, "unknown-mesh-address")
 }
 
 // addressOfNobody: in the mesh's own networks nothing is dialled that the table
@@ -160,7 +190,7 @@ func addressOfNobody(t *testing.T, a *arena) {
 	b[3] = 253
 	a.to = netip.AddrPortFrom(netip.AddrFrom4(b), port)
 	a.mustRefuse(t)
-	a.mustBeCounted(t)
+	a.mustBeCounted(t, a.client, "unknown-mesh-address")
 }
 
 // nameForged: a name server outside leads an innocent name to a workload. That is
@@ -192,7 +222,7 @@ func plaintextFromMeshed(t *testing.T, a *arena) {
 		}
 	}
 	a.nothingPassed(t)
-	a.mustBeCounted(t)
+	a.mustBeCounted(t, a.server, "plaintext-from-meshed")
 	lab.Eventually(t, 10*time.Second, "there is a finding", func() error {
 		var list []struct {
 			Kind, Subject, Detail string
@@ -209,44 +239,45 @@ func plaintextFromMeshed(t *testing.T, a *arena) {
 // the real one: they speak the mesh's TLS with another identity.
 func TestEvilServer(t *testing.T) {
 	lab.Require(t, "ip", "nft", "getent")
-	w := lab.NewWorld(t, lab.Meshed)
+	w := lab.NewWorld(t, lab.Meshed, "--metrics", metricsAddress)
 	m := newMint(t, w.Mesh, 0)
 	brief := newMint(t, w.Mesh, time.Second)
 	for _, evil := range []struct {
 		name   string
 		config func(t *testing.T, a *arena) *tls.Config
+		reason string
 	}{
 		{"another workload's identity", func(t *testing.T, a *arena) *tls.Config {
 			return serverTLS(m.workload(t, "somebody-else"))
-		}},
+		}, "identity-mismatch"},
 		{"the client's own identity", func(t *testing.T, a *arena) *tls.Config {
 			return serverTLS(m.workload(t, a.client.Name))
-		}},
-		{"a host's identity", func(t *testing.T, a *arena) *tls.Config { return serverTLS(m.host(t)) }},
+		}, "identity-mismatch"},
+		{"a host's identity", func(t *testing.T, a *arena) *tls.Config { return serverTLS(m.host(t)) }, "malformed"},
 		{"the right name by another signer", func(t *testing.T, a *arena) *tls.Config {
 			return serverTLS(m.forged(t, a.server.Name))
-		}},
+		}, "unknown-authority"},
 		{"an ended certificate", func(t *testing.T, a *arena) *tls.Config {
 			c := brief.workload(t, a.server.Name)
 			<-time.After(2 * time.Second) // its life
 			return serverTLS(c)
-		}},
+		}, "expired"},
 		{"TLS 1.2", func(t *testing.T, a *arena) *tls.Config {
 			c := serverTLS(m.workload(t, a.server.Name))
 			c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
 			return c
-		}},
+		}, "peer-refused"},
 		{"another protocol", func(t *testing.T, a *arena) *tls.Config {
 			c := serverTLS(m.workload(t, a.server.Name))
 			c.NextProtos = []string{"h2", "http/1.1"}
 			return c
-		}},
+		}, "bad-alpn"},
 		{"no protocol", func(t *testing.T, a *arena) *tls.Config {
 			c := serverTLS(m.workload(t, a.server.Name))
 			c.NextProtos = nil
 			return c
-		}},
-		{"no TLS", func(*testing.T, *arena) *tls.Config { return nil }},
+		}, "bad-alpn"},
+		{"no TLS", func(*testing.T, *arena) *tls.Config { return nil }, "malformed"},
 	} {
 		t.Run(evil.name, func(t *testing.T) {
 			a := newArena(t, w)
@@ -280,7 +311,7 @@ func TestEvilServer(t *testing.T) {
 				t.Errorf("the evil server received %d bytes inside TLS", n)
 			}
 			thaw()
-			a.mustBeCounted(t)
+			a.mustBeCounted(t, a.client, evil.reason)
 		})
 	}
 }
@@ -293,32 +324,33 @@ func serverTLS(cert tls.Certificate) *tls.Config {
 // address, with identities that are not the client's.
 func TestEvilClient(t *testing.T) {
 	lab.Require(t, "ip", "nft", "getent")
-	w := lab.NewWorld(t, lab.Meshed)
+	w := lab.NewWorld(t, lab.Meshed, "--metrics", metricsAddress)
 	m := newMint(t, w.Mesh, 0)
 	for _, evil := range []struct {
 		name string
 		cert func(t *testing.T, a *arena) []tls.Certificate
-		ok   bool
+		// reason of the server's refusal; none: it is served
+		reason string
 	}{
 		{"the client's identity", func(t *testing.T, a *arena) []tls.Certificate {
 			return []tls.Certificate{m.workload(t, a.client.Name)}
-		}, true}, // shows that the others fail for what they are
-		{"no certificate", func(*testing.T, *arena) []tls.Certificate { return nil }, false},
+		}, ""}, // shows that the others fail for what they are
+		{"no certificate", func(*testing.T, *arena) []tls.Certificate { return nil }, "no-certificate"},
 		{"another workload's identity", func(t *testing.T, a *arena) []tls.Certificate {
 			return []tls.Certificate{m.workload(t, "somebody-else")}
-		}, false},
+		}, "identity-mismatch"},
 		{"the server's own identity", func(t *testing.T, a *arena) []tls.Certificate {
 			return []tls.Certificate{m.workload(t, a.server.Name)}
-		}, false},
-		{"a host's identity", func(t *testing.T, a *arena) []tls.Certificate { return []tls.Certificate{m.host(t)} }, false},
+		}, "identity-mismatch"},
+		{"a host's identity", func(t *testing.T, a *arena) []tls.Certificate { return []tls.Certificate{m.host(t)} }, "malformed"},
 		{"the right name by another signer", func(t *testing.T, a *arena) []tls.Certificate {
 			return []tls.Certificate{m.forged(t, a.client.Name)}
-		}, false},
+		}, "unknown-authority"},
 	} {
 		t.Run(evil.name, func(t *testing.T) {
 			a := newArena(t, w)
 			err := a.openStream(t, evil.cert(t, a), a.header())
-			if evil.ok {
+			if evil.reason == "" {
 				if err != nil || a.served.Load() == 0 {
 					t.Fatalf("a stream with the right identity: %v, %d bytes", err, a.served.Load())
 				}
@@ -328,7 +360,7 @@ func TestEvilClient(t *testing.T) {
 				t.Errorf("the stream was answered")
 			}
 			a.nothingPassed(t)
-			a.mustBeCounted(t)
+			a.mustBeCounted(t, a.server, evil.reason)
 		})
 	}
 }

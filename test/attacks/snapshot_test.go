@@ -107,10 +107,10 @@ func (a *arena) editSnapshot(change func(d *api.Delta)) (*api.Delta, error) {
 }
 
 // recount starts control again, so that the proxies' counters can be read.
-func (a *arena) recount(t *testing.T) {
+func (a *arena) recount(t *testing.T, by *lab.Workload, reasons ...string) {
 	t.Helper()
 	a.Mesh.StartControl(t)
-	a.mustBeCounted(t)
+	a.mustBeCounted(t, by, reasons...)
 	a.mustRecover(t)
 }
 
@@ -136,7 +136,7 @@ func bootFromDisk(t *testing.T, a *arena) {
 		return nil
 	})
 	a.mustRefuse(t)
-	a.recount(t)
+	a.recount(t, a.client, "timeout", "disconnected")
 }
 
 // bootWithout: workloads that run keep what they know; a new one has nobody to talk
@@ -150,12 +150,17 @@ func bootWithout(t *testing.T, a *arena) {
 	}
 	late, err := a.Mesh.StartRun(t, "late", lab.Spec{})
 	if err != nil {
-		t.Logf("no new workload: %v", err) // as good an end
-	} else if sent, end := send(late.Space, netip.AddrPortFrom(a.server.IPv4, port)); end == "answered" || end == "EOF" {
-		t.Errorf("a workload without a certificate: %s (%d bytes sent)", end, sent)
+		t.Fatalf("a new workload starts without control: %v", err)
 	}
-	a.capture.ExpectNone(t)
+	a.served.Store(0)
+	for range 3 {
+		if sent, end := send(late.Space, netip.AddrPortFrom(a.server.IPv4, port)); end == "answered" || end == "EOF" {
+			t.Errorf("a workload without a certificate: %s (%d bytes sent)", end, sent)
+		}
+	}
+	a.nothingPassed(t)
 	a.Mesh.StartControl(t)
+	a.mustBeCounted(t, late, "unknown-mesh-address", "no-certificate")
 	a.mustRecover(t)
 }
 
@@ -196,7 +201,7 @@ func bootAltered(t *testing.T, a *arena) {
 	a.to = netip.AddrPortFrom(a.server.IPv4, port)
 	a.mustRefuse(t)
 	a.to = service
-	a.recount(t)
+	a.recount(t, a.client, "unknown-mesh-address")
 }
 
 // bootStolen: the service's endpoint is at another workload's address.
@@ -208,7 +213,7 @@ func bootStolen(t *testing.T, a *arena) {
 		got.Add(n)
 	})
 	a.AwaitService(t, a.client, thief.Name, port)
-	a.before = total(refusals(t, a.Mesh))
+	a.before = takeTallies(t, a.Mesh)
 	a.reboot(t, func(d *api.Delta) {
 		for _, r := range d.Upsert {
 			if s := r.GetService(); s.GetName() == a.server.Name {
@@ -222,7 +227,7 @@ func bootStolen(t *testing.T, a *arena) {
 	if n := got.Load(); n > 0 {
 		t.Errorf("%d bytes reached the thief", n)
 	}
-	a.recount(t)
+	a.recount(t, a.client, "identity-mismatch")
 }
 
 // awaitAltered attempts until the client's proxy has been told the altered snapshot,

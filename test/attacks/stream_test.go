@@ -95,47 +95,47 @@ func (e echoed) Writable(mux.Stream)               {}
 // protocol, about who is meant, or about everything.
 func TestEvilHeader(t *testing.T) {
 	lab.Require(t, "ip", "nft", "getent")
-	w := lab.NewWorld(t, lab.Meshed)
+	w := lab.NewWorld(t, lab.Meshed, "--metrics", metricsAddress)
 	m := newMint(t, w.Mesh, 0)
 	for _, lie := range []struct {
 		name string
 		open func(a *arena) []byte
 		data string
-		// passes says that the lie is a mere hint: the bytes may reach the server, and
-		// only the server.
-		passes bool
+		// reason is what the server's proxy counts. None: the lie is a mere hint, the bytes
+		// may reach the server, and only the server.
+		reason string
 	}{
 		{"another host's address", func(a *arena) []byte {
 			return header(4, port, netip.AddrPortFrom(a.client.IPv4, 22), "default/"+a.server.Name)
-		}, "x", true},
+		}, "x", ""},
 		{"another service", func(a *arena) []byte {
 			return header(4, port, netip.AddrPortFrom(a.server.IPv4, port), "default/"+a.client.Name)
-		}, "x", true},
+		}, "x", ""},
 		{"another port", func(a *arena) []byte {
 			return header(4, 22, netip.AddrPortFrom(a.server.IPv4, 22), "default/"+a.server.Name)
-		}, "x", true},
+		}, "x", ""},
 		{"HTTP that is none", func(a *arena) []byte {
 			return header(1, port, netip.AddrPortFrom(a.server.IPv4, port), "default/"+a.server.Name)
-		}, "\x16\x03\x01 not HTTP at all\r\n\r\n", false},
+		}, "\x16\x03\x01 not HTTP at all\r\n\r\n", "http-method"},
 		{"smuggled HTTP", func(a *arena) []byte {
 			return header(1, port, netip.AddrPortFrom(a.server.IPv4, port), "default/"+a.server.Name)
-		}, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", false},
-		{"no protocol", func(a *arena) []byte { return header(0, port, netip.AddrPortFrom(a.server.IPv4, port), "") }, "x", false},
-		{"an unknown protocol", func(a *arena) []byte { return header(9, port, netip.AddrPortFrom(a.server.IPv4, port), "") }, "x", false},
-		{"no port", func(a *arena) []byte { return header(4, 0, netip.AddrPortFrom(a.server.IPv4, port), "") }, "x", false},
+		}, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "http-length-and-coding"},
+		{"no protocol", func(a *arena) []byte { return header(0, port, netip.AddrPortFrom(a.server.IPv4, port), "") }, "x", "bad-header"},
+		{"an unknown protocol", func(a *arena) []byte { return header(9, port, netip.AddrPortFrom(a.server.IPv4, port), "") }, "x", "bad-header"},
+		{"no port", func(a *arena) []byte { return header(4, 0, netip.AddrPortFrom(a.server.IPv4, port), "") }, "x", "bad-header"},
 		{"a service that is no name", func(a *arena) []byte {
 			return header(4, port, netip.AddrPortFrom(a.server.IPv4, port), "../../etc")
-		}, "x", false},
-		{"a newer version", func(a *arena) []byte { return append([]byte{2}, a.header()[1:]...) }, "x", false},
-		{"half a header", func(a *arena) []byte { return a.header()[:7] }, "x", false},
-		{"nothing", func(*arena) []byte { return nil }, "x", false},
-		{"too much", func(*arena) []byte { return []byte(strings.Repeat("\x01", 4096)) }, "x", false},
+		}, "x", "bad-header"},
+		{"a newer version", func(a *arena) []byte { return append([]byte{2}, a.header()[1:]...) }, "x", "bad-header"},
+		{"half a header", func(a *arena) []byte { return a.header()[:7] }, "x", "bad-header"},
+		{"nothing", func(*arena) []byte { return nil }, "x", "bad-header"},
+		{"too much", func(*arena) []byte { return []byte(strings.Repeat("\x01", 4096)) }, "x", "bad-header"},
 	} {
 		t.Run(lie.name, func(t *testing.T) {
 			a := newArena(t, w)
 			cert := []tls.Certificate{m.workload(t, a.client.Name)}
 			err := a.openStreamTo(t, netip.AddrPortFrom(a.server.IPv4, port), cert, lie.open(a), []byte(lie.data))
-			if lie.passes {
+			if lie.reason == "" {
 				if err != nil {
 					t.Errorf("a hint decided: %v", err)
 				}
@@ -143,7 +143,7 @@ func TestEvilHeader(t *testing.T) {
 				if a.served.Load() > 0 {
 					t.Errorf("%d bytes reached the application", a.served.Load())
 				}
-				a.mustBeCounted(t)
+				a.mustBeCounted(t, a.server, lie.reason)
 			}
 			a.capture.ExpectNone(t)
 			// The proxy is as well as before.

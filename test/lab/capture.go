@@ -32,8 +32,14 @@ type Capture struct {
 // is whole in some packet.
 func (s *Space) Capture(t TB, marker string) *Capture {
 	t.Helper()
+	return Watch(t, s.In, marker)
+}
+
+// Watch is Capture where there is no Space: in runs a function in the namespace.
+func Watch(t TB, in func(func() error) error, marker string) *Capture {
+	t.Helper()
 	c := &Capture{marker: []byte(marker), done: make(chan struct{})}
-	err := s.In(func() (err error) {
+	err := in(func() (err error) {
 		c.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(htons(unix.ETH_P_ALL)))
 		if err != nil {
 			return err
