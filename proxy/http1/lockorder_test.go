@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -14,17 +15,28 @@ import (
 // the connection in every way that is called with the lock held.
 
 // blockedIn waits until a goroutine waits for a mutex below a method.
-func blockedIn(t *testing.T, method string) {
+func blockedIn(t *testing.T, method string) { t.Helper(); waits(t, method, "sync.Mutex.Lock") }
+
+// waits waits until a goroutine waits for something, as the runtime calls it, below a
+// method.
+func waits(t *testing.T, method, reason string) {
 	t.Helper()
 	buf := make([]byte, 1<<20)
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); runtime.Gosched() {
 		for stack := range bytes.SplitSeq(buf[:runtime.Stack(buf, true)], []byte("\n\n")) {
-			if s := string(stack); strings.Contains(s, method) && strings.Contains(s, "sync.(*Mutex).Lock") {
+			head, calls, _ := strings.Cut(string(stack), "\n")
+			if strings.Contains(head, "["+reason) && strings.Contains(calls, method) {
 				return
 			}
 		}
 	}
-	t.Fatalf("nobody waits for the lock in %s", method)
+	t.Fatalf("nobody waits in %s for %s", method, reason)
+}
+
+// lock returns what unlocks, once.
+func lock(mu *sync.Mutex) (unlock func()) {
+	mu.Lock()
+	return sync.OnceFunc(mu.Unlock)
 }
 
 // returns fails the test when f waits for what the test holds.
@@ -60,11 +72,13 @@ func TestAbortWhileTheSocketIsRead(t *testing.T) {
 	peer := w.dial()
 	say(t, peer, "GET /unfinished HT")
 	c := w.onlyClient()
-	c.mu.Lock()
+	waits(t, "(*client).fill", "IO wait")
+	unlock := lock(&c.mu)
+	defer unlock()
 	say(t, peer, "TP/1.1\r\n")
 	blockedIn(t, "(*client).readFD")
 	returns(t, "abort", c.abort)
-	c.mu.Unlock()
+	unlock()
 	expectReset(t, peer)
 }
 
@@ -79,7 +93,8 @@ func TestAbortWhileTheSocketIsWritten(t *testing.T) {
 	say(t, a, "HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
 	stuffed(t, a.Write)
 	c := w.onlyClient()
-	c.mu.Lock()
+	unlock := lock(&c.mu)
+	defer unlock()
 	// Room in the client's buffers calls the writer, which reports what has left.
 	unblock := make(chan struct{})
 	go func() {
@@ -93,7 +108,7 @@ func TestAbortWhileTheSocketIsWritten(t *testing.T) {
 	}()
 	blockedIn(t, "(*outlet).dripFD")
 	returns(t, "abort", c.abort)
-	c.mu.Unlock()
+	unlock()
 	<-unblock
 	expectGone(t, a)
 }
@@ -108,7 +123,8 @@ func TestApplicationIsGivenUpWhileItIsWritten(t *testing.T) {
 	expect(t, a, head)
 	stuffed(t, peer.Write)
 	x := w.onlyServed()
-	x.mu.Lock()
+	unlock := lock(&x.mu)
+	defer unlock()
 	drained := make(chan struct{})
 	go func() {
 		defer close(drained)
@@ -122,7 +138,7 @@ func TestApplicationIsGivenUpWhileItIsWritten(t *testing.T) {
 	blockedIn(t, "(*outlet).dripFD")
 	b := x.b
 	returns(t, "shut", b.shut)
-	x.mu.Unlock()
+	unlock()
 	<-drained
 	expectGone(t, peer)
 }
