@@ -107,8 +107,15 @@ func (s *Session) dispatch(b []byte) (used, need int, end *Error) {
 	}
 	s.mu.Lock()
 	s.dispatching = false
+	var after []Flusher
+	if len(s.after) > 0 {
+		after, s.after = s.after, nil
+	}
 	s.kick()
 	s.mu.Unlock()
+	if after != nil {
+		s.runAfter(after)
+	}
 	return used, need, end
 }
 

@@ -42,10 +42,12 @@ type Session struct {
 	out, spare  []byte // queued by all; being written, or kept for the next turn
 	writing     bool   // somebody writes out, or the flusher waits to
 	written     sync.Cond
-	writes      uint64 // finished, for the keepalive
-	dispatching bool   // the reader calls handlers and will write what they queue
-	room        queue  // streams that wait for room in out
-	notify      queue  // streams whose Writable the notifier will call
+	writes      uint64    // finished, for the keepalive
+	dispatching bool      // the reader calls handlers and will write what they queue
+	holds       int       // batches that will write what is queued
+	after       []Flusher // to be called when the reader has called its handlers
+	room        queue     // streams that wait for room in out
+	notify      queue     // streams whose Writable the notifier will call
 	notifying   bool
 	flusherFn   func() // bound once: `go s.flusher()` would allocate
 	notifierFn  func()

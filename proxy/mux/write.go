@@ -81,7 +81,7 @@ func (s *Session) kick() {
 		if len(s.out) > s.cfg.MaxQueued+slack {
 			s.failLocked(&Error{Reason: ReasonFlood, Detail: "queue-overflow"})
 		}
-	case s.dispatching && len(s.out) < flushEarly:
+	case (s.dispatching || s.holds > 0) && len(s.out) < flushEarly:
 	case s.sock == nil:
 		s.writing = true
 		s.startFlusher()
