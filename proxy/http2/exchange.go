@@ -1,0 +1,146 @@
+package http2
+
+import (
+	"context"
+	"time"
+
+	"assay.dev/proxy/mux"
+)
+
+// Exchange is what is known of one request and its response. It is reused for another
+// one: nobody may keep a pointer beyond End.
+type Exchange struct {
+	// Request is the request's head. It is valid in Dispatch and Begin only.
+	Request *Head
+	// Attempt counts what Dispatch tried before, and Last is what ended that.
+	Attempt int
+	Last    mux.Code
+	// Tag is whatever Dispatch or Begin wants to find again in End.
+	Tag any
+
+	Start         time.Duration // when the head was read, on a monotonic clock of this package
+	Duration      time.Duration // from then to the last byte of the response
+	Status        int           // of the final response, 0 when there was none; also of an answer of our own
+	RequestBytes  int64         // fields and body, as far as they were carried
+	ResponseBytes int64
+	Tunnel        bool // CONNECT that succeeded: the duration is the tunnel's
+	// Of gRPC, recognised by the request's content type.
+	GRPC             bool
+	Code             int    // grpc-status, -1 when none was seen
+	RequestMessages  uint64 // messages in both directions
+	ResponseMessages uint64
+	// Failure is a stable short reason, a metric's label: "" when the response was
+	// carried whole, whatever its status.
+	Failure string
+	// Refused says that Failure is a Refusal's reason: a message, of whichever side,
+	// was not HTTP/2 as it must be.
+	Refused bool
+}
+
+// Observer is told of each exchange. The calls are made on the path of the bytes and with
+// locks held: they must neither wait nor call back. End follows every Begin.
+type Observer interface {
+	Begin(x *Exchange)
+	End(x *Exchange)
+	// Refused is told of a connection that ended for breaking a rule.
+	Refused(why *Refusal)
+}
+
+// Dispatcher finds an upstream for each request of one application connection.
+type Dispatcher interface {
+	// Dispatch chooses an upstream, gives its session to batch.Hold, and passes data, fin
+	// and h to the session's Open, whose results it returns. Unless wait is set it may not
+	// wait, and returns ErrWait when it would have to, having done nothing; it is then
+	// called again with wait, in a goroutine of its own, with other requests' calls at the
+	// same time, and may dial and wait, within bounds of its own, until ctx ends; batch is
+	// nil then. When it returns an error, nothing was opened; a *Failure says what the
+	// application is told, anything else is answered 503. When x.Attempt is over 0 the last
+	// upstream did not read the request (x.Last): it should choose another.
+	Dispatch(ctx context.Context, x *Exchange, data []byte, fin bool, h mux.Handler, batch *mux.Batch, wait bool) (mux.Stream, int, error)
+	Observer
+}
+
+// ErrWait says that Dispatch would have to wait.
+var ErrWait error = &Failure{Status: 503, Code: 14, Reason: "unavailable", Text: "no upstream is connected"}
+
+// Failure says how the application is told that there is no response.
+type Failure struct {
+	Status int
+	Code   int    // grpc-status of the same
+	Reason string // a stable short word, for the metric and Assay-Error
+	Text   string // what was refused, why, and what would allow it
+}
+
+func (f *Failure) Error() string { return f.Text }
+
+// Failures by how the stream ended. Reasons are stable.
+var (
+	failRefused     = &Failure{503, 14, "refused", "no upstream accepted the request, and none has read it; it can be sent again when one is ready"}
+	failOverloaded  = &Failure{503, 14, "overloaded", "the upstream is at its limit and has not read the request; it can be sent again later"}
+	failDenied      = &Failure{403, 7, "denied", "a rule at the upstream forbids this client; a rule that names its identity would allow it"}
+	failBroken      = &Failure{502, 14, "broken", "the connection to the upstream's proxy broke before a response; the request may have been acted on"}
+	failBadRequest  = &Failure{502, 13, "bad-request", "the upstream's proxy, or the application, read the exchange as malformed; the proxies differ, or the application does not speak HTTP/2"}
+	failUnreachable = &Failure{503, 14, "unreachable", "the application refused the connection; it can be sent again when the application listens"}
+	failAppReset    = &Failure{502, 14, "app-reset", "the application ended its connection before a response; the request may have been acted on"}
+	failDispatch    = &Failure{503, 14, "unavailable", "no upstream is available; it can be sent again when one is ready"}
+	failUnknown     = &Failure{502, 2, "unknown", "the upstream's proxy ended the request for a reason that this version does not know"}
+)
+
+// failures are in the order of docs/http2.md.
+var failures = []*Failure{failDispatch, failRefused, failOverloaded, failDenied, failUnreachable, failAppReset, failBroken, failBadRequest, failUnknown}
+
+func failureOf(code mux.Code) *Failure {
+	switch code {
+	case mux.Refused:
+		return failRefused
+	case mux.Overloaded:
+		return failOverloaded
+	case mux.Denied:
+		return failDenied
+	case mux.Broken, mux.Cancelled:
+		return failBroken
+	case mux.BadRequest:
+		return failBadRequest
+	case mux.Unreachable:
+		return failUnreachable
+	case mux.AppReset:
+		return failAppReset
+	}
+	return failUnknown
+}
+
+// Reasons of exchanges that ended early otherwise.
+const (
+	failClientGone = "client-gone"  // the client reset its stream, or its connection ended
+	failReset      = "stream-reset" // the application reset the stream with a code, which was passed on
+	failNoResponse = "no-response"  // the upstream ended its direction without a head
+	failAborted    = "aborted"      // the proxy stopped
+)
+
+// A code of RST_STREAM crosses the mesh as itself; 256 and more are read as INTERNAL_ERROR,
+// which RFC 9113 section 7 allows for unknown ones.
+const carriedCode mux.Code = 0x100
+
+// toMux is the code that a stream between the proxies is reset with.
+func toMux(code ErrCode) mux.Code {
+	switch {
+	case code == RefusedStream:
+		return mux.Refused
+	case code > 0xff:
+		code = InternalError
+	}
+	return carriedCode + mux.Code(code)
+}
+
+// fromMux returns the code of RST_STREAM that crossed the mesh.
+func fromMux(code mux.Code) (ErrCode, bool) {
+	if code >= carriedCode && code <= carriedCode+0xff {
+		return ErrCode(code - carriedCode), true
+	}
+	return 0, false
+}
+
+var epoch = time.Now()
+
+// now is one reading of the monotonic clock.
+func now() time.Duration { return time.Since(epoch) }
