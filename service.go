@@ -13,6 +13,16 @@ const (
 	Opaque Protocol = "opaque" // bytes
 )
 
+// What passes beside the proxy is not TCP, or nobody looked into it.
+const (
+	UDP     Protocol = "udp"
+	UDPLite Protocol = "udp-lite"
+	SCTP    Protocol = "sctp"
+	DCCP    Protocol = "dccp"
+	ICMP    Protocol = "icmp"
+	OtherIP Protocol = "ip" // any other protocol over IP
+)
+
 // Service is a name with addresses of its own and endpoints behind it.
 type Service struct {
 	Namespace string `json:"namespace"`

@@ -32,25 +32,33 @@ type SignalKey struct {
 	Protocol      Protocol  `json:"protocol"`
 	Security      Security  `json:"security"`
 	Reason        string    `json:"reason,omitempty"` // why it is not mutual TLS
+	// Remote says who the peer is when it is nobody of the mesh: an address, or the
+	// name that it was reached by. Bounded like the rest; Overflow is everybody else.
+	Remote string `json:"remote,omitempty"`
 }
 
-// Overflow is the Service of the series that takes what is over the bound.
+// Overflow is the Service, or the Remote, of the series that takes what is over the
+// bound.
 const Overflow = "(overflow)"
 
 // Signals are the golden signals of one key. Counters only grow for the life of
 // the proxy process; gauges are now.
 type Signals struct {
 	SignalKey
-	Requests  uint64    `json:"requests"` // HTTP exchanges, or opaque connections ended
-	Failures  uint64    `json:"failures"` // 5xx, resets and refusals among them
-	Opened    uint64    `json:"opened"`   // connections or streams begun
-	BytesIn   uint64    `json:"bytesIn"`  // from the peer
-	BytesOut  uint64    `json:"bytesOut"` // to the peer
-	Open      int64     `json:"open"`     // connections now
-	InFlight  int64     `json:"inFlight"` // requests now
-	Latency   Latency   `json:"latency"`  // request head read to response ended; connection life when opaque
-	FirstSeen time.Time `json:"firstSeen"`
-	LastSeen  time.Time `json:"lastSeen"`
+	Requests uint64 `json:"requests"` // HTTP exchanges, or opaque connections ended
+	Failures uint64 `json:"failures"` // 5xx, resets and refusals among them
+	Opened   uint64 `json:"opened"`   // connections or streams begun
+	BytesIn  uint64 `json:"bytesIn"`  // from the peer
+	BytesOut uint64 `json:"bytesOut"` // to the peer
+	Open     int64  `json:"open"`     // connections now
+	InFlight int64  `json:"inFlight"` // requests now
+	// Of traffic that passes beside the proxy only, where bytes are those of frames on
+	// the link and requests are not known.
+	PacketsIn  uint64    `json:"packetsIn,omitempty"`
+	PacketsOut uint64    `json:"packetsOut,omitempty"`
+	Latency    Latency   `json:"latency"` // request head read to response ended; connection life when opaque
+	FirstSeen  time.Time `json:"firstSeen"`
+	LastSeen   time.Time `json:"lastSeen"`
 }
 
 // Latency is a histogram of durations.

@@ -39,7 +39,8 @@
 // life); place.go and adopt.go (its two beginnings); proxy.go (spawn and
 // supervision), session.go (what is said on the link); owner.go (whose workload it
 // is); server.go (agent.sock); suspect.go (what a proxy may cost); runner.go and protocol.go (`assay run`); control.go,
-// outbox.go, snapshot.go (the stream); publish.go (views for proxies); ready.go
+// outbox.go, snapshot.go (the stream); publish.go (views for proxies); beside.go (what
+// passes beside the proxy); ready.go
 // (sockets that listen); resolv.go, relay.go (names); metrics.go; join.go (a host certificate); rootless.go.
-// Sub-packages: netns, capture, attest.
+// Sub-packages: netns, capture, meter, attest.
 package agent

@@ -50,6 +50,7 @@ func (a *Agent) scrape(out http.ResponseWriter, r *http.Request) {
 	var g sync.WaitGroup
 	for _, w := range list {
 		g.Go(func() { w.freshReport(r.Context(), metricsFresh) })
+		g.Go(func() { w.countBeside(metricsFresh) })
 	}
 	g.Wait()
 	out.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
@@ -81,6 +82,8 @@ type source struct {
 	signals  []assay.Signals
 	counters assay.Counters
 	notAfter time.Time
+	beside   []assay.Signals // what passes beside the proxy
+	balance  *assay.Balance
 }
 
 func writeMetrics(out io.Writer, h hostMetrics, list []*workload) {
@@ -94,6 +97,7 @@ func writeMetrics(out io.Writer, h hostMetrics, list []*workload) {
 		}
 		w.mu.Unlock()
 		s.labels = labels("workload", n.ID, "namespace", n.Namespace, "name", n.Name)
+		s.beside, s.balance = w.exceptions()
 		sources = append(sources, s)
 	}
 	p := &page{out: out}
@@ -159,6 +163,7 @@ func writeMetrics(out io.Writer, h hostMetrics, list []*workload) {
 			}
 		}
 	}
+	writeBeside(p, sources)
 	p.family("assay_certificate_expiry_timestamp_seconds", "gauge", "When the certificate that was issued last expires.")
 	for _, src := range sources {
 		if !src.notAfter.IsZero() {
@@ -167,10 +172,57 @@ func writeMetrics(out io.Writer, h hostMetrics, list []*workload) {
 	}
 }
 
+// writeBeside writes what passes beside the proxies and where the bytes of each link
+// belong.
+func writeBeside(p *page, sources []source) {
+	p.family("assay_exception_packets_total", "counter", "Packets beside the proxy, from the peer (in) and to it (out), by reason.")
+	for _, src := range sources {
+		for i := range src.beside {
+			s := &src.beside[i]
+			l := join(src.labels, signalLabels(&s.SignalKey))
+			p.sample("assay_exception_packets_total", join(l, labels("way", "in")), float64(s.PacketsIn))
+			p.sample("assay_exception_packets_total", join(l, labels("way", "out")), float64(s.PacketsOut))
+		}
+	}
+	p.family("assay_exception_bytes_total", "counter", "Bytes of frames beside the proxy, from the peer (in) and to it (out), by reason.")
+	for _, src := range sources {
+		for i := range src.beside {
+			s := &src.beside[i]
+			l := join(src.labels, signalLabels(&s.SignalKey))
+			p.sample("assay_exception_bytes_total", join(l, labels("way", "in")), float64(s.BytesIn))
+			p.sample("assay_exception_bytes_total", join(l, labels("way", "out")), float64(s.BytesOut))
+		}
+	}
+	ways := func(visit func(src *source, way string, w *assay.BalanceWay)) {
+		for i := range sources {
+			if b := sources[i].balance; b != nil {
+				visit(&sources[i], "in", &b.In)
+				visit(&sources[i], "out", &b.Out)
+			}
+		}
+	}
+	p.family("assay_link_bytes_total", "counter", "Bytes of frames on the workload's link, by where they belong: all of them, the proxy's, exceptions, control traffic by name.")
+	ways(func(src *source, way string, w *assay.BalanceWay) {
+		of := func(part string, c assay.FrameCount) {
+			p.sample("assay_link_bytes_total", join(src.labels, labels("way", way, "part", part)), float64(c.Bytes))
+		}
+		of("all", w.Link)
+		of("proxy", w.Proxy)
+		of("exceptions", w.Exceptions)
+		for _, name := range slices.Sorted(maps.Keys(w.Control)) {
+			of(name, w.Control[name])
+		}
+	})
+	p.family("assay_link_unexplained_bytes", "gauge", "Bytes that passed the link and that no rule counted.")
+	ways(func(src *source, way string, w *assay.BalanceWay) {
+		p.sample("assay_link_unexplained_bytes", join(src.labels, labels("way", way)), float64(w.Unexplained))
+	})
+}
+
 // signalLabels are those of one series. Their number is bounded by the proxy.
 func signalLabels(k *assay.SignalKey) string {
 	return labels("direction", string(k.Direction), "peer", k.Peer.String(), "peer_artifacts", string(k.PeerArtifacts), "service", k.Service,
-		"port", strconv.Itoa(int(k.Port)), "protocol", string(k.Protocol), "security", string(k.Security), "reason", k.Reason)
+		"port", strconv.Itoa(int(k.Port)), "protocol", string(k.Protocol), "security", string(k.Security), "reason", k.Reason, "remote", k.Remote)
 }
 
 // labels renders pairs as the text format wants them; empty values are left out,

@@ -173,7 +173,7 @@ func (a *Agent) prepare(rec record, host *netns.Host) (_ *workload, err error) {
 	if err != nil {
 		return nil, err
 	}
-	rec.NetNS = ns.Inode()
+	rec.NetNS, rec.Began = ns.Inode(), time.Now()
 	w := a.newWorkload(rec, ns)
 	defer func() {
 		if err != nil {
@@ -196,6 +196,8 @@ func (a *Agent) prepare(rec record, host *netns.Host) (_ *workload, err error) {
 	if err := host.Attach(ns, rec.Port, rec.Workload.Addrs); err != nil {
 		return nil, err
 	}
+	rules := w.rules(v.config(rec.Workload.Namespace))
+	w.installMeter(rules.OwnMark, rules.Excluded)
 	dir := a.runDir(rec.Workload.ID)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"sync"
 	"time"
 
 	"assay.dev"
@@ -17,7 +18,7 @@ import (
 const coalesce = 50 * time.Millisecond
 
 // view is what all proxies of the host are told, made from one snapshot. It is
-// immutable but for its table's descriptor.
+// immutable but for its table's descriptor and the index of addresses.
 type view struct {
 	number     uint64
 	services   map[string]versioned
@@ -26,6 +27,26 @@ type view struct {
 	bundle     *link.Bundle
 	open       map[netip.AddrPort]bool
 	table      uint64 // version of Agent.table
+
+	meshed []*assay.Workload // of the snapshot
+	once   sync.Once
+	owners map[netip.Addr]*assay.Workload // made by owner
+}
+
+// owner returns the workload that has a, or nil. The index is made when somebody asks:
+// only what passes beside a proxy is looked up here.
+func (v *view) owner(a netip.Addr) *assay.Workload {
+	v.once.Do(func() {
+		v.owners = make(map[netip.Addr]*assay.Workload, 2*len(v.meshed))
+		for _, w := range v.meshed {
+			for _, a := range w.Addrs {
+				if old := v.owners[a]; old == nil || old.MeshedSince.Before(w.MeshedSince) {
+					v.owners[a] = w
+				}
+			}
+		}
+	})
+	return v.owners[a]
 }
 
 type versioned struct {
@@ -125,6 +146,7 @@ func (a *Agent) publish() {
 		switch {
 		case r.workload != nil:
 			workloads = append(workloads, *r.workload)
+			v.meshed = append(v.meshed, r.workload)
 		case r.service != nil:
 			v.services[r.service.Key()] = versioned{r.service, r.message.GetVersion()}
 			openPorts(v.open, r.service)

@@ -31,8 +31,12 @@ func (w *workload) pollReports(ctx context.Context) {
 		}
 		before := w.lastReport()
 		w.freshReport(ctx, time.Second)
+		beside := w.countBeside(besideEvery)
+		if beside {
+			w.a.outbox.report(w.id)
+		}
 		wait = min(2*wait, pollSlow)
-		if w.lastReport() != before {
+		if beside || w.lastReport() != before {
 			wait = pollFast
 		}
 	}
@@ -149,6 +153,7 @@ func (w *workload) settleReport() {
 	const most = 250 * time.Millisecond
 	ctx, cancel := context.WithTimeout(context.Background(), most)
 	defer cancel()
+	defer w.countBeside(0)
 	for ctx.Err() == nil {
 		w.freshReport(ctx, most)
 		r := w.lastReport()
@@ -162,13 +167,18 @@ func (w *workload) settleReport() {
 	}
 }
 
-// reportMessage is the newest report for control, nil when there is none.
+// reportMessage is the newest report for control, nil when there is none: what the
+// proxy counted, and what the kernel counted beside it.
 func (w *workload) reportMessage() *api.WorkloadReport {
+	beside, balance := w.exceptions()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	r := w.report
-	if r == nil {
+	switch {
+	case r == nil && balance == nil:
 		return nil
+	case r == nil:
+		r = &link.Report{Started: balance.Since}
 	}
-	return api.FromReport(&api.Report{Workload: w.id, Started: r.Started, Signals: r.Signals, Counters: w.counters()})
+	return api.FromReport(&api.Report{Workload: w.id, Started: r.Started, Signals: slices.Concat(r.Signals, beside), Counters: w.counters(), Balance: balance})
 }

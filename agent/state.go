@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"assay.dev"
 	"assay.dev/agent/attest"
@@ -80,7 +81,8 @@ type record struct {
 	Tree     string         `json:"tree,omitempty"`
 	Port     string         `json:"port"`
 	NetNS    uint64         `json:"netns"`
-	Outbound uint16         `json:"outbound"` // ports of the listeners
+	Began    time.Time      `json:"began,omitzero"` // since when its link is metered
+	Outbound uint16         `json:"outbound"`       // ports of the listeners
 	Inbound  uint16         `json:"inbound"`
 	// Listeners are the inodes of the sockets by role.
 	Listeners map[string]uint64 `json:"listeners,omitempty"`

@@ -62,6 +62,7 @@ type workload struct {
 
 	ns      *netns.Namespace
 	capture *capture.Capture
+	beside  *beside
 	adopted bool // from the last agent
 
 	end       context.CancelCauseFunc // ends the workload, and says why
@@ -98,7 +99,7 @@ type workload struct {
 func (a *Agent) newWorkload(rec record, ns *netns.Namespace) *workload {
 	return &workload{
 		a: a, id: rec.Workload.ID, addrs: rec.Workload.Addrs, log: a.log.With("workload", rec.Workload.ID),
-		ns: ns, capture: capture.New(ns),
+		ns: ns, capture: capture.New(ns), beside: newBeside(ns, rec.Began),
 		done: make(chan struct{}), wake: make(chan struct{}, 1), lookNow: make(chan struct{}, 1), redialed: make(chan orphan),
 		owned: make(chan *attest.Process), accepts: newLatch(), decided: newLatch(), attested: newLatch(), stillborn: newLatch(),
 		requests: newPace(requestEvery, requestBurst), findings: newPace(findingEvery, findingBurst),
@@ -524,7 +525,7 @@ func (w *workload) distribute(ctx context.Context) {
 		}
 		known = both(known, v.open)
 		if rules := w.rules(v.config(namespace)); !reflect.DeepEqual(rules, installed) {
-			if err := w.capture.Install(rules, known); err != nil {
+			if err := w.installRules(rules, known); err != nil {
 				w.log.Error("capture rules", "err", err)
 			} else {
 				installed = rules
@@ -557,10 +558,16 @@ func both(a, b map[netip.AddrPort]bool) map[netip.AddrPort]bool {
 // verifyCapture repairs rules that somebody changed, and says so.
 func (w *workload) verifyCapture() {
 	err := w.capture.Verify()
+	w.beside.mu.Lock()
+	metered := w.beside.installed.Link != ""
+	w.beside.mu.Unlock()
+	if err == nil && metered {
+		err = w.beside.meter.Verify()
+	}
 	if err == nil {
 		return
 	}
-	repair := w.capture.Install(w.rules(w.a.view.Load().config(w.noun().Namespace)), nil)
+	repair := w.installRules(w.rules(w.a.view.Load().config(w.noun().Namespace)), nil)
 	w.log.Error("capture rules were changed from outside", "err", err, "repair", repair)
 	w.a.outbox.finding(&assay.Finding{
 		Time: time.Now(), Workload: w.id, Kind: "capture-changed", Subject: w.id, Detail: err.Error(),

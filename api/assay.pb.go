@@ -2024,6 +2024,7 @@ type WorkloadReport struct {
 	HandshakeFailures map[string]uint64      `protobuf:"bytes,5,rep,name=handshake_failures,json=handshakeFailures,proto3" json:"handshake_failures,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	Detections        map[string]uint64      `protobuf:"bytes,6,rep,name=detections,proto3" json:"detections,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	Refusals          map[string]uint64      `protobuf:"bytes,7,rep,name=refusals,proto3" json:"refusals,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Balance           *Balance               `protobuf:"bytes,8,opt,name=balance,proto3" json:"balance,omitempty"` // of the workload's link, when the host keeps one
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -2107,6 +2108,210 @@ func (x *WorkloadReport) GetRefusals() map[string]uint64 {
 	return nil
 }
 
+func (x *WorkloadReport) GetBalance() *Balance {
+	if x != nil {
+		return x.Balance
+	}
+	return nil
+}
+
+// Balance: where the bytes on a workload's link belong.
+type Balance struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Since         int64                  `protobuf:"varint,1,opt,name=since,proto3" json:"since,omitempty"`
+	In            *BalanceWay            `protobuf:"bytes,2,opt,name=in,proto3" json:"in,omitempty"`
+	Out           *BalanceWay            `protobuf:"bytes,3,opt,name=out,proto3" json:"out,omitempty"`
+	Problem       string                 `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Balance) Reset() {
+	*x = Balance{}
+	mi := &file_assay_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Balance) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Balance) ProtoMessage() {}
+
+func (x *Balance) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Balance.ProtoReflect.Descriptor instead.
+func (*Balance) Descriptor() ([]byte, []int) {
+	return file_assay_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Balance) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *Balance) GetIn() *BalanceWay {
+	if x != nil {
+		return x.In
+	}
+	return nil
+}
+
+func (x *Balance) GetOut() *BalanceWay {
+	if x != nil {
+		return x.Out
+	}
+	return nil
+}
+
+func (x *Balance) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+type BalanceWay struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Link          *FrameCount            `protobuf:"bytes,1,opt,name=link,proto3" json:"link,omitempty"`
+	Proxy         *FrameCount            `protobuf:"bytes,2,opt,name=proxy,proto3" json:"proxy,omitempty"`
+	Exceptions    *FrameCount            `protobuf:"bytes,3,opt,name=exceptions,proto3" json:"exceptions,omitempty"`
+	Control       map[string]*FrameCount `protobuf:"bytes,4,rep,name=control,proto3" json:"control,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Unexplained   int64                  `protobuf:"varint,5,opt,name=unexplained,proto3" json:"unexplained,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BalanceWay) Reset() {
+	*x = BalanceWay{}
+	mi := &file_assay_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BalanceWay) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BalanceWay) ProtoMessage() {}
+
+func (x *BalanceWay) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BalanceWay.ProtoReflect.Descriptor instead.
+func (*BalanceWay) Descriptor() ([]byte, []int) {
+	return file_assay_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *BalanceWay) GetLink() *FrameCount {
+	if x != nil {
+		return x.Link
+	}
+	return nil
+}
+
+func (x *BalanceWay) GetProxy() *FrameCount {
+	if x != nil {
+		return x.Proxy
+	}
+	return nil
+}
+
+func (x *BalanceWay) GetExceptions() *FrameCount {
+	if x != nil {
+		return x.Exceptions
+	}
+	return nil
+}
+
+func (x *BalanceWay) GetControl() map[string]*FrameCount {
+	if x != nil {
+		return x.Control
+	}
+	return nil
+}
+
+func (x *BalanceWay) GetUnexplained() int64 {
+	if x != nil {
+		return x.Unexplained
+	}
+	return 0
+}
+
+type FrameCount struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Packets       uint64                 `protobuf:"varint,1,opt,name=packets,proto3" json:"packets,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FrameCount) Reset() {
+	*x = FrameCount{}
+	mi := &file_assay_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FrameCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FrameCount) ProtoMessage() {}
+
+func (x *FrameCount) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FrameCount.ProtoReflect.Descriptor instead.
+func (*FrameCount) Descriptor() ([]byte, []int) {
+	return file_assay_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *FrameCount) GetPackets() uint64 {
+	if x != nil {
+		return x.Packets
+	}
+	return 0
+}
+
+func (x *FrameCount) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 type Signals struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Direction     string                 `protobuf:"bytes,1,opt,name=direction,proto3" json:"direction,omitempty"`
@@ -2128,13 +2333,16 @@ type Signals struct {
 	LatencySum    int64                  `protobuf:"varint,17,opt,name=latency_sum,json=latencySum,proto3" json:"latency_sum,omitempty"` // nanoseconds
 	FirstSeen     int64                  `protobuf:"varint,18,opt,name=first_seen,json=firstSeen,proto3" json:"first_seen,omitempty"`
 	LastSeen      int64                  `protobuf:"varint,19,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
+	Remote        string                 `protobuf:"bytes,20,opt,name=remote,proto3" json:"remote,omitempty"`                         // who a peer is that is nobody of the mesh
+	PacketsIn     uint64                 `protobuf:"varint,21,opt,name=packets_in,json=packetsIn,proto3" json:"packets_in,omitempty"` // of traffic beside the proxy only
+	PacketsOut    uint64                 `protobuf:"varint,22,opt,name=packets_out,json=packetsOut,proto3" json:"packets_out,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Signals) Reset() {
 	*x = Signals{}
-	mi := &file_assay_proto_msgTypes[27]
+	mi := &file_assay_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2146,7 +2354,7 @@ func (x *Signals) String() string {
 func (*Signals) ProtoMessage() {}
 
 func (x *Signals) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[27]
+	mi := &file_assay_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2159,7 +2367,7 @@ func (x *Signals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Signals.ProtoReflect.Descriptor instead.
 func (*Signals) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{27}
+	return file_assay_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Signals) GetDirection() string {
@@ -2295,6 +2503,27 @@ func (x *Signals) GetLastSeen() int64 {
 	return 0
 }
 
+func (x *Signals) GetRemote() string {
+	if x != nil {
+		return x.Remote
+	}
+	return ""
+}
+
+func (x *Signals) GetPacketsIn() uint64 {
+	if x != nil {
+		return x.PacketsIn
+	}
+	return 0
+}
+
+func (x *Signals) GetPacketsOut() uint64 {
+	if x != nil {
+		return x.PacketsOut
+	}
+	return 0
+}
+
 type File struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // for error messages
@@ -2305,7 +2534,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_assay_proto_msgTypes[28]
+	mi := &file_assay_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2317,7 +2546,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[28]
+	mi := &file_assay_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2330,7 +2559,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{28}
+	return file_assay_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *File) GetName() string {
@@ -2358,7 +2587,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_assay_proto_msgTypes[29]
+	mi := &file_assay_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2370,7 +2599,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[29]
+	mi := &file_assay_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2383,7 +2612,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{29}
+	return file_assay_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ApplyRequest) GetFiles() []*File {
@@ -2416,7 +2645,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_assay_proto_msgTypes[30]
+	mi := &file_assay_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2428,7 +2657,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[30]
+	mi := &file_assay_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2441,7 +2670,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{30}
+	return file_assay_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ApplyResponse) GetChanges() []*Change {
@@ -2463,7 +2692,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_assay_proto_msgTypes[31]
+	mi := &file_assay_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2475,7 +2704,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[31]
+	mi := &file_assay_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2488,7 +2717,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{31}
+	return file_assay_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Change) GetKind() string {
@@ -2530,7 +2759,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_assay_proto_msgTypes[32]
+	mi := &file_assay_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2542,7 +2771,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[32]
+	mi := &file_assay_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2555,7 +2784,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{32}
+	return file_assay_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DeleteRequest) GetKind() string {
@@ -2587,7 +2816,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_assay_proto_msgTypes[33]
+	mi := &file_assay_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2599,7 +2828,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[33]
+	mi := &file_assay_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2612,7 +2841,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{33}
+	return file_assay_proto_rawDescGZIP(), []int{36}
 }
 
 // Kinds: services, workloads, namespaces, meshconfigs, httproutes, grpcroutes, referencegrants, hosts, certificates, signals, edges,
@@ -2628,7 +2857,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_assay_proto_msgTypes[34]
+	mi := &file_assay_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2640,7 +2869,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[34]
+	mi := &file_assay_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2653,7 +2882,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{34}
+	return file_assay_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListRequest) GetKind() string {
@@ -2687,7 +2916,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_assay_proto_msgTypes[35]
+	mi := &file_assay_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2699,7 +2928,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[35]
+	mi := &file_assay_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2712,7 +2941,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{35}
+	return file_assay_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListResponse) GetItems() [][]byte {
@@ -2739,7 +2968,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_assay_proto_msgTypes[36]
+	mi := &file_assay_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2751,7 +2980,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[36]
+	mi := &file_assay_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2764,7 +2993,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{36}
+	return file_assay_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CreateTokenRequest) GetCovers() []string {
@@ -2791,7 +3020,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_assay_proto_msgTypes[37]
+	mi := &file_assay_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2803,7 +3032,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[37]
+	mi := &file_assay_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2816,7 +3045,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{37}
+	return file_assay_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -2845,7 +3074,7 @@ type IssueOperatorRequest struct {
 
 func (x *IssueOperatorRequest) Reset() {
 	*x = IssueOperatorRequest{}
-	mi := &file_assay_proto_msgTypes[38]
+	mi := &file_assay_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2857,7 +3086,7 @@ func (x *IssueOperatorRequest) String() string {
 func (*IssueOperatorRequest) ProtoMessage() {}
 
 func (x *IssueOperatorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[38]
+	mi := &file_assay_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2870,7 +3099,7 @@ func (x *IssueOperatorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueOperatorRequest.ProtoReflect.Descriptor instead.
 func (*IssueOperatorRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{38}
+	return file_assay_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *IssueOperatorRequest) GetName() string {
@@ -2911,7 +3140,7 @@ type IssueOperatorResponse struct {
 
 func (x *IssueOperatorResponse) Reset() {
 	*x = IssueOperatorResponse{}
-	mi := &file_assay_proto_msgTypes[39]
+	mi := &file_assay_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2923,7 +3152,7 @@ func (x *IssueOperatorResponse) String() string {
 func (*IssueOperatorResponse) ProtoMessage() {}
 
 func (x *IssueOperatorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[39]
+	mi := &file_assay_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2936,7 +3165,7 @@ func (x *IssueOperatorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueOperatorResponse.ProtoReflect.Descriptor instead.
 func (*IssueOperatorResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{39}
+	return file_assay_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *IssueOperatorResponse) GetChain() [][]byte {
@@ -2962,7 +3191,7 @@ type RotateRequest struct {
 
 func (x *RotateRequest) Reset() {
 	*x = RotateRequest{}
-	mi := &file_assay_proto_msgTypes[40]
+	mi := &file_assay_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2974,7 +3203,7 @@ func (x *RotateRequest) String() string {
 func (*RotateRequest) ProtoMessage() {}
 
 func (x *RotateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[40]
+	mi := &file_assay_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2987,7 +3216,7 @@ func (x *RotateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateRequest.ProtoReflect.Descriptor instead.
 func (*RotateRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{40}
+	return file_assay_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RotateRequest) GetDeadlineSeconds() int64 {
@@ -3006,7 +3235,7 @@ type RotateResponse struct {
 
 func (x *RotateResponse) Reset() {
 	*x = RotateResponse{}
-	mi := &file_assay_proto_msgTypes[41]
+	mi := &file_assay_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3018,7 +3247,7 @@ func (x *RotateResponse) String() string {
 func (*RotateResponse) ProtoMessage() {}
 
 func (x *RotateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[41]
+	mi := &file_assay_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3031,7 +3260,7 @@ func (x *RotateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateResponse.ProtoReflect.Descriptor instead.
 func (*RotateResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{41}
+	return file_assay_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RotateResponse) GetBundleVersion() uint64 {
@@ -3050,7 +3279,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_assay_proto_msgTypes[42]
+	mi := &file_assay_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3062,7 +3291,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[42]
+	mi := &file_assay_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3075,7 +3304,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{42}
+	return file_assay_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CheckRequest) GetExpirySeconds() int64 {
@@ -3094,7 +3323,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_assay_proto_msgTypes[43]
+	mi := &file_assay_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3106,7 +3335,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[43]
+	mi := &file_assay_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3119,7 +3348,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{43}
+	return file_assay_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CheckResponse) GetFindings() []*Finding {
@@ -3289,7 +3518,7 @@ const file_assay_proto_rawDesc = "" +
 	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x18\n" +
 	"\asubject\x18\x04 \x01(\tR\asubject\x12\x16\n" +
 	"\x06detail\x18\x05 \x01(\tR\x06detail\x12\x16\n" +
-	"\x06remedy\x18\x06 \x01(\tR\x06remedy\"\xc8\x04\n" +
+	"\x06remedy\x18\x06 \x01(\tR\x06remedy\"\xf5\x04\n" +
 	"\x0eWorkloadReport\x12\x1f\n" +
 	"\vworkload_id\x18\x01 \x01(\tR\n" +
 	"workloadId\x12\x18\n" +
@@ -3302,7 +3531,8 @@ const file_assay_proto_rawDesc = "" +
 	"\n" +
 	"detections\x18\x06 \x03(\v2(.assay.v1.WorkloadReport.DetectionsEntryR\n" +
 	"detections\x12B\n" +
-	"\brefusals\x18\a \x03(\v2&.assay.v1.WorkloadReport.RefusalsEntryR\brefusals\x1aD\n" +
+	"\brefusals\x18\a \x03(\v2&.assay.v1.WorkloadReport.RefusalsEntryR\brefusals\x12+\n" +
+	"\abalance\x18\b \x01(\v2\x11.assay.v1.BalanceR\abalance\x1aD\n" +
 	"\x16HandshakeFailuresEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a=\n" +
@@ -3311,7 +3541,28 @@ const file_assay_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a;\n" +
 	"\rRefusalsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x90\x04\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x87\x01\n" +
+	"\aBalance\x12\x14\n" +
+	"\x05since\x18\x01 \x01(\x03R\x05since\x12$\n" +
+	"\x02in\x18\x02 \x01(\v2\x14.assay.v1.BalanceWayR\x02in\x12&\n" +
+	"\x03out\x18\x03 \x01(\v2\x14.assay.v1.BalanceWayR\x03out\x12\x18\n" +
+	"\aproblem\x18\x04 \x01(\tR\aproblem\"\xc9\x02\n" +
+	"\n" +
+	"BalanceWay\x12(\n" +
+	"\x04link\x18\x01 \x01(\v2\x14.assay.v1.FrameCountR\x04link\x12*\n" +
+	"\x05proxy\x18\x02 \x01(\v2\x14.assay.v1.FrameCountR\x05proxy\x124\n" +
+	"\n" +
+	"exceptions\x18\x03 \x01(\v2\x14.assay.v1.FrameCountR\n" +
+	"exceptions\x12;\n" +
+	"\acontrol\x18\x04 \x03(\v2!.assay.v1.BalanceWay.ControlEntryR\acontrol\x12 \n" +
+	"\vunexplained\x18\x05 \x01(\x03R\vunexplained\x1aP\n" +
+	"\fControlEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12*\n" +
+	"\x05value\x18\x02 \x01(\v2\x14.assay.v1.FrameCountR\x05value:\x028\x01\"<\n" +
+	"\n" +
+	"FrameCount\x12\x18\n" +
+	"\apackets\x18\x01 \x01(\x04R\apackets\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"\xe8\x04\n" +
 	"\aSignals\x12\x1c\n" +
 	"\tdirection\x18\x01 \x01(\tR\tdirection\x12\x12\n" +
 	"\x04peer\x18\x02 \x01(\tR\x04peer\x12%\n" +
@@ -3334,7 +3585,12 @@ const file_assay_proto_rawDesc = "" +
 	"latencySum\x12\x1d\n" +
 	"\n" +
 	"first_seen\x18\x12 \x01(\x03R\tfirstSeen\x12\x1b\n" +
-	"\tlast_seen\x18\x13 \x01(\x03R\blastSeen\".\n" +
+	"\tlast_seen\x18\x13 \x01(\x03R\blastSeen\x12\x16\n" +
+	"\x06remote\x18\x14 \x01(\tR\x06remote\x12\x1d\n" +
+	"\n" +
+	"packets_in\x18\x15 \x01(\x04R\tpacketsIn\x12\x1f\n" +
+	"\vpackets_out\x18\x16 \x01(\x04R\n" +
+	"packetsOut\".\n" +
 	"\x04File\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04yaml\x18\x02 \x01(\fR\x04yaml\"c\n" +
@@ -3411,7 +3667,7 @@ func file_assay_proto_rawDescGZIP() []byte {
 	return file_assay_proto_rawDescData
 }
 
-var file_assay_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_assay_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_assay_proto_goTypes = []any{
 	(*JoinRequest)(nil),           // 0: assay.v1.JoinRequest
 	(*JoinResponse)(nil),          // 1: assay.v1.JoinResponse
@@ -3440,28 +3696,32 @@ var file_assay_proto_goTypes = []any{
 	(*Route)(nil),                 // 24: assay.v1.Route
 	(*Finding)(nil),               // 25: assay.v1.Finding
 	(*WorkloadReport)(nil),        // 26: assay.v1.WorkloadReport
-	(*Signals)(nil),               // 27: assay.v1.Signals
-	(*File)(nil),                  // 28: assay.v1.File
-	(*ApplyRequest)(nil),          // 29: assay.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 30: assay.v1.ApplyResponse
-	(*Change)(nil),                // 31: assay.v1.Change
-	(*DeleteRequest)(nil),         // 32: assay.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 33: assay.v1.DeleteResponse
-	(*ListRequest)(nil),           // 34: assay.v1.ListRequest
-	(*ListResponse)(nil),          // 35: assay.v1.ListResponse
-	(*CreateTokenRequest)(nil),    // 36: assay.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 37: assay.v1.CreateTokenResponse
-	(*IssueOperatorRequest)(nil),  // 38: assay.v1.IssueOperatorRequest
-	(*IssueOperatorResponse)(nil), // 39: assay.v1.IssueOperatorResponse
-	(*RotateRequest)(nil),         // 40: assay.v1.RotateRequest
-	(*RotateResponse)(nil),        // 41: assay.v1.RotateResponse
-	(*CheckRequest)(nil),          // 42: assay.v1.CheckRequest
-	(*CheckResponse)(nil),         // 43: assay.v1.CheckResponse
-	nil,                           // 44: assay.v1.HostHello.KnownEntry
-	nil,                           // 45: assay.v1.Workload.LabelsEntry
-	nil,                           // 46: assay.v1.WorkloadReport.HandshakeFailuresEntry
-	nil,                           // 47: assay.v1.WorkloadReport.DetectionsEntry
-	nil,                           // 48: assay.v1.WorkloadReport.RefusalsEntry
+	(*Balance)(nil),               // 27: assay.v1.Balance
+	(*BalanceWay)(nil),            // 28: assay.v1.BalanceWay
+	(*FrameCount)(nil),            // 29: assay.v1.FrameCount
+	(*Signals)(nil),               // 30: assay.v1.Signals
+	(*File)(nil),                  // 31: assay.v1.File
+	(*ApplyRequest)(nil),          // 32: assay.v1.ApplyRequest
+	(*ApplyResponse)(nil),         // 33: assay.v1.ApplyResponse
+	(*Change)(nil),                // 34: assay.v1.Change
+	(*DeleteRequest)(nil),         // 35: assay.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 36: assay.v1.DeleteResponse
+	(*ListRequest)(nil),           // 37: assay.v1.ListRequest
+	(*ListResponse)(nil),          // 38: assay.v1.ListResponse
+	(*CreateTokenRequest)(nil),    // 39: assay.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),   // 40: assay.v1.CreateTokenResponse
+	(*IssueOperatorRequest)(nil),  // 41: assay.v1.IssueOperatorRequest
+	(*IssueOperatorResponse)(nil), // 42: assay.v1.IssueOperatorResponse
+	(*RotateRequest)(nil),         // 43: assay.v1.RotateRequest
+	(*RotateResponse)(nil),        // 44: assay.v1.RotateResponse
+	(*CheckRequest)(nil),          // 45: assay.v1.CheckRequest
+	(*CheckResponse)(nil),         // 46: assay.v1.CheckResponse
+	nil,                           // 47: assay.v1.HostHello.KnownEntry
+	nil,                           // 48: assay.v1.Workload.LabelsEntry
+	nil,                           // 49: assay.v1.WorkloadReport.HandshakeFailuresEntry
+	nil,                           // 50: assay.v1.WorkloadReport.DetectionsEntry
+	nil,                           // 51: assay.v1.WorkloadReport.RefusalsEntry
+	nil,                           // 52: assay.v1.BalanceWay.ControlEntry
 }
 var file_assay_proto_depIdxs = []int32{
 	15, // 0: assay.v1.JoinResponse.bundle:type_name -> assay.v1.Bundle
@@ -3472,7 +3732,7 @@ var file_assay_proto_depIdxs = []int32{
 	26, // 5: assay.v1.HostUpdate.report:type_name -> assay.v1.WorkloadReport
 	25, // 6: assay.v1.HostUpdate.finding:type_name -> assay.v1.Finding
 	7,  // 7: assay.v1.HostUpdate.synced:type_name -> assay.v1.Synced
-	44, // 8: assay.v1.HostHello.known:type_name -> assay.v1.HostHello.KnownEntry
+	47, // 8: assay.v1.HostHello.known:type_name -> assay.v1.HostHello.KnownEntry
 	10, // 9: assay.v1.ControlUpdate.welcome:type_name -> assay.v1.Welcome
 	13, // 10: assay.v1.ControlUpdate.delta:type_name -> assay.v1.Delta
 	15, // 11: assay.v1.ControlUpdate.bundle:type_name -> assay.v1.Bundle
@@ -3484,45 +3744,53 @@ var file_assay_proto_depIdxs = []int32{
 	20, // 17: assay.v1.Resource.namespace:type_name -> assay.v1.NamespaceConfig
 	19, // 18: assay.v1.Resource.host:type_name -> assay.v1.Host
 	24, // 19: assay.v1.Resource.route:type_name -> assay.v1.Route
-	45, // 20: assay.v1.Workload.labels:type_name -> assay.v1.Workload.LabelsEntry
+	48, // 20: assay.v1.Workload.labels:type_name -> assay.v1.Workload.LabelsEntry
 	17, // 21: assay.v1.Workload.artifacts:type_name -> assay.v1.Artifact
 	22, // 22: assay.v1.Service.ports:type_name -> assay.v1.Port
 	23, // 23: assay.v1.Service.endpoints:type_name -> assay.v1.Endpoint
-	27, // 24: assay.v1.WorkloadReport.signals:type_name -> assay.v1.Signals
-	46, // 25: assay.v1.WorkloadReport.handshake_failures:type_name -> assay.v1.WorkloadReport.HandshakeFailuresEntry
-	47, // 26: assay.v1.WorkloadReport.detections:type_name -> assay.v1.WorkloadReport.DetectionsEntry
-	48, // 27: assay.v1.WorkloadReport.refusals:type_name -> assay.v1.WorkloadReport.RefusalsEntry
-	28, // 28: assay.v1.ApplyRequest.files:type_name -> assay.v1.File
-	31, // 29: assay.v1.ApplyResponse.changes:type_name -> assay.v1.Change
-	15, // 30: assay.v1.IssueOperatorResponse.bundle:type_name -> assay.v1.Bundle
-	25, // 31: assay.v1.CheckResponse.findings:type_name -> assay.v1.Finding
-	0,  // 32: assay.v1.Hosts.Join:input_type -> assay.v1.JoinRequest
-	2,  // 33: assay.v1.Hosts.Renew:input_type -> assay.v1.RenewRequest
-	5,  // 34: assay.v1.Hosts.Sync:input_type -> assay.v1.HostUpdate
-	3,  // 35: assay.v1.Hosts.Issue:input_type -> assay.v1.IssueRequest
-	29, // 36: assay.v1.Operator.Apply:input_type -> assay.v1.ApplyRequest
-	32, // 37: assay.v1.Operator.Delete:input_type -> assay.v1.DeleteRequest
-	34, // 38: assay.v1.Operator.List:input_type -> assay.v1.ListRequest
-	36, // 39: assay.v1.Operator.CreateToken:input_type -> assay.v1.CreateTokenRequest
-	38, // 40: assay.v1.Operator.IssueOperator:input_type -> assay.v1.IssueOperatorRequest
-	40, // 41: assay.v1.Operator.Rotate:input_type -> assay.v1.RotateRequest
-	42, // 42: assay.v1.Operator.Check:input_type -> assay.v1.CheckRequest
-	1,  // 43: assay.v1.Hosts.Join:output_type -> assay.v1.JoinResponse
-	1,  // 44: assay.v1.Hosts.Renew:output_type -> assay.v1.JoinResponse
-	9,  // 45: assay.v1.Hosts.Sync:output_type -> assay.v1.ControlUpdate
-	4,  // 46: assay.v1.Hosts.Issue:output_type -> assay.v1.IssueResponse
-	30, // 47: assay.v1.Operator.Apply:output_type -> assay.v1.ApplyResponse
-	33, // 48: assay.v1.Operator.Delete:output_type -> assay.v1.DeleteResponse
-	35, // 49: assay.v1.Operator.List:output_type -> assay.v1.ListResponse
-	37, // 50: assay.v1.Operator.CreateToken:output_type -> assay.v1.CreateTokenResponse
-	39, // 51: assay.v1.Operator.IssueOperator:output_type -> assay.v1.IssueOperatorResponse
-	41, // 52: assay.v1.Operator.Rotate:output_type -> assay.v1.RotateResponse
-	43, // 53: assay.v1.Operator.Check:output_type -> assay.v1.CheckResponse
-	43, // [43:54] is the sub-list for method output_type
-	32, // [32:43] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	30, // 24: assay.v1.WorkloadReport.signals:type_name -> assay.v1.Signals
+	49, // 25: assay.v1.WorkloadReport.handshake_failures:type_name -> assay.v1.WorkloadReport.HandshakeFailuresEntry
+	50, // 26: assay.v1.WorkloadReport.detections:type_name -> assay.v1.WorkloadReport.DetectionsEntry
+	51, // 27: assay.v1.WorkloadReport.refusals:type_name -> assay.v1.WorkloadReport.RefusalsEntry
+	27, // 28: assay.v1.WorkloadReport.balance:type_name -> assay.v1.Balance
+	28, // 29: assay.v1.Balance.in:type_name -> assay.v1.BalanceWay
+	28, // 30: assay.v1.Balance.out:type_name -> assay.v1.BalanceWay
+	29, // 31: assay.v1.BalanceWay.link:type_name -> assay.v1.FrameCount
+	29, // 32: assay.v1.BalanceWay.proxy:type_name -> assay.v1.FrameCount
+	29, // 33: assay.v1.BalanceWay.exceptions:type_name -> assay.v1.FrameCount
+	52, // 34: assay.v1.BalanceWay.control:type_name -> assay.v1.BalanceWay.ControlEntry
+	31, // 35: assay.v1.ApplyRequest.files:type_name -> assay.v1.File
+	34, // 36: assay.v1.ApplyResponse.changes:type_name -> assay.v1.Change
+	15, // 37: assay.v1.IssueOperatorResponse.bundle:type_name -> assay.v1.Bundle
+	25, // 38: assay.v1.CheckResponse.findings:type_name -> assay.v1.Finding
+	29, // 39: assay.v1.BalanceWay.ControlEntry.value:type_name -> assay.v1.FrameCount
+	0,  // 40: assay.v1.Hosts.Join:input_type -> assay.v1.JoinRequest
+	2,  // 41: assay.v1.Hosts.Renew:input_type -> assay.v1.RenewRequest
+	5,  // 42: assay.v1.Hosts.Sync:input_type -> assay.v1.HostUpdate
+	3,  // 43: assay.v1.Hosts.Issue:input_type -> assay.v1.IssueRequest
+	32, // 44: assay.v1.Operator.Apply:input_type -> assay.v1.ApplyRequest
+	35, // 45: assay.v1.Operator.Delete:input_type -> assay.v1.DeleteRequest
+	37, // 46: assay.v1.Operator.List:input_type -> assay.v1.ListRequest
+	39, // 47: assay.v1.Operator.CreateToken:input_type -> assay.v1.CreateTokenRequest
+	41, // 48: assay.v1.Operator.IssueOperator:input_type -> assay.v1.IssueOperatorRequest
+	43, // 49: assay.v1.Operator.Rotate:input_type -> assay.v1.RotateRequest
+	45, // 50: assay.v1.Operator.Check:input_type -> assay.v1.CheckRequest
+	1,  // 51: assay.v1.Hosts.Join:output_type -> assay.v1.JoinResponse
+	1,  // 52: assay.v1.Hosts.Renew:output_type -> assay.v1.JoinResponse
+	9,  // 53: assay.v1.Hosts.Sync:output_type -> assay.v1.ControlUpdate
+	4,  // 54: assay.v1.Hosts.Issue:output_type -> assay.v1.IssueResponse
+	33, // 55: assay.v1.Operator.Apply:output_type -> assay.v1.ApplyResponse
+	36, // 56: assay.v1.Operator.Delete:output_type -> assay.v1.DeleteResponse
+	38, // 57: assay.v1.Operator.List:output_type -> assay.v1.ListResponse
+	40, // 58: assay.v1.Operator.CreateToken:output_type -> assay.v1.CreateTokenResponse
+	42, // 59: assay.v1.Operator.IssueOperator:output_type -> assay.v1.IssueOperatorResponse
+	44, // 60: assay.v1.Operator.Rotate:output_type -> assay.v1.RotateResponse
+	46, // 61: assay.v1.Operator.Check:output_type -> assay.v1.CheckResponse
+	51, // [51:62] is the sub-list for method output_type
+	40, // [40:51] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_assay_proto_init() }
@@ -3559,7 +3827,7 @@ func file_assay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_assay_proto_rawDesc), len(file_assay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   49,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -197,6 +197,16 @@ func identity(s string) (assay.Identity, error) {
 	return assay.ParseIdentity(s)
 }
 
+// counted reads the protocol of something that was counted: what passes beside a
+// proxy has others than a port of a service.
+func counted(s string) (assay.Protocol, error) {
+	switch p := assay.Protocol(s); p {
+	case assay.UDP, assay.UDPLite, assay.SCTP, assay.DCCP, assay.ICMP, assay.OtherIP:
+		return p, nil
+	}
+	return protocol(s)
+}
+
 func protocol(s string) (assay.Protocol, error) {
 	switch p := assay.Protocol(s); p {
 	case assay.Detect, assay.HTTP1, assay.HTTP2, assay.TLS, assay.Opaque:

@@ -364,6 +364,7 @@ type Report struct {
 	Started  time.Time
 	Signals  []assay.Signals
 	Counters assay.Counters
+	Balance  *assay.Balance // of the workload's link; nil: not kept
 }
 
 // FromReport writes r.
@@ -371,6 +372,7 @@ func FromReport(r *Report) *WorkloadReport {
 	m := &WorkloadReport{
 		WorkloadId: r.Workload, Started: FromTime(r.Started), Handshakes: r.Counters.Handshakes,
 		HandshakeFailures: r.Counters.HandshakeFailures, Detections: r.Counters.Detections, Refusals: r.Counters.Refusals,
+		Balance: fromBalance(r.Balance),
 	}
 	for i := range r.Signals {
 		m.Signals = append(m.Signals, fromSignals(&r.Signals[i]))
@@ -381,10 +383,10 @@ func FromReport(r *Report) *WorkloadReport {
 func fromSignals(s *assay.Signals) *Signals {
 	m := &Signals{
 		Direction: string(s.Direction), Peer: s.Peer.String(), PeerArtifacts: string(s.PeerArtifacts),
-		Service: s.Service, Port: uint32(s.Port), Protocol: string(s.Protocol), Security: string(s.Security), Reason: s.Reason,
+		Service: s.Service, Port: uint32(s.Port), Protocol: string(s.Protocol), Security: string(s.Security), Reason: s.Reason, Remote: s.Remote,
 		Requests: s.Requests, Failures: s.Failures, Opened: s.Opened, BytesIn: s.BytesIn, BytesOut: s.BytesOut,
 		Open: s.Open, InFlight: s.InFlight, LatencySum: int64(s.Latency.Sum),
-		FirstSeen: FromTime(s.FirstSeen), LastSeen: FromTime(s.LastSeen),
+		FirstSeen: FromTime(s.FirstSeen), LastSeen: FromTime(s.LastSeen), PacketsIn: s.PacketsIn, PacketsOut: s.PacketsOut,
 	}
 	for i := len(s.Latency.Buckets) - 1; i >= 0; i-- { // trailing zeros are not sent
 		if s.Latency.Buckets[i] != 0 {
@@ -427,6 +429,9 @@ func (m *WorkloadReport) Noun() (Report, error) {
 		}
 		r.Signals = append(r.Signals, v)
 	}
+	if r.Balance, err = m.GetBalance().noun(); err != nil {
+		return Report{}, fmt.Errorf("report of workload %s: %w", r.Workload, err)
+	}
 	return r, nil
 }
 
@@ -434,10 +439,11 @@ func (m *Signals) noun() (s assay.Signals, err error) {
 	s = assay.Signals{
 		SignalKey: assay.SignalKey{
 			Direction: assay.Direction(m.GetDirection()), Service: m.GetService(), Port: uint16(m.GetPort()),
-			Security: assay.Security(m.GetSecurity()), Reason: m.GetReason(),
+			Security: assay.Security(m.GetSecurity()), Reason: m.GetReason(), Remote: m.GetRemote(),
 		},
 		Requests: m.GetRequests(), Failures: m.GetFailures(), Opened: m.GetOpened(), BytesIn: m.GetBytesIn(), BytesOut: m.GetBytesOut(),
 		Open: m.GetOpen(), InFlight: m.GetInFlight(), Latency: assay.Latency{Sum: time.Duration(m.GetLatencySum())},
+		PacketsIn: m.GetPacketsIn(), PacketsOut: m.GetPacketsOut(),
 	}
 	if s.Direction != assay.Inbound && s.Direction != assay.Outbound {
 		return s, fmt.Errorf("signals: direction %q", s.Direction)
@@ -445,7 +451,7 @@ func (m *Signals) noun() (s assay.Signals, err error) {
 	if s.Security != assay.MutualTLS && s.Security != assay.Plaintext {
 		return s, fmt.Errorf("signals: security %q", s.Security)
 	}
-	if m.GetPort() > 65535 || len(s.Service) > 2*63+1 || len(s.Reason) > 256 || len(m.GetLatency()) > assay.LatencyBuckets {
+	if m.GetPort() > 65535 || len(s.Service) > 2*63+1 || len(s.Reason) > 256 || len(s.Remote) > 512 || len(m.GetLatency()) > assay.LatencyBuckets {
 		return s, fmt.Errorf("signals of %q: port, service, reason or histogram out of bounds", s.Service)
 	}
 	copy(s.Latency.Buckets[:], m.GetLatency())
@@ -457,7 +463,7 @@ func (m *Signals) noun() (s assay.Signals, err error) {
 			return s, err
 		}
 	}
-	if s.Protocol, err = protocol(m.GetProtocol()); err != nil {
+	if s.Protocol, err = counted(m.GetProtocol()); err != nil {
 		return s, err
 	}
 	if s.FirstSeen, err = Time(m.GetFirstSeen()); err != nil {

@@ -107,6 +107,7 @@ type SignalsView struct {
 	Gone      time.Time       `json:"gone,omitzero"`
 	Signals   []assay.Signals `json:"signals"`
 	Counters  assay.Counters  `json:"counters"`
+	Balance   *assay.Balance  `json:"balance,omitempty"` // of its link; none where the host keeps none
 }
 
 // BundleView is of kind "bundle"; there is one.

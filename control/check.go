@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -119,9 +120,13 @@ func (c *Control) checkMesh(within time.Duration) []assay.Finding {
 			}
 		}
 	}
+	out = append(out, checkBeside(edges, now)...)
+	for _, r := range m.reports {
+		out = append(out, checkBalance(r)...)
+	}
 	for i := range edges {
-		if e := &edges[i]; e.Security == assay.Plaintext && now.Sub(e.LastSeen) < time.Hour {
-			out = append(out, assay.Finding{Time: e.LastSeen, Kind: "plaintext", Subject: party(e.Client) + " -> " + cmp.Or(e.Service, party(e.Server)),
+		if e := &edges[i]; e.Security == assay.Plaintext && !assay.Beside(e.Reason) && now.Sub(e.LastSeen) < time.Hour {
+			out = append(out, assay.Finding{Time: e.LastSeen, Kind: "plaintext", Subject: end(e.Client, e.Remote) + " -> " + cmp.Or(e.Service, end(e.Server, e.Remote)),
 				Detail: fmt.Sprintf("port %d, %s: %d connections, %s", e.Port, cmp.Or(string(e.Protocol), "undetected"), e.Opened, cmp.Or(e.Reason, "no reason given"))})
 		}
 	}
@@ -134,6 +139,87 @@ func (c *Control) checkMesh(within time.Duration) []assay.Finding {
 		return cmp.Or(strings.Compare(a.Kind, b.Kind), strings.Compare(a.Subject, b.Subject), strings.Compare(a.Workload, b.Workload))
 	})
 	return out
+}
+
+// checkBeside counts what passed beside the proxies in the last hour: one finding for
+// each namespace, by reason. TCP that avoids its capture is one of its own.
+func checkBeside(edges []assay.Edge, now time.Time) []assay.Finding {
+	type group struct {
+		count   map[string]int
+		edges   int
+		packets uint64
+		bytes   uint64
+		last    time.Time
+	}
+	groups := map[string]*group{}
+	var out []assay.Finding
+	for i := range edges {
+		e := &edges[i]
+		if !assay.Beside(e.Reason) || now.Sub(e.LastSeen) >= time.Hour {
+			continue
+		}
+		if e.Reason == assay.ReasonEscaped {
+			out = append(out, assay.Finding{Time: e.LastSeen, Kind: "capture-escaped", Subject: end(e.Client, e.Remote) + " -> " + end(e.Server, e.Remote),
+				Detail: fmt.Sprintf("port %d: %d packets, %d bytes of TCP that neither the proxy sent nor the capture led to it", e.Port, e.PacketsUp+e.PacketsDown, e.BytesUp+e.BytesDown),
+				Remedy: "find out which process in the workload's network namespace holds CAP_NET_RAW or CAP_NET_ADMIN"})
+			continue
+		}
+		namespace := cmp.Or(e.Client.Identity.Namespace, e.Server.Identity.Namespace)
+		g := groups[namespace]
+		if g == nil {
+			g = &group{count: map[string]int{}}
+			groups[namespace] = g
+		}
+		g.count[e.Reason]++
+		g.edges++
+		g.packets += e.PacketsUp + e.PacketsDown
+		g.bytes += e.BytesUp + e.BytesDown
+		if e.LastSeen.After(g.last) {
+			g.last = e.LastSeen
+		}
+	}
+	for namespace, g := range groups {
+		var reasons []string
+		for _, r := range slices.Sorted(maps.Keys(g.count)) {
+			reasons = append(reasons, fmt.Sprintf("%d %s", g.count[r], r))
+		}
+		out = append(out, assay.Finding{Time: g.last, Kind: "exceptions", Subject: "namespace " + namespace,
+			Detail: fmt.Sprintf("%d exceptions beside the proxies in the last hour (%s): %d packets, %d bytes in all", g.edges, strings.Join(reasons, ", "), g.packets, g.bytes),
+			Remedy: "see: assay edges --exceptions -n " + namespace + "; carry it over TCP, or exclude fewer ports, where it should be encrypted and identified"})
+	}
+	return out
+}
+
+// end says who one end of an edge is.
+func end(p assay.Party, remote string) string {
+	if p.Identity.IsZero() && remote != "" {
+		return remote
+	}
+	return party(p)
+}
+
+// checkBalance looks for bytes on a workload's link that belong nowhere.
+func checkBalance(r *report) []assay.Finding {
+	b := r.Balance
+	if b == nil || !r.gone.IsZero() {
+		return nil
+	}
+	w := r.workload
+	f := assay.Finding{Time: r.received, Workload: w.ID, Subject: w.Namespace + "/" + w.Name}
+	if b.Problem != "" {
+		f.Kind, f.Detail, f.Remedy = "not-metered", b.Problem, "Linux 5.17 or newer counts what passes beside a proxy, with nf_tables, conntrack and NETFILTER_EGRESS; else this is somebody's change of the rules"
+		return []assay.Finding{f}
+	}
+	if !b.In.Unbalanced() && !b.Out.Unbalanced() {
+		return nil
+	}
+	f.Kind = "unexplained-bytes"
+	f.Detail = fmt.Sprintf("%d bytes to it and %d from it passed its link and belong to nothing (of %d and %d)", b.In.Unexplained, b.Out.Unexplained, b.In.Link.Bytes, b.Out.Link.Bytes)
+	if stray := b.In.Control["stray"].Bytes + b.Out.Control["stray"].Bytes; stray > 0 {
+		f.Detail += fmt.Sprintf("; %d bytes of TCP belong to no connection", stray)
+	}
+	f.Remedy = "find out which process in its network namespace holds CAP_NET_RAW or CAP_NET_ADMIN: it sends what no rule sees; tcpdump on the host's end of its link shows what"
+	return []assay.Finding{f}
 }
 
 // holds reports whether whoever a certificate was given to is still there. People

@@ -15,7 +15,7 @@ type edgeKey struct {
 	port           uint16
 	protocol       assay.Protocol
 	security       assay.Security
-	reason         string
+	reason, remote string
 }
 
 // tally is what one end counted on an edge, over all its workloads.
@@ -35,6 +35,12 @@ func (t *tally) add(s *assay.Signals, inbound bool) {
 	t.Open += s.Open
 	t.BytesUp += up
 	t.BytesDown += down
+	packetsUp, packetsDown := s.PacketsOut, s.PacketsIn
+	if inbound {
+		packetsUp, packetsDown = packetsDown, packetsUp
+	}
+	t.PacketsUp += packetsUp
+	t.PacketsDown += packetsDown
 	t.Latency.Add(&s.Latency)
 	if !t.seen || s.FirstSeen.Before(t.FirstSeen) {
 		t.FirstSeen = s.FirstSeen
@@ -57,7 +63,7 @@ func (m *model) edges() []assay.Edge {
 		for i := range r.Signals {
 			s := &r.Signals[i]
 			peer := assay.Party{Identity: s.Peer, Artifacts: s.PeerArtifacts}
-			k := edgeKey{self, peer, s.Service, s.Port, s.Protocol, s.Security, s.Reason}
+			k := edgeKey{self, peer, s.Service, s.Port, s.Protocol, s.Security, s.Reason, s.Remote}
 			inbound := s.Direction == assay.Inbound
 			if inbound {
 				k.client, k.server = peer, self
@@ -81,7 +87,7 @@ func (m *model) edges() []assay.Edge {
 			edge = e.inbound.Edge
 		}
 		edge.Client, edge.Server, edge.Service, edge.Port = k.client, k.server, k.service, k.port
-		edge.Protocol, edge.Security, edge.Reason = k.protocol, k.security, k.reason
+		edge.Protocol, edge.Security, edge.Reason, edge.Remote = k.protocol, k.security, k.reason, k.remote
 		if e.outbound.seen {
 			edge.SeenBy = append(edge.SeenBy, assay.Outbound)
 		}
@@ -95,7 +101,7 @@ func (m *model) edges() []assay.Edge {
 			strings.Compare(a.Client.Identity.String(), b.Client.Identity.String()),
 			strings.Compare(a.Server.Identity.String(), b.Server.Identity.String()),
 			cmp.Compare(a.Service, b.Service), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Protocol, b.Protocol),
-			cmp.Compare(a.Security, b.Security), cmp.Compare(a.Reason, b.Reason),
+			cmp.Compare(a.Security, b.Security), cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Remote, b.Remote),
 			cmp.Compare(a.Client.Artifacts, b.Client.Artifacts), cmp.Compare(a.Server.Artifacts, b.Server.Artifacts))
 	})
 	return out

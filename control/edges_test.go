@@ -164,3 +164,55 @@ func TestListRefusesUnknownKinds(t *testing.T) {
 		}
 	}
 }
+
+// TestBalance: exceptions are counted, and bytes that belong nowhere are a finding.
+func TestBalance(t *testing.T) {
+	r := start(t, nil)
+	a := syncHost(t, localHosts(t, r), nil)
+	w := a.workload("w", "bank", "s", 1, 80)
+	a.up(w)
+	a.waitAccepted("w")
+	o := r.operator(t)
+	beside := signal(assay.Outbound, nil, 0)
+	beside.Service, beside.Protocol, beside.Security, beside.Reason, beside.Remote = "", assay.UDP, assay.Plaintext, assay.ReasonUDP, "192.0.2.1"
+	beside.PacketsOut = 7
+	escaped := beside
+	escaped.Reason, escaped.Protocol = assay.ReasonEscaped, assay.Opaque
+	send := func(b *assay.Balance, list ...assay.Signals) {
+		a.send(&api.HostUpdate{Update: &api.HostUpdate_Report{Report: api.FromReport(&api.Report{Workload: "w", Started: time.Now().UTC(), Signals: list, Balance: b})}})
+	}
+	findings := func() map[string]*api.Finding {
+		t.Helper()
+		resp, err := o.Check(t.Context(), &api.CheckRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := map[string]*api.Finding{}
+		for _, f := range resp.Findings {
+			out[f.Kind] = f
+		}
+		return out
+	}
+	link := func(unexplained int64) assay.BalanceWay {
+		return assay.BalanceWay{Link: assay.FrameCount{Packets: 10, Bytes: 100_000}, Proxy: assay.FrameCount{Packets: 9, Bytes: 50_000},
+			Control: map[string]assay.FrameCount{"arp": {Packets: 1, Bytes: 42}}, Unexplained: unexplained}
+	}
+	send(&assay.Balance{In: link(0), Out: link(1000)}, beside)
+	eventually(t, "the exception is counted", func() bool {
+		f := findings()
+		return f["exceptions"] != nil && f["unexplained-bytes"] == nil && f["plaintext"] == nil && f["capture-escaped"] == nil
+	})
+	if e := documents[assay.Edge](t, o, "edges"); len(e) != 1 || e[0].PacketsUp != 7 || e[0].Remote != "192.0.2.1" {
+		t.Errorf("edges: %s", show(e))
+	}
+	send(&assay.Balance{In: link(0), Out: link(50_000)}, beside, escaped)
+	eventually(t, "unexplained bytes are found", func() bool {
+		f := findings()
+		return f["unexplained-bytes"].GetWorkload() == "w" && f["capture-escaped"] != nil
+	})
+	if got := documents[api.SignalsView](t, o, "signals"); len(got) != 1 || got[0].Balance == nil || got[0].Balance.Out.Unexplained != 50_000 || got[0].Balance.In.Control["arp"].Bytes != 42 {
+		t.Errorf("signals: %s", show(got))
+	}
+	send(&assay.Balance{Problem: "no such hook"})
+	eventually(t, "nobody counts", func() bool { return findings()["not-metered"] != nil })
+}

@@ -207,3 +207,20 @@ func (n *Namespace) HasAddress(a netip.Addr) bool {
 	})
 	return found
 }
+
+// Traffic is what passed a link, in frames and bytes, as the workload sees it.
+type Traffic struct{ InPackets, InBytes, OutPackets, OutBytes uint64 }
+
+// Traffic reads the counters of a port: the host's end of a workload's link, which
+// the workload cannot reach. What the host sends, the workload receives.
+func (h *Host) Traffic(port string) (Traffic, error) {
+	link, err := netlink.LinkByName(port)
+	if err != nil {
+		return Traffic{}, fmt.Errorf("link %s: %w", port, err)
+	}
+	s := link.Attrs().Statistics
+	if s == nil {
+		return Traffic{}, fmt.Errorf("link %s: the kernel tells no counters", port)
+	}
+	return Traffic{InPackets: s.TxPackets, InBytes: s.TxBytes, OutPackets: s.RxPackets, OutBytes: s.RxBytes}, nil
+}

@@ -235,6 +235,9 @@ func describeWorkload(w io.Writer, d api.WorkloadView, around surroundings) erro
 	if err != nil {
 		return err
 	}
+	if err := describeBalance(w, d.ID, around); err != nil {
+		return err
+	}
 	certs := slices.DeleteFunc(slices.Clone(around.certs), func(c api.CertificateView) bool { return c.Workload != d.ID })
 	if err := section(w, "Certificates", certificateColumns, certs, around.at); err != nil {
 		return err
@@ -247,4 +250,46 @@ func describeWorkload(w io.Writer, d api.WorkloadView, around surroundings) erro
 		return err
 	}
 	return section(w, "Is called by", edgeColumns(false), edgesOf(func(e assay.Edge) assay.Party { return e.Server }), around.at)
+}
+
+// linkRow is one part of what passed a workload's link.
+type linkRow struct {
+	part    string
+	in, out assay.FrameCount
+}
+
+// describeBalance says where the bytes on a workload's link belong.
+func describeBalance(w io.Writer, id string, around surroundings) error {
+	i := slices.IndexFunc(around.signals, func(s api.SignalsView) bool { return s.Workload == id })
+	if i < 0 || around.signals[i].Balance == nil {
+		return nil
+	}
+	b := around.signals[i].Balance
+	head := "Link"
+	if b.Problem != "" {
+		head += " (not counted any more: " + oneLine(b.Problem) + ")"
+	}
+	rows := []linkRow{{"all", b.In.Link, b.Out.Link}, {"the proxy", b.In.Proxy, b.Out.Proxy}, {"exceptions", b.In.Exceptions, b.Out.Exceptions}}
+	var names []string
+	for _, m := range []map[string]assay.FrameCount{b.In.Control, b.Out.Control} {
+		for name := range m {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		rows = append(rows, linkRow{"control: " + oneLine(name), b.In.Control[name], b.Out.Control[name]})
+	}
+	err := section(w, head, []column[linkRow]{
+		col("PART", func(r linkRow) string { return r.part }),
+		col("FRAMES IN", func(r linkRow) string { return number(r.in.Packets) }),
+		col("BYTES IN", func(r linkRow) string { return number(r.in.Bytes) }),
+		col("FRAMES OUT", func(r linkRow) string { return number(r.out.Packets) }),
+		col("BYTES OUT", func(r linkRow) string { return number(r.out.Bytes) }),
+	}, rows, around.at)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "  unexplained: %d bytes in, %d bytes out\n", b.In.Unexplained, b.Out.Unexplained)
+	return err
 }

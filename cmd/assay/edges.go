@@ -154,11 +154,11 @@ type edgeID struct {
 	port           uint16
 	protocol       assay.Protocol
 	security       assay.Security
-	reason         string
+	reason, remote string
 }
 
 func idOf(e assay.Edge) edgeID {
-	return edgeID{e.Client, e.Server, e.Service, e.Port, e.Protocol, e.Security, e.Reason}
+	return edgeID{e.Client, e.Server, e.Service, e.Port, e.Protocol, e.Security, e.Reason, e.Remote}
 }
 
 func edgeRows(before, docs []assay.Edge, span time.Duration) []edgeRow {
@@ -178,14 +178,19 @@ func edgeRows(before, docs []assay.Edge, span time.Duration) []edgeRow {
 }
 
 func edgeColumns(rates bool) []column[edgeRow] {
-	requests := col("REQUESTS", func(e edgeRow) string { return strconv.FormatUint(e.Requests, 10) })
+	requests := col("REQUESTS", func(e edgeRow) string { return edgeRequests(e.Edge) })
 	if rates {
-		requests = col("RPS", func(e edgeRow) string { return rate(e.rps) })
+		requests = col("RPS", func(e edgeRow) string {
+			if assay.Beside(e.Reason) {
+				return ""
+			}
+			return rate(e.rps)
+		})
 	}
 	return []column[edgeRow]{
-		col("CLIENT", func(e edgeRow) string { return party(e.Client.Identity) }),
+		col("CLIENT", func(e edgeRow) string { return edgeClient(e.Edge) }),
 		col("ARTIFACT", func(e edgeRow) string { return e.Client.Artifacts.Short() }),
-		col("SERVER", func(e edgeRow) string { return party(e.Server.Identity) }),
+		col("SERVER", func(e edgeRow) string { return edgeServer(e.Edge) }),
 		col("ARTIFACT", func(e edgeRow) string { return e.Server.Artifacts.Short() }),
 		col("SERVICE", func(e edgeRow) string { return edgeService(e.Edge) }),
 		col("PROTOCOL", func(e edgeRow) string { return string(e.Protocol) }),
@@ -199,6 +204,7 @@ func edgeColumns(rates bool) []column[edgeRow] {
 		wide("OPEN", func(e edgeRow) string { return strconv.FormatInt(e.Open, 10) }),
 		wide("UP", func(e edgeRow) string { return size(float64(e.BytesUp)) }),
 		wide("DOWN", func(e edgeRow) string { return size(float64(e.BytesDown)) }),
+		wide("PACKETS", func(e edgeRow) string { return number(e.PacketsUp + e.PacketsDown) }),
 		wide("SEEN BY", func(e edgeRow) string { return join(e.SeenBy, func(d assay.Direction) string { return string(d) }) }),
 	}
 }

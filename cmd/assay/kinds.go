@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -246,12 +247,12 @@ var bundleColumns = []column[api.BundleView]{
 }
 
 var edgeTotalColumns = []column[assay.Edge]{
-	col("CLIENT", func(e assay.Edge) string { return party(e.Client.Identity) }),
-	col("SERVER", func(e assay.Edge) string { return party(e.Server.Identity) }),
+	col("CLIENT", edgeClient),
+	col("SERVER", edgeServer),
 	col("SERVICE", edgeService),
 	col("PROTOCOL", func(e assay.Edge) string { return string(e.Protocol) }),
 	col("SECURITY", edgeSecurity),
-	col("REQUESTS", func(e assay.Edge) string { return strconv.FormatUint(e.Requests, 10) }),
+	col("REQUESTS", edgeRequests),
 	col("FAILURES", func(e assay.Edge) string { return strconv.FormatUint(e.Failures, 10) }),
 	timed("LAST SEEN", func(e assay.Edge, now time.Time) string { return age(now, e.LastSeen) }),
 	wide("CLIENT ARTIFACTS", func(e assay.Edge) string { return e.Client.Artifacts.Short() }),
@@ -259,8 +260,38 @@ var edgeTotalColumns = []column[assay.Edge]{
 	wide("SEEN BY", func(e assay.Edge) string { return join(e.SeenBy, func(d assay.Direction) string { return string(d) }) }),
 }
 
+// edgeClient and edgeServer say who an end is, or what it is called outside.
+func edgeClient(e assay.Edge) string {
+	if e.Client.Identity.IsZero() && e.Remote != "" {
+		return "outside: " + oneLine(e.Remote)
+	}
+	return party(e.Client.Identity)
+}
+
+func edgeServer(e assay.Edge) string {
+	if named(e) {
+		remote := oneLine(e.Remote)
+		if e.Port != 0 {
+			remote = net.JoinHostPort(remote, strconv.Itoa(int(e.Port)))
+		}
+		return "outside: " + remote
+	}
+	return party(e.Server.Identity)
+}
+
+// edgeRequests is empty for what passes beside the proxies: nobody reads it.
+func edgeRequests(e assay.Edge) string {
+	if assay.Beside(e.Reason) {
+		return ""
+	}
+	return strconv.FormatUint(e.Requests, 10)
+}
+
+// named reports whether the server is outside and has a name, which the port follows.
+func named(e assay.Edge) bool { return e.Server.Identity.IsZero() && e.Remote != "" }
+
 func edgeService(e assay.Edge) string {
-	if e.Service == "" || e.Port == 0 {
+	if e.Port == 0 || named(e) && e.Service == "" {
 		return e.Service
 	}
 	return e.Service + ":" + strconv.Itoa(int(e.Port))

@@ -172,6 +172,7 @@ type facts struct {
 		Workload string
 		Started  time.Time
 		Signals  []assay.Signals
+		Balance  *assay.Balance
 		assay.Counters
 	}
 	Findings []assay.Finding
@@ -219,7 +220,7 @@ func (r *runningControl) host(text []byte) error {
 		}
 	}
 	for _, rep := range f.Reports {
-		m := api.FromReport(&api.Report{Workload: rep.Workload, Started: rep.Started, Signals: rep.Signals, Counters: rep.Counters})
+		m := api.FromReport(&api.Report{Workload: rep.Workload, Started: rep.Started, Signals: rep.Signals, Counters: rep.Counters, Balance: rep.Balance})
 		if err := r.stream.Send(&api.HostUpdate{Update: &api.HostUpdate_Report{Report: m}}); err != nil {
 			return err
 		}
