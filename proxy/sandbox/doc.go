@@ -8,15 +8,24 @@
 //     packet sockets, whatever CAP_NET_RAW would permit. No memory becomes
 //     executable, no process is made, no other process gets a signal.
 //
-// A failing call returns an error instead of killing the process, so that a library
-// that tries something new degrades and can be seen to.
+// A refused call returns an error instead of killing the process, so that a library
+// that tries something new degrades; the kernel's log names it (audit type 1326), where
+// the kernel audits. A build with the tag assay_trap dies of it instead and shows the
+// stack: the suites run so with `make trap`.
 //
 // It refuses to run half done: what this kernel could do and did not is an error.
 // What may be missing is returned as a note: Landlock on a kernel without it, and the
 // first two in a program linked with cgo, which has threads that Go does not know of.
 // The filter, which also denies all that Landlock does, is never missing.
 //
-// The allow-list was found by running the proxy's tests under it; filter.go says what
-// each group is for. A process that was let in stays in: nothing here can be
-// undone, and no goroutine is started.
+// The allow-list is what the executable can do, not what tests happened to do: a test
+// takes the executable apart, for amd64 and arm64, and finds every system call in its
+// code (calls.go; the few that come from elsewhere say from where). What is linked and
+// not allowed is refused with a reason. docs/decisions/0012-system-calls.md has more.
+//
+// A process that was let in stays in: nothing here can be undone, and no goroutine is
+// started.
+//
+// Tour: sandbox.go (Enter), calls.go (the list), filter.go (the program for the
+// kernel), action.go and action_trap.go (what a refusal is).
 package sandbox

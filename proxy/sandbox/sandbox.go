@@ -127,7 +127,7 @@ func landlock() (string, error) {
 func seccomp() (string, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	program, err := filter(runtime.GOARCH, uint32(os.Getpid()))
+	program, err := filter(process{runtime.GOARCH, uint32(os.Getpid())})
 	if err != nil {
 		return "", err
 	}
@@ -137,7 +137,10 @@ func seccomp() (string, error) {
 		return "", os.NewSyscallError("prctl PR_SET_NO_NEW_PRIVS", err)
 	}
 	prog := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
-	r, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&prog)))
+	// Refusals go to the kernel's log (FLAG_LOG): an error that a library swallows would
+	// be seen by nobody.
+	const flags = unix.SECCOMP_FILTER_FLAG_TSYNC | unix.SECCOMP_FILTER_FLAG_LOG
+	r, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&prog)))
 	if errno != 0 {
 		return "", os.NewSyscallError("seccomp", errno)
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -18,8 +19,13 @@ import (
 const probeEnv = "ASSAY_SANDBOX_PROBE"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(probeEnv) != "" {
+	switch os.Getenv(probeEnv) {
+	case "1":
 		probe()
+		return
+	case "trap":
+		Enter()
+		openForbidden()
 		return
 	}
 	os.Exit(m.Run())
@@ -150,17 +156,22 @@ func probe() {
 	json.NewEncoder(os.Stdout).Encode(r)
 }
 
-// runProbe builds this test again, because the race detector links cgo, and cgo the
+// buildProbe builds this test again, because the race detector links cgo, and cgo the
 // way that the environment says.
-func runProbe(t *testing.T, cgo string) result {
+func buildProbe(t *testing.T, cgo string, args ...string) (bin string) {
 	t.Helper()
-	bin := filepath.Join(t.TempDir(), "probe")
-	build := exec.Command("go", "test", "-c", "-o", bin, ".")
+	bin = filepath.Join(t.TempDir(), "probe")
+	build := exec.Command("go", append(append([]string{"test", "-c", "-o", bin}, args...), ".")...)
 	build.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
-	cmd := exec.Command(bin)
+	return bin
+}
+
+func runProbe(t *testing.T, cgo string) result {
+	t.Helper()
+	cmd := exec.Command(buildProbe(t, cgo))
 	cmd.Env = append(os.Environ(), probeEnv+"=1")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
@@ -224,14 +235,55 @@ func checkCalls(t *testing.T, r result) {
 	}
 }
 
-func TestFilterForBothArchitectures(t *testing.T) {
-	for _, arch := range []string{"amd64", "arm64"} {
-		p, err := filter(arch, 1)
-		if err != nil || len(p) < len(allowed) || len(p) > 4096 {
-			t.Errorf("%s: %d instructions, %v", arch, len(p), err)
+
+//go:noinline
+func openForbidden() { unix.Open("/etc/hostname", unix.O_RDONLY, 0) }
+
+// TestTrap: a build with the tag assay_trap dies of a call that is not allowed, and
+// shows which one and who made it.
+func TestTrap(t *testing.T) {
+	cmd := exec.Command(buildProbe(t, "0", "-tags", "assay_trap"))
+	cmd.Env = append(os.Environ(), probeEnv+"=trap")
+	out, err := cmd.CombinedOutput()
+	for _, want := range []string{"SIGSYS", "openForbidden"} {
+		if err == nil || !strings.Contains(string(out), want) {
+			t.Errorf("%v, and no %s in\n%s", err, want, out)
 		}
 	}
-	if _, err := filter("mips", 1); err == nil {
-		t.Error("a filter for an architecture whose numbers are not known")
+}
+
+// TestRefusalsAreLogged: with auditing in the kernel, a refused call is in its log.
+func TestRefusalsAreLogged(t *testing.T) {
+	logged, err := os.ReadFile("/proc/sys/kernel/seccomp/actions_logged")
+	if err != nil || !strings.Contains(string(logged), "errno") {
+		t.Skipf("this machine logs no refused calls: %q, %v", logged, err)
 	}
+	log, err := os.OpenFile("/dev/kmsg", os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Skip("the kernel's log cannot be read:", err)
+	}
+	defer log.Close()
+	if _, err := unix.Seek(int(log.Fd()), 0, unix.SEEK_END); err != nil {
+		t.Skip("the kernel's log cannot be read:", err)
+	}
+	// The kernel prints a few in a while: others may have had their share.
+	probe := buildProbe(t, "0")
+	buf := make([]byte, 8192)
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Second) {
+		cmd := exec.Command(probe)
+		cmd.Env = append(os.Environ(), probeEnv+"=1")
+		if err := cmd.Run(); err != nil {
+			t.Fatal(err)
+		}
+		for {
+			n, err := unix.Read(int(log.Fd()), buf)
+			if err != nil {
+				break
+			}
+			if line := string(buf[:n]); strings.Contains(line, "type=1326") && strings.Contains(line, probe) {
+				return
+			}
+		}
+	}
+	t.Skip("no refused call is in the kernel's log: it has no auditing, or others fill it")
 }
