@@ -233,6 +233,11 @@ type application struct{ p *Proxy }
 // Dial connects to the application as the client. Connections of one client address
 // are shared by its requests, so the port is nobody's.
 func (a application) Dial(ctx context.Context, o http1.Origin) (*net.TCPConn, error) {
+	if c, ok := o.Observer.(*counted); ok {
+		if app := c.spare.Swap(nil); app != nil {
+			return app, nil
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, appDialTimeout)
 	defer cancel()
 	c, err := a.p.dialApp(ctx, o.Client, o.Target)
@@ -247,6 +252,7 @@ func (a application) Dial(ctx context.Context, o http1.Origin) (*net.TCPConn, er
 type counted struct {
 	p      *Proxy
 	series *golden.Series
+	spare  atomic.Pointer[net.TCPConn] // to the application, for the first who dials
 }
 
 func (c *counted) Begin(*http1.Exchange) { c.series.Begin() }
@@ -273,7 +279,7 @@ func (s *session) acceptHTTP(st mux.Stream, open []byte) (mux.Handler, mux.Code)
 			return s.refuseHeader()
 		}
 		s.lastOpen = append(s.lastOpen[:0], open...)
-		s.lastCounted = &counted{s.p, s.p.rec.Series(s.key(&h))}
+		s.lastCounted = &counted{p: s.p, series: s.p.rec.Series(s.key(&h))}
 	}
 	return s.p.http.in.Accept(st, http1.Origin{
 		Client:   netip.AddrPortFrom(s.remote.Addr(), 0),
@@ -295,9 +301,13 @@ func (i *inbound) serveGuestHTTP() error {
 	series := i.p.rec.Series(key)
 	series.Opened(i.accepted)
 	defer series.Closed()
-	err := i.p.http.in.Serve(i.ctx, i.conn, nil, http1.Origin{
-		Client: netip.AddrPortFrom(i.remote.Addr(), 0), Target: i.dst, Observer: &counted{i.p, series},
-	})
+	c := &counted{p: i.p, series: series}
+	c.spare.Store(i.app) // dialled for whoever speaks first
+	i.app = nil
+	err := i.p.http.in.Serve(i.ctx, i.conn, nil, http1.Origin{Client: netip.AddrPortFrom(i.remote.Addr(), 0), Target: i.dst, Observer: c})
+	if app := c.spare.Swap(nil); app != nil {
+		app.Close()
+	}
 	if err != nil {
 		i.p.log.Debug("http connection", "source", i.remote.String(), "destination", i.dst.String(), "error", err)
 	}

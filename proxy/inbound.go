@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -42,6 +43,7 @@ type inbound struct {
 	who         link.Meshed
 	protocol    assay.Protocol
 	app         *net.TCPConn // dialled while the client was silent
+	quiet       bool         // and has said nothing since
 }
 
 // serveInbound carries one connection from its beginning to its end.
@@ -148,8 +150,8 @@ func (i *inbound) sniff() (mesh bool, err error) {
 }
 
 // awaitEither dials the application for a client that says nothing and waits for
-// whoever speaks first. A proxy that the table does not know yet and whose first
-// record is late is still recognised, unless the application spoke.
+// whoever speaks first. A client that speaks late is still recognised (a proxy that the
+// table does not know yet, and HTTP), unless the application spoke.
 func (i *inbound) awaitEither(sn *sniffer) (mesh bool, err error) {
 	clearWake(i.conn)
 	if err := i.dial(); err != nil {
@@ -161,35 +163,61 @@ func (i *inbound) awaitEither(sn *sniffer) (mesh bool, err error) {
 	}
 	other := newSniffer(i.app, raw)
 	watch := make(chan struct{})
+	var spoke atomic.Bool
 	i.p.wg.Go(func() {
 		defer close(watch)
 		defer other.free()
-		other.more() // bytes, the end or a reset: all are for the client
+		// Bytes, the end or a reset: all are for the client.
+		spoke.Store(!isTimeout(other.more()))
 		wakeReads(i.conn)
 	})
-	err = sn.more()
+	mesh, err = i.awaitClient(sn, &spoke)
 	wakeReads(i.app)
 	<-watch
 	clearWake(i.app)
 	clearWake(i.conn)
-	if err != nil && !isTimeout(err) {
-		abort(i.app)
-		return false, &refusal{err: err}
+	i.quiet = !spoke.Load()
+	if mesh || err != nil {
+		i.app.Close()
+		i.app = nil
 	}
-	for err == nil && !sn.end {
+	return mesh, err
+}
+
+// awaitClient looks at what a client says that was silent, until it is known what that
+// is, or the application has spoken.
+func (i *inbound) awaitClient(sn *sniffer, spoke *atomic.Bool) (mesh bool, err error) {
+	for limit := time.Duration(0); ; {
+		err := sn.more()
+		switch {
+		case isTimeout(err):
+			return false, nil // the application spoke, or this is half a line: its to judge
+		case err != nil:
+			return false, &refusal{err: err}
+		}
 		switch detect.ClientHello(sn.bytes(), mtls.ALPN) {
 		case detect.HelloOurs:
-			i.app.Close()
 			return true, nil
+		case detect.HelloForeign:
+			i.protocol = assay.TLS
+			return false, nil
 		case detect.HelloMore:
-			i.conn.SetReadDeadline(time.Now().Add(helloTimeout))
-			err = sn.more()
-			clearWake(i.conn)
-			continue
+			limit = helloTimeout
+		case detect.HelloNone:
+			proto, done := detect.Client(sn.bytes())
+			if i.protocol = proto; done {
+				return false, nil
+			}
+			limit = detect.Dribble
 		}
-		break
+		if sn.end {
+			return false, nil
+		}
+		i.conn.SetReadDeadline(time.Now().Add(limit))
+		if spoke.Load() { // its call may have come before that deadline
+			return false, nil
+		}
 	}
-	return false, nil
 }
 
 // dial connects to the application as the client.
@@ -225,10 +253,10 @@ func (i *inbound) plaintext() error {
 	if sp := i.snap.targets[i.dst]; sp != nil && sp.declared != assay.Detect {
 		i.protocol = sp.declared
 	}
+	if i.protocol == assay.HTTP1 && (i.app == nil || i.quiet) {
+		return i.serveGuestHTTP()
+	}
 	if i.app == nil {
-		if i.protocol == assay.HTTP1 {
-			return i.serveGuestHTTP()
-		}
 		if err := i.dial(); err != nil {
 			return err
 		}

@@ -254,3 +254,68 @@ func TestHTTPToItself(t *testing.T) {
 		}
 	}
 }
+
+// TestLateGuestHTTP: a plaintext client from outside that is silent for longer than it
+// is waited for, and then speaks HTTP, is counted as that, in pieces too; the
+// application's connection is the one that was made for it meanwhile.
+func TestLateGuestHTTP(t *testing.T) {
+	w := newWorld(t)
+	server, outsider := w.workload("server"), w.outsider()
+	accepted := make(chan net.Conn, 10)
+	app := &http.Server{
+		Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { io.WriteString(rw, r.RemoteAddr) }),
+		ConnState: func(c net.Conn, state http.ConnState) {
+			if state == http.StateNew {
+				accepted <- c
+			}
+		},
+	}
+	l := server.listen(0)
+	var serving sync.WaitGroup
+	serving.Go(func() { app.Serve(l) })
+	t.Cleanup(func() { app.Close(); serving.Wait() })
+	port := l.Addr().(*net.TCPAddr).AddrPort().Port()
+	w.service("web", 80, assay.Detect, port, server)
+	const rest = " /late HTTP/1.1\r\nHost: web\r\n\r\n"
+	for n, pieces := range [][]string{{"GET" + rest}, {"GE", "T" + rest}, {"GET /la", "te HTTP/1.", "1\r\nHost: web\r\n\r\n"}} {
+		c := outsider.mustDial(netip.AddrPortFrom(server.Addrs[0], port))
+		<-accepted // the proxy has stopped waiting
+		r := bufio.NewReader(c)
+		for i, p := range append(pieces, "GET"+rest) {
+			io.WriteString(c, p)
+			if i < len(pieces)-1 {
+				continue
+			}
+			resp, err := http.ReadResponse(r, nil)
+			if err != nil {
+				t.Fatalf("%q: %v", pieces, err)
+			}
+			body, err := io.ReadAll(resp.Body)
+			if resp.StatusCode != 200 || err != nil || !strings.Contains(string(body), outsider.Addrs[0].String()) {
+				t.Errorf("%q: %d %q, %v; the client is %s", pieces, resp.StatusCode, body, err, c.LocalAddr())
+			}
+		}
+		c.Close()
+		want := uint64(2 * (n + 1))
+		eventually(t, "the requests are counted", func() bool {
+			s := sum(server.report(), func(k assay.SignalKey) bool {
+				return k.Service == "bank/web" && k.Protocol == assay.HTTP1 && k.Security == assay.Plaintext && k.Reason == "outside"
+			})
+			return s.Requests == want && s.Failures == 0 && s.Open == 0
+		})
+	}
+	if len(accepted) > 0 {
+		t.Errorf("the application was connected to %d times more", len(accepted))
+	}
+	// What only begins like HTTP is relayed as it came.
+	c := outsider.mustDial(netip.AddrPortFrom(server.Addrs[0], port))
+	<-accepted
+	io.WriteString(c, "GET me nothing\r\n\r\n")
+	if b, err := io.ReadAll(c); !strings.HasPrefix(string(b), "HTTP/1.1 400") || err != nil {
+		t.Errorf("the application's own answer is %q, %v", b, err)
+	}
+	s := sum(server.report(), func(k assay.SignalKey) bool { return k.Protocol == assay.Opaque && k.Reason == "outside" })
+	if s.Opened != 1 {
+		t.Errorf("%d opaque connections, want 1", s.Opened)
+	}
+}
