@@ -21,7 +21,7 @@
 // The allow-list is what the executable can do, not what tests happened to do: a test
 // takes the executable apart, for amd64 and arm64, and finds every system call in its
 // code (calls.go; the few that come from elsewhere say from where). What is linked and
-// not allowed is refused with a reason. docs/decisions/0012-system-calls.md has more.
+// not allowed is refused with a reason. docs/decisions/0013-system-calls.md has more.
 //
 // A process that was let in stays in: nothing here can be undone, and no goroutine is
 // started.
