@@ -138,8 +138,13 @@ func (c *Conn) Send(kind Kind, id uint64, body any, files ...int) error {
 // The body is the caller's; so are the descriptors, also with an error.
 func (c *Conn) Receive() (Message, error) {
 	n, oobn, flags, _, err := c.unix.ReadMsgUnix(c.buf, c.oob)
+	if errors.Is(err, unix.ECONNRESET) {
+		// A peer that closed with unread packets of ours: the kernel says so once, before
+		// it hands over what the peer sent last.
+		n, oobn, flags, _, err = c.unix.ReadMsgUnix(c.buf, c.oob)
+	}
 	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
-		return Message{}, io.EOF // with unread packets in it the kernel calls it a reset
+		return Message{}, io.EOF
 	}
 	if err != nil {
 		return Message{}, fmt.Errorf("link: receive: %w", err)

@@ -68,6 +68,27 @@ func TestMessageWithDescriptors(t *testing.T) {
 	}
 }
 
+// TestLastWords: what a peer sent before it closed arrives, also when it closed with
+// something unread.
+func TestLastWords(t *testing.T) {
+	for range 20 {
+		a, b := pair(t)
+		if err := b.Send(KindAck, 0, Ack{Services: 1}); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Send(KindDrain, 0, Drain{}); err != nil {
+			t.Fatal(err)
+		}
+		a.Close()
+		if m := receive(t, b); m.Kind != KindDrain {
+			t.Fatalf("%+v", m)
+		}
+		if _, err := b.Receive(); err != io.EOF {
+			t.Fatalf("after the last words: %v", err)
+		}
+	}
+}
+
 // TestSizes sends bodies around and far beyond what fits a packet.
 func TestSizes(t *testing.T) {
 	a, b := pair(t)
