@@ -27,6 +27,7 @@ type Agent struct {
 	dirty     chan struct{} // the snapshot has changed
 	view      atomic.Pointer[view]
 	fresh     *latch // the view is newer than what adopted proxies may know
+	settled   *latch // it is, or control let this agent wait
 	hostReady *latch // prefixes are known and the host's network was set up, or could not be
 	ready     *latch // workloads may come
 	workloads workloads
@@ -99,14 +100,15 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, outbox: newOutbox(), dirty: make(chan struct{}, 1),
-		fresh: newLatch(), hostReady: newLatch(), ready: newLatch(), snapshot: newSnapshot(0), inUse: map[netip.Addr]bool{},
+		fresh: newLatch(), settled: newLatch(), hostReady: newLatch(), ready: newLatch(), snapshot: newSnapshot(0), inUse: map[netip.Addr]bool{},
 	}
 	a.workloads.m = map[string]*workload{}
 	a.view.Store(&view{})
 	return a, nil
 }
 
-// Ready is closed when workloads are adopted and agent.sock answers.
+// Ready is closed when workloads are adopted, agent.sock answers, and control has said
+// what there is; without control, settleWithin later.
 func (a *Agent) Ready() <-chan struct{} { return a.ready.ch }
 
 // Run is the agent. It returns when ctx ends, after everything that it started has
@@ -152,10 +154,16 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	g.Go(func() { a.syncLoop(serving) })
 	g.Go(func() { a.relayNames(serving, loopbackResolver()) })
 	g.Go(func() { failed <- a.serve(serving, sock) })
-	a.ready.set()
-	a.log.Info("agent is ready", "socket", a.socketPath(), "workloads", len(a.all()))
+	g.Go(func() { a.settle(serving) })
 
 	select {
+	case <-a.settled.ch:
+		a.ready.set()
+		a.log.Info("agent is ready", "socket", a.socketPath(), "workloads", len(a.all()))
+		select {
+		case <-ctx.Done():
+		case err = <-failed:
+		}
 	case <-ctx.Done():
 	case err = <-failed:
 	}
@@ -178,6 +186,15 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	}
 	a.mu.Unlock()
 	return err
+}
+
+// settle waits for control's word on what there is. What is on disk may be of another
+// time: it serves what runs already, and whoever starts now should not meet it.
+func (a *Agent) settle(ctx context.Context) {
+	if !a.fresh.within(ctx, settleWithin) && ctx.Err() == nil {
+		a.log.Warn("control has not said yet what there is; going on with what is on disk")
+	}
+	a.settled.set()
 }
 
 // load reads what the last agent left on disk.

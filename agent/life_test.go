@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -22,6 +23,7 @@ import (
 	"assay.dev/agent/internal/lab"
 	"assay.dev/agent/netns"
 	"assay.dev/api"
+	"assay.dev/link"
 	"golang.org/x/sys/unix"
 )
 
@@ -211,6 +213,74 @@ func TestAgentIsKilledAndTheNextAdopts(t *testing.T) {
 	web.stop()
 	if left := leftovers(t, cfg); left != "" {
 		t.Errorf("left behind:\n%s", left)
+	}
+}
+
+// An agent that ends and leaves its workloads says nothing of an end: whoever runs a
+// command stays with it, and finds the next agent.
+func TestAgentEndsAndTheNextIsFound(t *testing.T) {
+	c := newTestControl(t)
+	c.start(t)
+	cfg := testConfig(t.TempDir(), logs(t))
+	cfg.Hosts = c.client(t)
+	a := startAgent(t, cfg)
+	web := startApp(t, a.socket(), RunRequest{Service: "web", Ports: []uint16{8080}}, ":8080")
+	lab.Eventually(t, "a certificate", func() bool { return c.certified("web-") != nil })
+	a.stop()
+	select {
+	case <-web.over:
+		t.Fatal("the workload is over, it is said")
+	default:
+	}
+	cfg.EndWorkloads = true
+	a = startAgent(t, cfg)
+	lab.Eventually(t, "the next agent hears of the command", func() bool {
+		web.Draining()
+		w := c.workload("web-")
+		return w != nil && w.GetDraining()
+	})
+	// This one ends it, and says so.
+	a.stop()
+	select {
+	case <-web.over:
+	case <-time.After(5 * time.Second):
+		t.Error("nobody said that the workload is over")
+	}
+}
+
+// A control that was started again counts its resources anew: the same number may be
+// another content.
+func TestControlCountsAnew(t *testing.T) {
+	near, far, err := link.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	proxy, err := link.FileConn(far)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer proxy.Close()
+	a := &Agent{log: slog.New(slog.DiscardHandler), outbox: newOutbox()}
+	s := newSession(a.newWorkload(record{Workload: assay.Workload{ID: "web-1", Namespace: "default"}}, nil), near)
+	for epoch, port := range []uint16{80, 80, 81} {
+		service := &assay.Service{Namespace: "default", Name: "web", Ports: []assay.Port{{Port: port}}}
+		of := version{epoch: uint64(epoch / 2), number: 3} // the second is the first again
+		v := &view{number: uint64(epoch + 1), services: map[string]versioned{service.Key(): {service, of}}}
+		if err := s.updateServices(v, epoch == 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, want := range []uint16{80, 81} {
+		proxy.Socket().SetReadDeadline(time.Now().Add(time.Second))
+		m, err := proxy.Receive()
+		if err != nil {
+			t.Fatalf("port %d: %v", want, err)
+		}
+		var d link.Services
+		if err := m.Decode(&d); err != nil || len(d.Upsert) != 1 || d.Upsert[0].Ports[0].Port != want {
+			t.Errorf("want port %d: %+v, %v", want, d, err)
+		}
 	}
 }
 

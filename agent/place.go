@@ -20,6 +20,7 @@ import (
 // Bounds of a placement's steps.
 const (
 	hostWithin   = 5 * time.Second  // until control has said which addresses are the host's
+	settleWithin = 2 * time.Second  // from the agent's start, until control has said what there is
 	acceptWithin = 10 * time.Second // until the proxy accepts
 	decideWithin = 2 * time.Second  // until control has taken the workload
 )
@@ -42,6 +43,11 @@ func (a *Agent) place(ctx context.Context, req RunRequest, owner *attest.Process
 	}
 	if !a.hostReady.within(ctx, hostWithin) {
 		return nil, &assay.Error{Kind: assay.Unavailable, Op: op, Err: errors.New("control has not yet told this host its addresses"), Remedy: "see why the agent does not reach control: its log says"}
+	}
+	select {
+	case <-a.settled.ch: // else it would begin with services of another time
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
 	var artifacts assay.ArtifactSet
 	if req.Artifact != "" {

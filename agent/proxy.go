@@ -131,6 +131,10 @@ func (w *workload) serveProxy(ctx context.Context, proc *attest.Process, conn *l
 		}
 		conn, hello = nil, link.Message{}
 	}
+	if conn != nil { // the end came before the first word: a proxy that hears nothing ends by this
+		hello.Discard()
+		conn.Close()
+	}
 	cause := context.Cause(ended)
 	stop(nil)
 	<-reaped

@@ -51,13 +51,17 @@ func (v *view) owner(a netip.Addr) *assay.Workload {
 
 type versioned struct {
 	service *assay.Service
-	version uint64
+	version version
 }
 
 type versionedRoute struct {
 	route   *assay.Route
-	version uint64
+	version version
 }
+
+// version tells one content of a resource from every other: a control that was started
+// again counts anew.
+type version struct{ epoch, number uint64 }
 
 // sharedTable is the newest address table. It is replaced while others send it, so a
 // sender takes a copy of the descriptor.
@@ -85,27 +89,21 @@ func (a *Agent) changed() {
 
 // publishLoop turns snapshots into views, at most one in each interval.
 func (a *Agent) publishLoop(ctx context.Context) {
-	saved := time.Time{}
-	var unsaved bool
+	unsaved := make(chan struct{}, 1)
+	var saver sync.WaitGroup
+	defer saver.Wait()
+	saver.Go(func() { a.saveLoop(ctx, unsaved) })
 	for {
-		var save <-chan time.Time
-		if unsaved {
-			save = time.After(max(0, saveEvery-time.Since(saved)))
-		}
 		select {
 		case <-ctx.Done():
-			if unsaved {
-				a.saveSnapshot()
-			}
 			return
-		case <-save:
-			a.saveSnapshot()
-			saved, unsaved = time.Now(), false
-			continue
 		case <-a.dirty:
 		}
 		a.publish()
-		unsaved = true
+		select {
+		case unsaved <- struct{}{}:
+		default:
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(coalesce):
@@ -115,6 +113,28 @@ func (a *Agent) publishLoop(ctx context.Context) {
 
 // saveEvery bounds how often the snapshot is written to disk.
 const saveEvery = time.Second
+
+// saveLoop keeps the snapshot on disk. It is apart from publishing, which no slow disk
+// may hold up.
+func (a *Agent) saveLoop(ctx context.Context, unsaved <-chan struct{}) {
+	for {
+		select {
+		case <-ctx.Done():
+			select {
+			case <-unsaved:
+				a.saveSnapshot()
+			default:
+			}
+			return
+		case <-unsaved:
+		}
+		a.saveSnapshot()
+		select {
+		case <-ctx.Done():
+		case <-time.After(saveEvery):
+		}
+	}
+}
 
 func (a *Agent) saveSnapshot() {
 	a.mu.Lock()
@@ -148,10 +168,10 @@ func (a *Agent) publish() {
 			workloads = append(workloads, *r.workload)
 			v.meshed = append(v.meshed, r.workload)
 		case r.service != nil:
-			v.services[r.service.Key()] = versioned{r.service, r.message.GetVersion()}
+			v.services[r.service.Key()] = versioned{r.service, version{s.epoch, r.message.GetVersion()}}
 			openPorts(v.open, r.service)
 		case r.route != nil:
-			v.routes[r.route.Key()] = versionedRoute{r.route, r.message.GetVersion()}
+			v.routes[r.route.Key()] = versionedRoute{r.route, version{s.epoch, r.message.GetVersion()}}
 		case r.namespace != nil:
 			v.namespaces[r.namespace.Namespace] = *r.namespace
 		}

@@ -115,7 +115,7 @@ func (a *Agent) converse(ctx context.Context, conn *link.Conn, w *workload) {
 	go func() {
 		defer close(told)
 		select {
-		case <-w.done:
+		case <-w.over.ch: // not when it is left to the next agent
 			conn.Send(kindOver, 0, over{})
 			conn.Socket().SetReadDeadline(time.Unix(1, 0)) // ends Receive, whatever the peer does
 		case <-ctx.Done():

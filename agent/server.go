@@ -132,7 +132,9 @@ func (a *Agent) connection(ctx context.Context, conn *link.Conn, r rank) {
 		return
 	}
 	conn.Socket().SetReadDeadline(time.Now().Add(firstWithin))
+	stop := context.AfterFunc(ctx, func() { conn.Socket().SetReadDeadline(time.Unix(1, 0)) })
 	m, err := conn.Receive()
+	stop()
 	if err != nil {
 		peer.Close()
 		conn.Close()

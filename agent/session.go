@@ -38,8 +38,8 @@ type session struct {
 
 	// What the proxy was told, by the sender.
 	configured link.Configure
-	services   map[string]uint64
-	routes     map[string]uint64
+	services   map[string]version
+	routes     map[string]version
 	namespace  assay.NamespaceConfig
 	table      uint64
 	bundle     uint64
@@ -54,7 +54,7 @@ type session struct {
 
 func newSession(w *workload, conn *link.Conn) *session {
 	conn.Limit(maxFromProxy)
-	return &session{w: w, conn: conn, wake: make(chan struct{}, 1), services: map[string]uint64{}, routes: map[string]uint64{}, waiting: map[uint64]chan struct{}{}}
+	return &session{w: w, conn: conn, wake: make(chan struct{}, 1), services: map[string]version{}, routes: map[string]version{}, waiting: map[uint64]chan struct{}{}}
 }
 
 func (s *session) wakeUp() {
@@ -288,9 +288,9 @@ func (s *session) updateServices(v *view, full bool) error {
 	namespace := s.w.noun().Namespace
 	for key, x := range v.routes {
 		if sent, ok := s.routes[key]; !ok || sent != x.version {
-			if r, ok := routeFor(x.route, namespace); ok {
+			if r, here := routeFor(x.route, namespace); here {
 				delta.Routes = append(delta.Routes, r)
-			} else if s.routes[key] != 0 {
+			} else if ok {
 				delta.RemoveRoutes = append(delta.RemoveRoutes, key)
 			}
 		}

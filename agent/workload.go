@@ -66,7 +66,8 @@ type workload struct {
 	adopted bool // from the last agent
 
 	end       context.CancelCauseFunc // ends the workload, and says why
-	done      chan struct{}           // closed when its goroutines have ended and everything is removed
+	done      chan struct{}           // closed when its goroutines have ended, and everything is removed or left
+	over      *latch                  // everything is removed
 	wake      chan struct{}           // there is a new view
 	lookNow   chan struct{}           // something about its sockets may have changed
 	redialed  chan orphan             // its proxy is back, after an agent's death
@@ -101,7 +102,7 @@ func (a *Agent) newWorkload(rec record, ns *netns.Namespace) *workload {
 		a: a, id: rec.Workload.ID, addrs: rec.Workload.Addrs, log: a.log.With("workload", rec.Workload.ID),
 		ns: ns, capture: capture.New(ns), beside: newBeside(ns, rec.Began),
 		done: make(chan struct{}), wake: make(chan struct{}, 1), lookNow: make(chan struct{}, 1), redialed: make(chan orphan),
-		owned: make(chan *attest.Process), accepts: newLatch(), decided: newLatch(), attested: newLatch(), stillborn: newLatch(),
+		owned: make(chan *attest.Process), over: newLatch(), accepts: newLatch(), decided: newLatch(), attested: newLatch(), stillborn: newLatch(),
 		requests: newPace(requestEvery, requestBurst), findings: newPace(findingEvery, findingBurst),
 		rec: rec,
 	}
@@ -146,6 +147,7 @@ func (w *workload) live(ctx context.Context, running *attest.Process) {
 	if err := w.remove(); err != nil {
 		w.log.Error("something of the workload is left", "err", err)
 	}
+	w.over.set()
 }
 
 // withdraw takes back "meshed" before anything is removed, and gives control a

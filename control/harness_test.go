@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -53,6 +54,7 @@ func start(t *testing.T, change func(*Config)) *running {
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.model.hold = time.Millisecond // most tests look at a stream that has said nothing
 	r := &running{Control: c, t: t, cfg: cfg}
 	remote, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -246,7 +248,8 @@ type agent struct {
 	mu        sync.Mutex
 	resources map[string]*api.Resource
 	version   uint64
-	complete  int // deltas that were whole
+	complete  int      // deltas that were whole
+	first     []string // keys after the first of them
 	messages  int
 	upserts   int
 	accepted  map[string]int
@@ -328,7 +331,9 @@ func (a *agent) read() {
 			}
 			a.version = u.Delta.Version
 			if u.Delta.Complete {
-				a.complete++
+				if a.complete++; a.complete == 1 {
+					a.first = slices.Sorted(maps.Keys(a.resources))
+				}
 			}
 		case *api.ControlUpdate_Bundle:
 			a.bundle = u.Bundle

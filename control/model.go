@@ -41,6 +41,7 @@ type model struct {
 	now         func() time.Time
 	behind      *behind // the store, behind
 	lease       time.Duration
+	hold        time.Duration // see the constant
 	changed     chan struct{} // capacity 1: something was touched and is not published
 
 	mu       sync.Mutex
@@ -81,7 +82,7 @@ type report struct {
 
 func newModel(trustDomain string, network Network, epoch uint64, lease time.Duration, now func() time.Time, b *behind) *model {
 	m := &model{
-		trustDomain: trustDomain, network: network, now: now, behind: b, lease: lease, changed: make(chan struct{}, 1),
+		trustDomain: trustDomain, network: network, now: now, behind: b, lease: lease, hold: hold, changed: make(chan struct{}, 1),
 		catalog: discovery.New(), snapshot: newSnapshot(epoch), hosts: map[string]*host{}, owner: map[netip.Addr]string{},
 		vips: map[string]int64{}, idle: map[string]time.Time{}, acks: map[string]uint64{}, certs: map[string][]store.Certificate{},
 		reports: map[string]*report{}, sessions: map[*session]bool{}, tokens: map[string]store.Token{},

@@ -20,6 +20,11 @@ import (
 // between travels together.
 const coalesce = 50 * time.Millisecond
 
+// hold is how long the first delta of a stream waits for the host to say what it runs:
+// what a host hears first is then no older than what it said itself. A host that was
+// ended with all its workloads would else hear of them as if they lived.
+const hold = 3 * time.Second
+
 // deltaSize is about how many bytes one message holds.
 const deltaSize = 256 << 10
 
@@ -38,14 +43,21 @@ type session struct {
 	woken   chan struct{} // capacity 1
 	version uint64        // of the snapshot that was handed to the stream
 	// The rest is what the stream has not been told. The model's lock guards it.
-	first    *changes
-	bundle   uint64 // version that was sent
+	first    *resumption // nil: sent
+	bundle   uint64      // version that was sent
 	accepted map[string]bool
 	refused  map[string]*api.Refused
 	seen     map[string]bool // workloads that were reported on this stream
 	// early are acknowledgements of proxies whose workload is yet to be reported;
 	// at most maxRunning.
 	early map[string]uint64
+}
+
+// resumption is what a host had when it opened its stream, for the first delta.
+type resumption struct {
+	epoch uint64
+	known map[string]uint64
+	by    time.Time // the delta waits no longer than this for Synced; zero: it came
 }
 
 func (s *session) wake() {
@@ -121,8 +133,8 @@ func (m *model) join(s *session, hello *api.HostHello) (*api.Welcome, error) {
 	}
 	m.behind.host(h.Host)
 	m.publishHost(h)
-	first := m.snapshot.resume(hello.GetEpoch(), hello.GetKnown())
-	s.first, s.version = &first, first.version
+	s.first = &resumption{hello.GetEpoch(), hello.GetKnown(), time.Now().Add(m.hold)}
+	s.version = m.snapshot.version
 	m.sessions[s] = true
 	m.publish()
 	return &api.Welcome{
@@ -155,7 +167,6 @@ func (c *Control) send(ctx context.Context, s *session, stream grpc.BidiStreamin
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	<-timer.C
-	waiting := false // a delta waits for the timer
 	var last time.Time
 	s.wake()
 	for {
@@ -164,7 +175,6 @@ func (c *Control) send(ctx context.Context, s *session, stream grpc.BidiStreamin
 			return ended(ctx, s.host)
 		case <-s.woken:
 		case <-timer.C:
-			waiting = false
 		}
 		due := time.Since(last) >= coalesce
 		batch, err := c.model.collect(s, due)
@@ -182,9 +192,8 @@ func (c *Control) send(ctx context.Context, s *session, stream grpc.BidiStreamin
 				return err
 			}
 		}
-		if batch.more && !waiting {
-			timer.Reset(max(0, coalesce-time.Since(last)))
-			waiting = true
+		if batch.more {
+			timer.Reset(max(batch.hold, coalesce-time.Since(last), 0))
 		}
 	}
 }
@@ -202,7 +211,8 @@ func ended(ctx context.Context, host string) error {
 type batch struct {
 	updates []*api.ControlUpdate
 	changes *changes
-	more    bool // a delta exists, but it is too early for it
+	more    bool          // a delta exists, but it is too early for it
+	hold    time.Duration // for how long at most, if not for coalescing
 }
 
 // collect takes what s has not been told. Without due it leaves the delta.
@@ -222,8 +232,12 @@ func (m *model) collect(s *session, due bool) (b batch, err error) {
 	clear(s.accepted)
 	clear(s.refused)
 	if s.first != nil {
-		b.changes, s.first = s.first, nil
-		b.more = m.snapshot.version != s.version
+		if left := time.Until(s.first.by); left > 0 && !s.first.by.IsZero() {
+			b.more, b.hold = true, left
+			return b, nil
+		}
+		first := m.snapshot.resume(s.first.epoch, s.first.known)
+		b.changes, s.first, s.version = &first, nil, first.version
 		return b, nil
 	}
 	if s.version == m.snapshot.version {
@@ -323,7 +337,11 @@ func (m *model) take(s *session, msg *api.HostUpdate) error {
 				m.behind.workload(id, nil)
 			}
 		}
-		m.publishSoon()
+		m.publish()
+		if s.first != nil {
+			s.first.by = time.Time{}
+			s.wake()
+		}
 	case *api.HostUpdate_BundleAck:
 		if id := u.BundleAck.GetWorkloadId(); id == "" {
 			h.bundle = u.BundleAck.GetVersion()

@@ -60,6 +60,50 @@ func TestOneHost(t *testing.T) {
 	eventually(t, "no endpoint", func() bool { return len(a.get("service/bank/payments").GetService().GetEndpoints()) == 0 })
 }
 
+// TestFirstDelta: a host whose workloads ended while nobody looked never hears that
+// they live, and one whose workloads go on hears nothing else.
+func TestFirstDelta(t *testing.T) {
+	r := start(t, nil)
+	r.model.mu.Lock()
+	r.model.hold = time.Hour
+	r.model.mu.Unlock()
+	hosts := localHosts(t, r)
+	before := dialSync(t, hosts, nil)
+	before.ended.Go(before.read)
+	dead, alive := before.workload("dead-1", "bank", "payments", 1, 80), before.workload("alive-1", "bank", "payments", 2, 80)
+	before.up(dead)
+	before.up(alive)
+	before.synced()
+	before.waitFor("workload/dead-1")
+	before.close()
+
+	a := dialSync(t, hosts, before)
+	a.ended.Go(a.read)
+	alive.Listening = nil
+	a.up(alive)
+	a.waitAccepted("alive-1")
+	a.mu.Lock()
+	if a.complete > 0 {
+		t.Error("a delta came before the host had said what it runs")
+	}
+	a.mu.Unlock()
+	a.synced()
+	eventually(t, "the first delta", func() bool { a.mu.Lock(); defer a.mu.Unlock(); return a.complete > 0 })
+	a.mu.Lock()
+	first := slices.Clone(a.first)
+	a.mu.Unlock()
+	if slices.Contains(first, "workload/dead-1") || !slices.Contains(first, "workload/alive-1") {
+		t.Errorf("the first delta makes it %v", first)
+	}
+	if e := a.get("service/bank/payments").GetService().GetEndpoints(); len(e) != 1 || e[0].Targets[0] != 0 {
+		t.Errorf("endpoints: %v", e)
+	}
+	// What comes later does not wait.
+	alive.Listening = alive.Ports
+	a.up(alive)
+	eventually(t, "a ready endpoint", func() bool { return a.get("service/bank/payments").GetService().GetEndpoints()[0].Targets[0] != 0 })
+}
+
 // TestTwoHosts joins a second machine and crosses lines.
 func TestTwoHosts(t *testing.T) {
 	r := start(t, nil)
