@@ -192,6 +192,67 @@ func TestFolder(t *testing.T) {
 	}
 }
 
+// TestFolderFromTheStart: a good folder is in effect before anybody can ask; of a bad
+// one control says what is in effect instead.
+func TestFolderFromTheStart(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "mesh.yaml")
+	write := func(text string) {
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bad := strings.Replace(strictYAML, "strict", "stricter", 1)
+	write(bad)
+	r := start(t, func(cfg *Config) { withIntent(cfg); cfg.Intent = dir })
+	state := func(want ...string) {
+		t.Helper()
+		resp, err := r.operator(t).Check(t.Context(), &api.CheckRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, f := range resp.Findings {
+			if f.Kind == "intent-not-in-effect" {
+				got = f.Detail + " / " + f.Remedy
+			}
+		}
+		problem := r.IntentProblem()
+		if (problem != nil) != (got != "") {
+			t.Errorf("check says %q, IntentProblem %v", got, problem)
+		}
+		for _, w := range want {
+			if !strings.Contains(got, w) || !strings.Contains(problem.Error(), w) {
+				t.Errorf("no %q in %q and %v", w, got, problem)
+			}
+		}
+		if len(want) == 0 && got != "" {
+			t.Errorf("unexpected: %s", got)
+		}
+	}
+	strict := func() bool {
+		for _, n := range documents[api.NamespaceView](t, r.operator(t), "namespaces") {
+			if n.Namespace == "bank" && n.Mode == assay.Strict {
+				return true
+			}
+		}
+		return false
+	}
+	state("mesh.yaml", "nothing of it ever was")
+	write(strictYAML)
+	r = r.restart(nil)
+	state()
+	if !strict() {
+		t.Error("the folder was not in effect from the start")
+	}
+	write(bad)
+	r = r.restart(nil)
+	state("mesh.yaml", "the last good state is in effect")
+	if !strict() {
+		t.Error("the last good state is not in effect")
+	}
+}
+
 func TestApplyWithoutTranslator(t *testing.T) {
 	r := start(t, nil)
 	if _, err := apply(t, r.operator(t), &api.ApplyRequest{}); assay.KindOf(err) != assay.Unavailable {

@@ -45,7 +45,7 @@ func (c *Control) checkSelf() []assay.Finding {
 	}
 	if since, err := c.intent.status(); err != nil {
 		out = append(out, assay.Finding{Time: since, Kind: "intent-not-in-effect", Subject: cmp.Or(c.cfg.Intent, "stored intent"), Detail: cut(err.Error(), 4000),
-			Remedy: "correct it; the last good state is in effect"})
+			Remedy: "correct it; " + c.instead()})
 	}
 	return out
 }

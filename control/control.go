@@ -65,6 +65,7 @@ type Control struct {
 	model       *model
 	behind      *behind
 	intent      intent
+	folder      string // signature of the folder of intent that was applied last; Open's, then watch's
 	certificate atomic.Pointer[tls.Certificate]
 	renewing    sync.Mutex
 	renewAt     time.Time // of certificate; guarded by renewing
@@ -125,6 +126,9 @@ func Open(ctx context.Context, cfg Config) (_ *Control, err error) {
 	}
 	if err := c.rotate(identity.Tick{}); err != nil {
 		return nil, err
+	}
+	if cfg.Intent != "" {
+		c.followFolder(ctx, cfg.Intent)
 	}
 	return c, nil
 }

@@ -30,25 +30,58 @@ const watchEvery = time.Second
 func (c *Control) watch(ctx context.Context, dir string) error {
 	t := time.NewTicker(watchEvery)
 	defer t.Stop()
-	last := ""
 	for {
-		sign, err := c.look(ctx, dir, last)
-		if err == nil {
-			last = sign
-		}
-		if c.intent.broke(err, c.now()) {
-			if err != nil {
-				c.log.Error("intent is not in effect; the last good state is", "folder", dir, "err", err)
-			} else {
-				c.log.Info("intent is in effect", "folder", dir)
-			}
-		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
+			c.followFolder(ctx, dir)
 		}
 	}
+}
+
+// followFolder applies what is new in the folder. Open calls it before anything is
+// served, so that a namespace that is to be strict never was anything else; then watch
+// does.
+func (c *Control) followFolder(ctx context.Context, dir string) {
+	sign, err := c.look(ctx, dir, c.folder)
+	if ctx.Err() != nil {
+		return // what it says then is about us
+	}
+	if err == nil {
+		c.folder = sign
+	}
+	if !c.intent.broke(err, c.now()) {
+		return
+	}
+	if err != nil {
+		c.log.Error("intent is not in effect; "+c.instead(), "folder", dir, "err", err)
+	} else {
+		c.log.Info("intent is in effect", "folder", dir)
+	}
+}
+
+// instead says what is in effect when intent is not.
+func (c *Control) instead() string {
+	if c.cfg.Intent == "" {
+		return "the rest of it is in effect"
+	}
+	for _, o := range c.intent.list() {
+		if o.Source == fromFolder {
+			return "the last good state is in effect"
+		}
+	}
+	return "nothing of it ever was, so defaults are in effect"
+}
+
+// IntentProblem returns why intent is not in effect, and what is in effect instead; nil
+// when it is. Check says the same.
+func (c *Control) IntentProblem() error {
+	_, err := c.intent.status()
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w; %s", err, c.instead())
 }
 
 // look applies the folder if it differs from what had the signature last, and

@@ -139,11 +139,14 @@ func place(ctx context.Context, cancel func(), o *runOptions, signals <-chan os.
 	}
 }
 
+// endWithin is how long a command that has lost its workload may take to end.
+const endWithin = 5 * time.Second
+
 // follow starts the command, passes signals on, and returns its exit code.
 func follow(ctx context.Context, p *agent.Placement, o *runOptions, signals <-chan os.Signal) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	lost := make(chan error, 1)
+	lost := make(chan error, 1) // nil: the agent has removed the workload
 	go func() { lost <- p.Run(ctx) }()
 	c := &child{options: o, place: p, started: make(chan error, 1), ended: make(chan error, 1)}
 	go c.run()
@@ -151,14 +154,20 @@ func follow(ctx context.Context, p *agent.Placement, o *runOptions, signals <-ch
 		end(p)
 		return err
 	}
+	var insist <-chan time.Time
 	for {
 		select {
 		case err := <-lost:
 			lost = nil
 			if err != nil {
 				fmt.Fprintln(os.Stderr, "assay: the workload is cut off and its command is asked to end:", err)
-				c.signal(syscall.SIGTERM)
 			}
+			// Also when the agent has ended what ran in it: a command that we started just
+			// then it did not see.
+			c.signal(syscall.SIGTERM)
+			insist = time.After(endWithin)
+		case <-insist:
+			c.signal(syscall.SIGKILL)
 		case sig := <-signals:
 			s := sig.(syscall.Signal)
 			if s == syscall.SIGTERM || s == syscall.SIGINT || s == syscall.SIGQUIT {

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -35,10 +36,19 @@ func (s *space) run(ctx context.Context) error {
 	if s.pids {
 		args = append(args, "--init")
 	}
+	// A signal that comes while the child makes itself ready would be lost: one that
+	// prepares its namespaces only notes it, and process 1 does not even get it.
+	ready, told, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer ready.Close()
+	defer told.Close()
+	args = append(args, "--ready", strconv.Itoa(3+len(s.files)))
 	cmd := exec.Command("/proc/self/exe", append(append(args, "--"), s.args...)...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.ExtraFiles = s.files
+	cmd.ExtraFiles = append(s.files[:len(s.files):len(s.files)], told)
 	attr := &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS,
 		Setpgid:    true, // Ctrl-C reaches us; the command is told once, by us
@@ -59,9 +69,26 @@ func (s *space) run(ctx context.Context) error {
 	if err := cmd.Start(); err != nil {
 		return cannotIsolate(err)
 	}
-	stop := context.AfterFunc(ctx, func() { cmd.Process.Signal(syscall.SIGTERM) })
+	told.Close()
+	stop := context.AfterFunc(ctx, func() {
+		ready.Read(make([]byte, 1)) // ends with the child at the latest
+		cmd.Process.Signal(syscall.SIGTERM)
+	})
 	defer stop()
-	return exitOf(cmd.Wait())
+	err = exitOf(cmd.Wait())
+	if e, ok := errors.AsType[*exitError](err); ok && e.code == 128+int(syscall.SIGTERM) && ctx.Err() != nil {
+		return nil // we asked before there was anything to end
+	}
+	return err
+}
+
+// unlessStopped is err, but for what follows from being asked to end in the middle of a
+// start: that is no failure.
+func unlessStopped(ctx context.Context, err error) error {
+	if ctx.Err() != nil && (errors.Is(err, ctx.Err()) || errors.Is(err, context.Cause(ctx))) {
+		return nil
+	}
+	return err
 }
 
 // exitOf turns how a child ended into our exit code.
@@ -102,6 +129,7 @@ func spaceCommand() *cobra.Command {
 	var (
 		asInit bool
 		dir    string
+		ready  int
 	)
 	cmd := &cobra.Command{
 		Use:    "space --dir DIR [--init] -- ARGS",
@@ -109,16 +137,21 @@ func spaceCommand() *cobra.Command {
 		Short:  "Run assay ARGS in the namespaces that this process was started in",
 		Args:   cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			unix.CloseOnExec(ready)
 			if err := prepareSpace(asInit, dir); err != nil {
 				return &assay.Error{Op: "prepare a network namespace", Err: err}
 			}
 			if asInit {
+				unix.Close(ready) // from here on the context has heard of every signal
 				return beInit(cmd.Context(), args)
 			}
+			// ready is closed by the execution, which keeps no signal from its default
+			// action, and starts a program that has one of its own.
 			return syscall.Exec("/proc/self/exe", append([]string{os.Args[0]}, args...), os.Environ())
 		},
 	}
 	cmd.Flags().StringVar(&dir, "dir", "", "`folder` for a file that lives as long as the space")
+	cmd.Flags().IntVar(&ready, "ready", -1, "`descriptor` to close when signals can come")
 	cmd.Flags().BoolVar(&asInit, "init", false, "be process 1: reap, and end everything at the end")
 	return cmd
 }

@@ -65,7 +65,7 @@ network of its own.`,
 				level = slog.LevelDebug
 			}
 			u.log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
-			return u.run(cmd.Context())
+			return unlessStopped(cmd.Context(), u.run(cmd.Context()))
 		},
 	}
 	f := cmd.Flags()
@@ -265,13 +265,13 @@ func (u *up) agent(ctx, control context.Context, ctl *control.Control, proxy str
 		return err
 	case <-a.Ready():
 	}
-	u.announce(ctl.TrustDomain(), time.Since(begun))
+	u.announce(ctl.TrustDomain(), time.Since(begun), ctl.IntentProblem())
 	notify("READY=1")
 	return <-done
 }
 
 // announce says that we are ready, and what to do next.
-func (u *up) announce(trustDomain string, took time.Duration) {
+func (u *up) announce(trustDomain string, took time.Duration, intent error) {
 	fmt.Fprintf(u.out, "assay is ready after %s: trust domain %s, state in %s\n", took.Round(time.Millisecond), trustDomain, u.data)
 	env := ""
 	if u.runtime != usualRuntime() {
@@ -282,6 +282,9 @@ func (u *up) announce(trustDomain string, took time.Duration) {
 	fmt.Fprintf(u.out, "  golden signals:  %sassay stat\n", env)
 	if u.sockets.metrics != nil {
 		fmt.Fprintf(u.out, "  Prometheus:      http://%s/metrics\n", u.sockets.metrics.Addr())
+	}
+	if intent != nil {
+		fmt.Fprintf(u.out, "  %s is not in effect: %v\n", u.config, intent)
 	}
 	if u.rootless {
 		for _, line := range agent.Missing() {
