@@ -18,6 +18,9 @@ import (
 	"runtime/debug"
 	"syscall"
 	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"assay.dev/link"
 	"assay.dev/proxy"
@@ -27,6 +30,15 @@ import (
 
 // linkFD is where the agent puts the link.
 const linkFD = 3
+
+// An agent executes the proxy through a descriptor, and the kernel would call it by that
+// descriptor's number in ps and pgrep. The name of a process is its main thread's, on
+// which init runs.
+func init() {
+	name := [16]byte{} // TASK_COMM_LEN
+	copy(name[:], "assay-proxy")
+	unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0)
+}
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 

@@ -32,6 +32,9 @@ func TestFigures(t *testing.T) {
 			t.Errorf("%s: %.2f %s, want at most %g", f.what, f.got, f.unit, f.most)
 		}
 	}
+	if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", w.Mesh.Proxy(x))); string(name) != "assay-proxy\n" {
+		t.Errorf("ps and pgrep call a proxy %q (%v)", name, err)
+	}
 	// An idle proxy uses no CPU worth counting: less than a hundredth of one.
 	const look = 3 * time.Second
 	before := cpuTicks(t, w.Mesh.Proxy(x))
