@@ -176,6 +176,13 @@ func (a *Agent) publish() {
 			v.namespaces[r.namespace.Namespace] = *r.namespace
 		}
 	}
+	for _, r := range v.routes {
+		for _, p := range r.route.Parents {
+			if s := v.services[p.Service].service; s != nil {
+				openRouted(v.open, s, p.Port)
+			}
+		}
+	}
 	if s.bundle != nil {
 		v.bundle = &link.Bundle{Version: s.bundle.GetVersion(), Roots: s.bundle.GetRoots()}
 	}
@@ -213,6 +220,19 @@ func openPorts(open map[netip.AddrPort]bool, s *assay.Service) {
 				}
 				break
 			}
+		}
+	}
+}
+
+// openRouted adds a service's virtual addresses at a port with routes, 0 for all: a rule
+// may send requests elsewhere, or answer them, where the service has no endpoint itself.
+func openRouted(open map[netip.AddrPort]bool, s *assay.Service, port uint16) {
+	for _, p := range s.Ports {
+		if port != 0 && port != p.Port || p.Protocol == assay.TLS || p.Protocol == assay.Opaque {
+			continue
+		}
+		for _, vip := range s.VIPs {
+			open[netip.AddrPortFrom(vip.Unmap(), p.Port)] = true
 		}
 	}
 }

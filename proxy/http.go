@@ -44,6 +44,8 @@ type dispatcher struct {
 	refused *golden.Series
 	waited  atomic.Int64 // nanoseconds that the last Dispatch took: not the endpoint's fault
 	bound   deadline
+	routed  *routed // what rules made of the request; nil until there were some
+	astray  error   // why the newest snapshot leads nowhere
 }
 
 // call is what requests of one connection to one endpoint have in common.
@@ -86,6 +88,9 @@ func (d *dispatcher) Dispatch(ctx context.Context, x *http1.Exchange, data []byt
 	if err := d.follow(); err != nil {
 		return mux.Stream{}, 0, d.failure(err)
 	}
+	if err := d.aim(); err != nil {
+		return mux.Stream{}, 0, err
+	}
 	d.protect(x)
 	start := time.Now()
 	if left, ok := x.Remaining(); ok {
@@ -127,23 +132,30 @@ func (d *dispatcher) protect(x *http1.Exchange) {
 	case x.Cause != guard.Unread && len(o.tried) >= o.set.Len():
 		o.tried = o.tried[:0] // they may do better now
 	}
+	if d.routed != nil && d.routed.rule != nil {
+		x.Policy = d.routed.rule.Request.Over(x.Policy)
+	}
 }
 
 // follow takes over a newer snapshot: a connection may live for hours.
 func (d *dispatcher) follow() error {
 	s := d.o.p.snap.Load()
 	if s == d.o.snap {
-		return nil
+		if d.routed != nil {
+			d.o.target = d.routed.dialled
+		}
+		return d.astray
 	}
 	o := d.o
-	o.snap, o.port, o.set, o.direct, o.outside = s, nil, nil, nil, false
-	if err := o.route(); err != nil {
-		return err
+	o.snap, o.target, o.rules, o.outside = s, target{}, nil, false
+	d.astray = o.route()
+	if d.astray == nil && o.outside {
+		d.astray = &refusal{refusedUnknown, errors.New("the address has left the mesh")}
 	}
-	if o.outside {
-		return &refusal{refusedUnknown, errors.New("the address has left the mesh")}
+	if d.routed != nil {
+		d.routed.dialled, d.routed.payloadOf = o.target, nil
 	}
-	return nil
+	return d.astray
 }
 
 // failure counts a request that reaches nobody and says what the application is told.
@@ -180,6 +192,9 @@ func (d *dispatcher) call(e *balance.Endpoint, s *session) *call {
 func (d *dispatcher) End(x *http1.Exchange) {
 	now := time.Now()
 	d.o.p.malformed(x)
+	if d.routed != nil && d.routed.end(x, now) {
+		return
+	}
 	c, ok := x.Tag.(*call)
 	if !ok { // refused before it went anywhere
 		if d.refused == nil {

@@ -13,6 +13,7 @@ import (
 	"assay.dev/proxy/detect"
 	"assay.dev/proxy/golden"
 	"assay.dev/proxy/mux"
+	"assay.dev/proxy/route"
 )
 
 const (
@@ -31,15 +32,15 @@ type outbound struct {
 	accepted time.Time
 
 	// route
-	port    *servicePort // nil when the address is no service's
-	set     *balance.Set // endpoints; nil: direct
-	direct  *peer        // nil: set
+	target
+	rules   *route.Table // for requests to port; nil: there are none
 	outside bool
 
 	protocol assay.Protocol
 	outcome  detect.Outcome
 
 	// forward
+	chosen   func(*balance.Endpoint) // told before an endpoint is opened; nil: nobody
 	tried    []*balance.Endpoint
 	spent    bool // direct was tried
 	attempts int
@@ -50,6 +51,14 @@ type outbound struct {
 	sent     []byte // everything that was sent so far
 	lost     bool   // it is no longer kept: nothing can be sent again
 	finished bool   // the application finished sending
+}
+
+// target is where bytes go: what the application dialled or, by a rule, something else.
+type target struct {
+	port   *servicePort      // nil when the address is no service's
+	set    *balance.Set      // endpoints; nil: direct
+	direct *peer             // nil: set
+	sticky *balance.Endpoint // to be tried first; nil: any
 }
 
 // serveOutbound carries one connection from its beginning to its end.
@@ -84,6 +93,13 @@ func (o *outbound) serve() (err error) {
 	if o.protocol == assay.HTTP1 {
 		return o.serveHTTP()
 	}
+	if o.rules != nil {
+		// What rules cannot look into must not pass them by.
+		if o.outcome == detect.ClientClosed {
+			return nil // a check: it connected and that was all
+		}
+		return &refusal{refusedNotHTTP, nil}
+	}
 	return o.relay()
 }
 
@@ -104,9 +120,15 @@ func (o *outbound) route() error {
 		if o.port = svc.port(o.dst.Port()); o.port == nil {
 			return &refusal{refusedNoPort, nil}
 		}
-		if o.set = o.port.endpoints(a); o.set.Len() == 0 {
+		o.rules = s.rules(o.port)
+		if o.set = o.port.endpoints(a); o.set.Len() == 0 && o.rules == nil {
 			return &refusal{refusedNoEndpoint, nil}
 		}
+		return nil
+	}
+	if sp := s.sole[o.dst]; sp != nil {
+		// Its service is meant, so that nobody passes its routes by.
+		o.port, o.set, o.rules = sp, sp.endpoints(a), s.rules(sp)
 		return nil
 	}
 	if who, ok := s.table.Lookup(a); ok {
@@ -132,7 +154,7 @@ func (o *outbound) detect() error {
 	sn := newSniffer(o.conn, o.raw)
 	defer sn.free()
 	var first time.Time // of the client
-	in := detect.Input{}
+	in := detect.Input{NoPatience: o.rules != nil}
 	if o.port != nil {
 		in.Declared, in.Learned = o.port.declared, o.port.memory.ServerFirst(o.accepted)
 	}
@@ -213,9 +235,15 @@ func (o *outbound) choose() (*balance.Endpoint, *peer) {
 		o.spent = true
 		return nil, o.direct
 	}
-	e := o.set.Pick(time.Now(), o.tried)
+	e := o.sticky
+	if o.sticky = nil; e == nil {
+		e = o.set.Pick(time.Now(), o.tried)
+	}
 	if e == nil {
 		return nil, nil
+	}
+	if o.chosen != nil {
+		o.chosen(e)
 	}
 	return e, e.Value.(*peer)
 }
@@ -342,6 +370,9 @@ func (o *outbound) key() assay.SignalKey {
 	key := assay.SignalKey{Direction: assay.Outbound, Port: o.dst.Port(), Protocol: o.protocol, Security: assay.MutualTLS}
 	if o.port != nil {
 		key.Service = o.port.service
+		if o.rules != nil {
+			key.Port = o.port.port
+		}
 	}
 	switch {
 	case o.outside:

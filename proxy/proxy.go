@@ -35,16 +35,17 @@ type Proxy struct {
 	build   string
 	started time.Time
 
-	snap  atomic.Pointer[snapshot]
-	creds *credentials
-	peers *peers
-	agent *agent
-	rec   *golden.Recorder
-	names *dns.Server
-	http  httpEngines
-	guard guard.Service // of requests to addresses that are no service's
-	pipes kernelPipes
-	sift  chan struct{} // slots for handshakes as a server
+	snap    atomic.Pointer[snapshot]
+	creds   *credentials
+	peers   *peers
+	agent   *agent
+	rec     *golden.Recorder
+	names   *dns.Server
+	http    httpEngines
+	guard   guard.Service // of requests to addresses that are no service's
+	pipes   kernelPipes
+	mirrors chan struct{} // slots for copies of requests
+	sift    chan struct{} // slots for handshakes as a server
 
 	listeners map[string]int // descriptors by role: what the agent gave, to be handed back
 	accepting atomic.Bool
@@ -76,6 +77,7 @@ func New(conn *link.Conn, o Options) *Proxy {
 		rec:       golden.New(0),
 		pipes:     make(kernelPipes, 64),
 		sift:      make(chan struct{}, maxHandshakes),
+		mirrors:   make(chan struct{}, maxMirrors),
 		listeners: map[string]int{},
 		draining:  make(chan struct{}),
 		sessions:  map[*session]struct{}{},
@@ -299,6 +301,10 @@ func (p *Proxy) finding(kind, subject, detail, remedy string) {
 const (
 	refusedLoop          = "own-listener"          // the original destination is the listener itself
 	refusedNoPort        = "no-such-port"          // the service has no such port
+	refusedNotHTTP       = "not-http"              // a port with routes, and no requests to route
+	refusedNoRule        = "no-rule"               // no rule takes the request
+	refusedRule          = "invalid-rule"          // a rule or its backend cannot be used
+	refusedMirror        = "mirror-dropped"        // a copy of a request, which went its way
 	refusedNoEndpoint    = "no-ready-endpoint"     // nobody is ready
 	refusedUnknown       = "unknown-mesh-address"  // in a mesh network, not in the table
 	refusedUnreachable   = "peer-unreachable"      // no session with any endpoint

@@ -12,6 +12,7 @@ import (
 	"assay.dev/proxy/detect"
 	"assay.dev/proxy/dns"
 	"assay.dev/proxy/guard"
+	"assay.dev/proxy/route"
 )
 
 // snapshot is everything that a proxy knows. It never changes; the link's reader
@@ -22,6 +23,9 @@ type snapshot struct {
 	services        map[string]*service
 	vips            map[netip.Addr]*service
 	targets         map[netip.AddrPort]*servicePort // of endpoints, for those that are dialled directly
+	routes          map[string]*assay.Route         // by Route.Key
+	tables          map[tableKey]*route.Table
+	sole            map[netip.AddrPort]*servicePort // soleTargets
 	table           *link.AddressTable
 	names           *dns.Snapshot
 	servicesVersion uint64
@@ -97,6 +101,7 @@ func (s *snapshot) withServices(d link.Services, value func(balance.Want) any) *
 		next.settings = *d.Config
 	}
 	next.servicesVersion, next.hasServices = d.Version, true
+	next.withRoutes(&d, s)
 	next.index()
 	return &next
 }
@@ -122,6 +127,7 @@ func (s *snapshot) index() {
 			}
 		}
 	}
+	s.sole = s.soleTargets()
 	s.names = dns.NewSnapshot(s.settings.Namespace, s.DNS.Domain, list, s.DNS.Upstreams)
 }
 

@@ -108,7 +108,12 @@ func (x *exchange) receive(p []byte, fin bool) {
 		return
 	}
 	if end > 0 {
-		n, err := c.w.write(p[:end])
+		n, err := 0, error(nil)
+		if r.headDone && x.Plan.edits() {
+			n, err = x.writeEdited(p[:end])
+		} else {
+			n, err = c.w.write(p[:end])
+		}
 		if err != nil {
 			c.dead = true
 			c.kick()
@@ -425,10 +430,26 @@ func answer(status int, reason, text string, last, head bool, after int) []byte 
 
 func statusText(status int) string {
 	switch status {
+	case 200:
+		return "OK"
+	case 204:
+		return "No Content"
+	case 301:
+		return "Moved Permanently"
+	case 302:
+		return "Found"
+	case 303:
+		return "See Other"
+	case 307:
+		return "Temporary Redirect"
+	case 308:
+		return "Permanent Redirect"
 	case 400:
 		return "Bad Request"
 	case 403:
 		return "Forbidden"
+	case 404:
+		return "Not Found"
 	case 408:
 		return "Request Timeout"
 	case 413:
@@ -439,6 +460,8 @@ func statusText(status int) string {
 		return "Expectation Failed"
 	case 431:
 		return "Request Header Fields Too Large"
+	case 500:
+		return "Internal Server Error"
 	case 501:
 		return "Not Implemented"
 	case 502:

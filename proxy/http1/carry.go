@@ -23,6 +23,8 @@ func (c *client) carry() (bool, error) {
 		return false, refusal
 	}
 	x := c.begin(data)
+	data, held := c.plan(x, data)
+	defer held.release()
 	for {
 		if c.dispatch(x, data, fin) && !c.body.Done() {
 			c.upload(x)
@@ -103,6 +105,12 @@ func (c *client) repeat(old *exchange) *exchange {
 // dispatch gives the first bytes to an upstream. It reports whether there is one.
 func (c *client) dispatch(x *exchange, data []byte, fin bool) bool {
 	n, err := 0, error(nil)
+	if c.planned(x) {
+		return false
+	}
+	if x.Attempt == 0 {
+		x.copyOut(data, c.body.Done())
+	}
 	switch {
 	case x.opened: // bound
 	case c.direct != nil:
@@ -188,6 +196,7 @@ func (c *client) upload(x *exchange) {
 			return
 		}
 		c.count(x, n)
+		x.copyOut(c.in.b[c.sent:c.sent+n], c.body.Done())
 		if c.send(x, c.in.b[c.sent:c.sent+n], c.body.Done() && !x.bound && !c.req.Upgrade) != nil {
 			return
 		}

@@ -24,6 +24,8 @@ type Exchange struct {
 	Attempt int
 	Cause   guard.Cause
 	Last    mux.Code
+	// Plan is what a Planner made of the request; nil: it goes as it came.
+	Plan *Plan
 	// Tag is whatever Dispatch or Begin wants to find again in End.
 	Tag any
 

@@ -37,6 +37,7 @@ const lingerTime = 2 * time.Second
 // lets it end, and otherwise why it did not: a *Refusal among others. The end of ctx resets it.
 func (o *Outbound) Serve(ctx context.Context, tcp *net.TCPConn, first []byte, d Dispatcher) error {
 	c := &client{d: d, observer: d}
+	c.planner, _ = d.(Planner)
 	return c.run(ctx, o, tcp, first)
 }
 
@@ -71,6 +72,7 @@ func (o *Outbound) remove(c *client) {
 // responses are written by whoever receives them (answer.go).
 type client struct {
 	d        Dispatcher
+	planner  Planner  // d, if it is one
 	observer Observer // of exchanges, d's; nil when direct counts them
 	direct   *Inbound // instead of d: the application is here
 	origin   Origin

@@ -41,6 +41,7 @@ type world struct {
 	noDial   error
 	policy   *guard.Request
 	guard    *guard.Service
+	plan     func(x *Exchange, head []byte) *Plan
 }
 
 // record is an Observer that keeps what it is told.
@@ -196,6 +197,13 @@ func (w *world) Dispatch(ctx context.Context, x *Exchange, data []byte, fin bool
 		return mux.Stream{}, 0, w.noDial
 	}
 	return w.sessions[0].Open(testHeader, data, fin, h)
+}
+
+func (w *world) Plan(x *Exchange, head []byte) *Plan {
+	if w.plan == nil {
+		return nil
+	}
+	return w.plan(x, head)
 }
 
 func (w *world) Begin(x *Exchange) { w.clients.Begin(x) }

@@ -13,6 +13,9 @@ type reply struct {
 	// own says that what frame is given next is held, so its bytes have been
 	// acknowledged.
 	own bool
+	// headDone says that frame has just completed the final head, at headAt.
+	headDone bool
+	headAt   int
 }
 
 // take returns what to frame: p, or p behind the part of a head that is held.
@@ -44,6 +47,7 @@ func (r *reply) keep(p []byte, end int) int {
 // frame returns how many bytes of p are responses to req. It stops after a head that
 // makes a tunnel.
 func (r *reply) frame(p []byte, req *Request, lim *Limits) (end int, refusal *Refusal) {
+	r.headDone = false
 	for end < len(p) {
 		if r.inBody {
 			n, refusal := r.body.Advance(p[end:])
@@ -69,6 +73,7 @@ func (r *reply) frame(p []byte, req *Request, lim *Limits) (end int, refusal *Re
 			continue
 		}
 		r.inBody = true
+		r.headDone, r.headAt = true, end-r.resp.Size
 		r.body = r.resp.Body(req.IsHead, req.IsConnect, lim)
 	}
 	return end, nil

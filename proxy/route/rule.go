@@ -1,7 +1,10 @@
 package route
 
 import (
+	"time"
+
 	"assay.dev"
+	"assay.dev/proxy/guard"
 )
 
 // Rule is what becomes of the requests that it takes. Exactly one of these holds: Refuse
@@ -13,9 +16,8 @@ type Rule struct {
 	Refuse   string // why it can only answer 500
 	Redirect *assay.Redirect
 	CORS     *CORS
-	Backends []Backend // at least one, without a redirect
-	Timeouts assay.RouteTimeouts
-	Retry    *assay.RouteRetry
+	Backends []Backend      // at least one, without a redirect
+	Request  *guard.Request // limits and retries, to be laid over the service's; nil: it says nothing
 	Session  *Session
 
 	weight uint64 // sum of all
@@ -36,7 +38,7 @@ func newRule(r *assay.Route, index int, service string, port uint16) *Rule {
 	in := &r.Rules[index]
 	out := &Rule{
 		Route: r.Key(), Index: index, Name: in.Name, Refuse: in.Refuse, Redirect: in.Redirect,
-		CORS: newCORS(in.CORS), Timeouts: in.Timeouts, Retry: in.Retry, Session: newSession(in),
+		CORS: newCORS(in.CORS), Request: newRequest(in), Session: newSession(in),
 	}
 	backends := in.Backends
 	if len(backends) == 0 && in.Redirect == nil {
@@ -49,6 +51,34 @@ func newRule(r *assay.Route, index int, service string, port uint16) *Rule {
 			Service: b.Service, Port: b.Port, Invalid: b.Invalid, Weight: b.Weight,
 			Edits: newEdits(&in.RouteEdits, &b.RouteEdits), upTo: out.weight,
 		})
+	}
+	return out
+}
+
+// newRequest is what a rule says of limits and retries; nil when it says nothing. A zero
+// timeout is none at all, whatever the service has.
+func newRequest(in *assay.RouteRule) *guard.Request {
+	if in.Timeouts == (assay.RouteTimeouts{}) && in.Retry == nil {
+		return nil
+	}
+	bound := func(d *time.Duration) time.Duration {
+		switch {
+		case d == nil:
+			return 0
+		case *d == 0:
+			return -1
+		}
+		return *d
+	}
+	out := &guard.Request{Timeout: bound(in.Timeouts.Request), TryTimeout: bound(in.Timeouts.Backend)}
+	if t := in.Retry; t != nil {
+		out.Retry.Codes = t.Codes
+		if t.Attempts != nil {
+			out.Retry.Attempts = *t.Attempts
+		}
+		if t.Backoff != nil {
+			out.Retry.Backoff = *t.Backoff
+		}
 	}
 	return out
 }

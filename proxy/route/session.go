@@ -3,7 +3,6 @@ package route
 import (
 	"bytes"
 	"fmt"
-	"hash/fnv"
 	"strconv"
 	"strings"
 	"time"
@@ -50,9 +49,18 @@ type Token uint64
 
 // TokenOf returns the token of a workload as a backend.
 func TokenOf(b *Backend, workload string) Token {
-	h := fnv.New64a()
-	fmt.Fprintf(h, "%s:%d/%s", b.Service, b.Port, workload)
-	return max(Token(h.Sum64()), 1)
+	const prime = 1099511628211 // FNV-1a
+	h := uint64(14695981039346656037)
+	add := func(s string) {
+		for i := range len(s) {
+			h = (h ^ uint64(s[i])) * prime
+		}
+		h = (h ^ 0xff) * prime
+	}
+	add(b.Service)
+	h = (h ^ uint64(b.Port)) * prime
+	add(workload)
+	return Token(max(h, 1))
 }
 
 // Token returns what the request says; 0 when it says nothing that holds.

@@ -1,0 +1,147 @@
+package proxy
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	"assay.dev"
+	"assay.dev/link"
+	"assay.dev/proxy/route"
+)
+
+// tableKey is one port of a service.
+type tableKey struct {
+	service string
+	port    uint16
+}
+
+// withRoutes brings routes and the tables that are compiled from them up to date with d,
+// after services have been. What did not change keeps its table.
+func (s *snapshot) withRoutes(d *link.Services, old *snapshot) {
+	changed := map[string]bool{} // services whose tables are compiled again
+	touch := func(r *assay.Route) {
+		for _, p := range r.Parents {
+			changed[p.Service] = true
+		}
+	}
+	s.routes = make(map[string]*assay.Route, len(old.routes)+len(d.Routes))
+	if d.Full {
+		for _, r := range old.routes {
+			touch(r)
+		}
+	} else {
+		maps.Copy(s.routes, old.routes)
+	}
+	for _, key := range d.RemoveRoutes {
+		if r := s.routes[key]; r != nil {
+			touch(r)
+			delete(s.routes, key)
+		}
+	}
+	for i := range d.Routes {
+		r := &d.Routes[i]
+		if was := s.routes[r.Key()]; was != nil {
+			touch(was)
+		}
+		touch(r)
+		s.routes[r.Key()] = r
+	}
+	for i := range d.Upsert {
+		svc := &d.Upsert[i]
+		if was := old.services[svc.Key()]; was == nil || !slices.Equal(was.Ports, svc.Ports) {
+			changed[svc.Key()] = true
+		}
+	}
+	for _, key := range d.Remove {
+		changed[key] = true
+	}
+	if len(changed) == 0 {
+		s.tables = old.tables
+		return
+	}
+	s.tables = make(map[tableKey]*route.Table, len(old.tables))
+	for key, t := range old.tables {
+		if !changed[key.service] {
+			s.tables[key] = t
+		}
+	}
+	byService := map[string][]*assay.Route{}
+	for _, key := range slices.Sorted(maps.Keys(s.routes)) {
+		r := s.routes[key]
+		seen := map[string]bool{}
+		for _, p := range r.Parents {
+			if changed[p.Service] && !seen[p.Service] {
+				seen[p.Service] = true
+				byService[p.Service] = append(byService[p.Service], r)
+			}
+		}
+	}
+	for key, routes := range byService {
+		svc := s.services[key]
+		if svc == nil {
+			continue
+		}
+		for _, sp := range svc.ports {
+			// What is declared to be something else has no requests.
+			if sp.declared == assay.TLS || sp.declared == assay.Opaque {
+				continue
+			}
+			if t := route.Compile(key, sp.port, s.Identity.Namespace, routes); t != nil {
+				s.tables[tableKey{key, sp.port}] = t
+			}
+		}
+	}
+}
+
+// rules returns those for requests to a port, nil when there are none.
+func (s *snapshot) rules(sp *servicePort) *route.Table {
+	if sp == nil || len(s.tables) == 0 {
+		return nil
+	}
+	return s.tables[tableKey{sp.service, sp.port}]
+}
+
+// backend returns a port of a service by its key.
+func (s *snapshot) backend(service string, port uint16) *servicePort {
+	if svc := s.services[service]; svc != nil {
+		return svc.port(port)
+	}
+	return nil
+}
+
+// soleTargets are the endpoints of ports with routes that belong to no other service
+// which could be meant: who dials one of them means its service, whose routes count then.
+// Headless services are none that could be meant; they have no routes.
+func (s *snapshot) soleTargets() map[netip.AddrPort]*servicePort {
+	if len(s.tables) == 0 {
+		return nil
+	}
+	sole := map[netip.AddrPort]*servicePort{}
+	each := func(sp *servicePort, f func(netip.AddrPort)) {
+		for _, e := range sp.v4.Endpoints() {
+			f(e.Addr)
+		}
+		for _, e := range sp.v6.Endpoints() {
+			f(e.Addr)
+		}
+	}
+	for key := range s.tables {
+		if sp := s.backend(key.service, key.port); sp != nil {
+			each(sp, func(a netip.AddrPort) { sole[a] = sp })
+		}
+	}
+	for _, svc := range s.services {
+		if svc.Headless {
+			continue
+		}
+		for _, sp := range svc.ports {
+			each(sp, func(a netip.AddrPort) {
+				if other, ok := sole[a]; ok && other != sp {
+					delete(sole, a)
+				}
+			})
+		}
+	}
+	return sole
+}
