@@ -34,6 +34,7 @@ type RemoteConfig struct {
 	// then: a host that joined may be given the spent one again.
 	Token string
 	Log   *slog.Logger
+	Now   func() time.Time // nil: time.Now
 }
 
 // Remote calls control as this host, over TLS, and renews the host's certificate. It
@@ -41,6 +42,7 @@ type RemoteConfig struct {
 // The key is made there and never leaves.
 type Remote struct {
 	cfg  RemoteConfig
+	look time.Duration // between looks at the clock
 	conn atomic.Pointer[grpc.ClientConn]
 
 	mu   sync.Mutex
@@ -77,7 +79,10 @@ func Connect(ctx context.Context, cfg RemoteConfig) (*Remote, error) {
 		}
 		cfg.HostName = name
 	}
-	r := &Remote{cfg: cfg}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	r := &Remote{cfg: cfg, look: renewalLook}
 	dir := filepath.Join(cfg.DataDir, "host")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, &assay.Error{Op: "open " + dir, Err: err, Remedy: "run as root, or name a folder of your own"}
@@ -163,7 +168,7 @@ func (r *Remote) join(ctx context.Context) error {
 	if err != nil {
 		return &assay.Error{Op: op, Err: err}
 	}
-	conn, err := grpc.NewClient("passthrough:"+r.cfg.Address, options(api.JoinTLS(token))...)
+	conn, err := grpc.NewClient("passthrough:"+r.cfg.Address, options(api.JoinTLS(token, r.cfg.Now))...)
 	if err != nil {
 		return &assay.Error{Op: op, Err: err}
 	}
@@ -213,15 +218,18 @@ func (r *Remote) SetBundle(b *api.Bundle) error {
 	return writeJSON(r.file(), c)
 }
 
+// renewalLook is how often the clock is looked at: a timer of days stands still with a
+// machine that sleeps, and knows nothing of a clock that was set.
+const renewalLook = time.Minute
+
 // Run renews the certificate until ctx ends: with a fresh key, at the time that
 // control names, and again soon when that fails.
 func (r *Remote) Run(ctx context.Context) error {
-	retry := time.Second
+	const first = time.Second
+	retry := first
 	for {
-		r.mu.Lock()
-		wait := max(time.Until(r.host.RenewAt), 0)
-		r.mu.Unlock()
-		if retry > time.Second {
+		wait := min(r.untilRenewal(), r.look)
+		if retry > first {
 			wait = max(wait, retry/2+mathrand.N(retry))
 		}
 		select {
@@ -229,16 +237,34 @@ func (r *Remote) Run(ctx context.Context) error {
 			return nil
 		case <-time.After(wait):
 		}
+		if r.untilRenewal() > 0 {
+			continue
+		}
 		if err := r.renew(ctx); err != nil {
 			if ctx.Err() != nil {
 				return nil
 			}
-			r.cfg.Log.Error("this host's certificate was not renewed", "err", err, "until", r.notAfter())
+			r.cfg.Log.Error("this host's certificate was not renewed", "err", r.hopeless(err), "until", r.notAfter())
 			retry = min(2*retry, time.Minute)
 			continue
 		}
-		retry = time.Second
+		retry = first
 	}
+}
+
+func (r *Remote) untilRenewal() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return max(r.host.RenewAt.Sub(r.cfg.Now()), 0)
+}
+
+// hopeless says what to do when the certificate has ended: control takes it no more.
+func (r *Remote) hopeless(err error) error {
+	if end := r.notAfter(); !r.cfg.Now().Before(end) {
+		return &assay.Error{Kind: assay.Denied, Op: "renew", Err: fmt.Errorf("it ended at %s: %w", end.Format(time.RFC3339), err),
+			Remedy: "see that this host's clock is right; if it is, stop the agent, remove " + r.file() + " and join with a new token"}
+	}
+	return err
 }
 
 func (r *Remote) notAfter() time.Time {
@@ -286,6 +312,7 @@ func (r *Remote) redial() error {
 			defer r.mu.Unlock()
 			return r.cert, nil
 		},
+		Now: r.cfg.Now,
 	}))...)
 	if err != nil {
 		return err

@@ -55,13 +55,18 @@ type Credentials struct {
 	TrustDomain string
 	Roots       func() *x509.CertPool
 	Certificate func() (*tls.Certificate, error)
+	Now         func() time.Time // nil: time.Now
 }
 
 // ClientTLS returns the TLS of a caller of control. Control is known by its SPIFFE
 // ID; the address that was dialled means nothing.
 func ClientTLS(cred Credentials) *tls.Config {
+	now := cred.Now
+	if now == nil {
+		now = time.Now
+	}
 	cfg := clientTLS(func(st tls.ConnectionState) error {
-		return expectControl(st.PeerCertificates, cred.Roots(), cred.TrustDomain)
+		return expectControl(st.PeerCertificates, cred.Roots(), cred.TrustDomain, now())
 	})
 	cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cred.Certificate() }
 	return cfg
@@ -69,13 +74,13 @@ func ClientTLS(cred Credentials) *tls.Config {
 
 // JoinTLS returns the TLS of a host that has nothing but a token: control's chain
 // must end at the root that the token names.
-func JoinTLS(token assay.JoinToken) *tls.Config {
+func JoinTLS(token assay.JoinToken, now func() time.Time) *tls.Config {
 	return clientTLS(func(st tls.ConnectionState) error {
 		for _, c := range st.PeerCertificates {
 			if sha256.Sum256(c.Raw) == token.Root {
 				pool := x509.NewCertPool()
 				pool.AddCert(c)
-				return expectControl(st.PeerCertificates, pool, "")
+				return expectControl(st.PeerCertificates, pool, "", now())
 			}
 		}
 		return errors.New("this is not the control that the token is for, or its root was replaced since: make a new token")
@@ -93,8 +98,8 @@ func clientTLS(verify func(tls.ConnectionState) error) *tls.Config {
 	}
 }
 
-func expectControl(chain []*x509.Certificate, roots *x509.CertPool, trustDomain string) error {
-	p, err := VerifyInfrastructure(chain, roots, time.Now())
+func expectControl(chain []*x509.Certificate, roots *x509.CertPool, trustDomain string, now time.Time) error {
+	p, err := VerifyInfrastructure(chain, roots, now)
 	if err != nil {
 		return fmt.Errorf("control's certificate: %w", err)
 	}

@@ -92,7 +92,7 @@ func TestRoles(t *testing.T) {
 		"viewer":   {r.remoteOperator(t, "viewer", "vic"), nil},
 		"host":     {api.NewOperatorClient(h.conn), h.hosts},
 	}
-	conn := r.dial(t, api.JoinTLS(r.token(t, "*/*")))
+	conn := r.dial(t, api.JoinTLS(r.token(t, "*/*"), time.Now))
 	callers["nobody"] = struct {
 		operator api.OperatorClient
 		hosts    api.HostsClient
@@ -247,7 +247,7 @@ func TestJoinTokens(t *testing.T) {
 		t.Errorf("another control: %v", err)
 	}
 	// A bad request spends no token.
-	conn := r.dial(t, api.JoinTLS(fresh))
+	conn := r.dial(t, api.JoinTLS(fresh, time.Now))
 	if _, err := api.NewHostsClient(conn).Join(t.Context(), &api.JoinRequest{Token: fresh.String(), Csr: []byte("x")}); assay.KindOf(api.StatusError("join", err)) != assay.Invalid {
 		t.Errorf("bad request: %v", err)
 	}

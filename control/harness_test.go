@@ -198,7 +198,7 @@ func (r *running) dial(t *testing.T, cfg *tls.Config) *grpc.ClientConn {
 
 func (r *running) tryJoin(t *testing.T, token assay.JoinToken, key *ecdsa.PrivateKey, name string) (*remoteHost, error) {
 	t.Helper()
-	conn := r.dial(t, api.JoinTLS(token))
+	conn := r.dial(t, api.JoinTLS(token, time.Now))
 	resp, err := api.NewHostsClient(conn).Join(t.Context(), &api.JoinRequest{Token: token.String(), Csr: csr(t, key), HostName: name})
 	if err != nil {
 		return nil, err

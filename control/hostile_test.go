@@ -70,7 +70,7 @@ func TestNoPrefixNoAddress(t *testing.T) {
 func TestNobodyCostsLittle(t *testing.T) {
 	r := start(t, nil)
 	token := r.token(t, "bank/*")
-	conn := r.dial(t, api.JoinTLS(token))
+	conn := r.dial(t, api.JoinTLS(token, time.Now))
 	forged := token
 	forged.Secret[0] ^= 1
 	request := &api.JoinRequest{Token: forged.String(), Csr: csr(t, newKey(t)), HostName: "nobody"}
@@ -153,7 +153,7 @@ func TestStrangersOnTheListener(t *testing.T) {
 	}
 	// From another address.
 	other := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
-	c, err := tls.DialWithDialer(other, "tcp", r.remote.String(), api.JoinTLS(r.token(t, "bank/*")))
+	c, err := tls.DialWithDialer(other, "tcp", r.remote.String(), api.JoinTLS(r.token(t, "bank/*"), time.Now))
 	if err != nil {
 		t.Errorf("somebody else is kept out: %v", err)
 	} else {
@@ -167,7 +167,7 @@ func TestStrangersOnTheListener(t *testing.T) {
 	s.life = 20 * time.Millisecond
 	near, far := net.Pipe()
 	defer far.Close()
-	client := tls.Client(far, api.JoinTLS(r.token(t, "bank/*")))
+	client := tls.Client(far, api.JoinTLS(r.token(t, "bank/*"), time.Now))
 	var g sync.WaitGroup
 	g.Go(func() { client.Handshake(); io.Copy(io.Discard, client) })
 	conn, _, err := s.ServerHandshake(near)
