@@ -79,6 +79,9 @@ func (c *connection) open(ctx context.Context) (*operator, error) {
 		if err != nil {
 			return nil, err
 		}
+		if err := probeTLS(ctx, address, config); err != nil {
+			return nil, err
+		}
 		network, creds = "tcp", credentials.NewTLS(config)
 	}
 	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(creds),
@@ -113,6 +116,42 @@ func probeSocket(ctx context.Context, path string) error {
 	return e
 }
 
+// probeTLS says what is wrong with a certificate, ours or control's. In TLS 1.3 a server
+// refuses a client's only after the client has done its part, so its first word is
+// waited for. Whoever cannot be reached is gRPC's to tell.
+func probeTLS(ctx context.Context, address string, config *tls.Config) error {
+	ctx, cancel := context.WithTimeout(ctx, dialPatience)
+	defer cancel()
+	raw, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil
+	}
+	defer raw.Close()
+	conn := tls.Client(raw, config)
+	deadline, _ := ctx.Deadline()
+	raw.SetDeadline(deadline)
+	if err = conn.HandshakeContext(ctx); err == nil {
+		_, err = conn.Read(make([]byte, 1)) // HTTP/2 begins with the server's settings
+	}
+	e := &assay.Error{Kind: assay.Denied, Op: "reach control at " + address, Err: err}
+	var alert tls.AlertError
+	switch {
+	case errors.As(err, &alert) || err != nil && strings.Contains(err.Error(), "remote error: tls:"):
+		e.Err = fmt.Errorf("control does not take the certificate (%w)", err)
+		e.Remedy = "it has ended by control's clock, or is of another mesh: make another one where control runs: assay operator create NAME"
+	case isUnknownAuthority(err):
+		e.Remedy = "the mesh's root was replaced since --ca was written, or this is another mesh: make key, certificate and roots again where control runs: assay operator create NAME"
+	default:
+		return nil
+	}
+	return e
+}
+
+func isUnknownAuthority(err error) bool {
+	_, ok := errors.AsType[x509.UnknownAuthorityError](err)
+	return ok
+}
+
 // tls reads the operator's certificate; whose mesh it is says its own name.
 func (c *connection) tls() (*tls.Config, error) {
 	op := "reach control at " + c.control
@@ -131,6 +170,9 @@ func (c *connection) tls() (*tls.Config, error) {
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(pem) {
 		return nil, &assay.Error{Kind: assay.Invalid, Op: op, Err: errors.New(c.ca + " has no certificate in PEM")}
+	}
+	if end := pair.Leaf.NotAfter; time.Now().After(end) {
+		return nil, &assay.Error{Kind: assay.Denied, Op: op, Err: fmt.Errorf("%s ended at %s", c.cert, end.Format(time.RFC3339)), Remedy: "make another one where control runs: assay operator create NAME"}
 	}
 	domain := ""
 	if len(pair.Leaf.URIs) == 1 {

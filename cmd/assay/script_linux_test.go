@@ -107,7 +107,7 @@ type clock struct {
 
 func (c *clock) now() time.Time {
 	if c.runs {
-		return time.Now()
+		return time.Now().Add(time.Duration(c.ahead.Load()))
 	}
 	return time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC).Add(time.Duration(c.ahead.Load()))
 }
