@@ -93,6 +93,11 @@ func (c *Control) checkMesh(within time.Duration) []assay.Finding {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := m.now()
+	if m.leases.panic {
+		out = append(out, assay.Finding{Kind: "hosts-away-at-once", Subject: "control",
+			Detail: "more than half of the hosts are away, so nothing of theirs is called unready: endpoints are those of before",
+			Remedy: "see that agents can reach control; hosts that will not come back: assay delete host ID"})
+	}
 	for _, h := range m.hosts {
 		if h.session == nil {
 			out = append(out, assay.Finding{Time: h.away, Kind: "host-not-connected", Subject: cmp.Or(h.Name, h.ID) + " (" + h.ID + ")",

@@ -40,7 +40,7 @@ type model struct {
 	network     Network
 	now         func() time.Time
 	behind      *behind // the store, behind
-	lease       time.Duration
+	leases      leases
 	hold        time.Duration // see the constant
 	changed     chan struct{} // capacity 1: something was touched and is not published
 
@@ -82,7 +82,7 @@ type report struct {
 
 func newModel(trustDomain string, network Network, epoch uint64, lease time.Duration, now func() time.Time, b *behind) *model {
 	m := &model{
-		trustDomain: trustDomain, network: network, now: now, behind: b, lease: lease, hold: hold, changed: make(chan struct{}, 1),
+		trustDomain: trustDomain, network: network, now: now, behind: b, leases: leases{life: lease}, hold: hold, changed: make(chan struct{}, 1),
 		catalog: discovery.New(), snapshot: newSnapshot(epoch), hosts: map[string]*host{}, owner: map[netip.Addr]string{},
 		vips: map[string]int64{}, idle: map[string]time.Time{}, acks: map[string]uint64{}, certs: map[string][]store.Certificate{},
 		reports: map[string]*report{}, sessions: map[*session]bool{}, tokens: map[string]store.Token{},
@@ -383,11 +383,13 @@ func (m *model) tick() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := m.now()
+	list := make([]lease, 0, len(m.hosts))
 	for _, h := range m.hosts {
-		if h.session == nil && !h.lost && now.Sub(h.away) >= m.lease {
-			h.lost = true
-			m.catalog.SetHostLost(h.ID, true)
-		}
+		list = append(list, lease{id: h.ID, connected: h.session != nil, away: h.away, lost: h.lost, idle: h.running == 0})
+	}
+	for _, id := range m.leases.expire(list, now) {
+		m.hosts[id].lost = true
+		m.catalog.SetHostLost(id, true)
 	}
 	for key, since := range m.idle {
 		if now.Sub(since) >= rememberFor {

@@ -298,6 +298,51 @@ func TestLease(t *testing.T) {
 	hb.close()
 }
 
+// TestLeasesOfMost: when most hosts are away at once their endpoints stay, and it is
+// said; when they are back, the one that is not is lost.
+func TestLeasesOfMost(t *testing.T) {
+	r := start(t, func(cfg *Config) { cfg.Lease = 200 * time.Millisecond })
+	la := syncHost(t, localHosts(t, r), nil)
+	var hosts []*remoteHost
+	var agents []*agent
+	for i := range 4 {
+		h := r.join(t, fmt.Sprintf("node-%d", i), "*/*")
+		a := syncHost(t, h.hosts, nil)
+		name := fmt.Sprintf("w%d", i)
+		a.up(a.workload(name, "bank", "s", byte(1+i), 80))
+		a.waitAccepted(name)
+		hosts, agents = append(hosts, h), append(agents, a)
+	}
+	ready := func() (n int) {
+		for _, e := range la.waitFor("service/bank/s").GetService().GetEndpoints() {
+			if e.GetTargets()[0] == 80 {
+				n++
+			}
+		}
+		return n
+	}
+	finding := func() bool {
+		resp, err := r.operator(t).Check(t.Context(), &api.CheckRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.ContainsFunc(resp.Findings, func(f *api.Finding) bool { return f.GetKind() == "hosts-away-at-once" })
+	}
+	eventually(t, "all are ready", func() bool { return ready() == 4 })
+	for _, a := range agents {
+		a.close()
+	}
+	eventually(t, "the panic is told", finding)
+	if n := ready(); n != 4 {
+		t.Errorf("%d of 4 endpoints are ready", n)
+	}
+	for i := range 3 {
+		agents[i] = syncHost(t, hosts[i].hosts, agents[i])
+		agents[i].up(agents[i].workload(fmt.Sprintf("w%d", i), "bank", "s", byte(1+i), 80))
+	}
+	eventually(t, "the one that stays away is lost", func() bool { return ready() == 3 && !finding() })
+}
+
 // TestSlowStream: a stream that nobody reads costs nothing, holds up no other, and
 // skips to the newest when it is read.
 func TestSlowStream(t *testing.T) {
