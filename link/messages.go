@@ -22,8 +22,12 @@ const (
 	KindCertificate Kind = "certificate" // Certificate: the answer to a CSR
 	KindRenew       Kind = "renew"       // empty: make a new key and send a CSR (the artifacts changed)
 	KindReportNow   Kind = "report-now"  // empty: send a Report with the same ID
-	KindDrain       Kind = "drain"       // Drain: finish, then exit
+	KindDrain       Kind = "drain"       // Drain: finish, then exit; with a descriptor, give connections to the successor on it
+	KindInherit     Kind = "inherit"     // empty, with a descriptor: serve the connections that a predecessor sends on it
 )
+
+// From a proxy to its successor, on a socket pair that the agent made for them.
+const KindConnection Kind = "connection" // Connection, with its descriptor
 
 // From a proxy to the agent.
 const (
@@ -74,6 +78,9 @@ type Configure struct {
 	// CertificateWait bounds how long a mesh connection waits for the first
 	// certificate. 0 means 2 s.
 	CertificateWait time.Duration `json:"certificateWait,omitempty"`
+	// Successor says that another proxy accepts on the listeners still: accept when
+	// there is a certificate, not before.
+	Successor bool `json:"successor,omitempty"`
 }
 
 // DNS is how names that are no service's are resolved.
@@ -120,9 +127,18 @@ type Certificate struct {
 	Retry   time.Duration `json:"retry,omitempty"` // when to ask again after a refusal
 }
 
-// Drain asks a proxy to finish what it has and exit.
+// Drain asks a proxy to finish what it has and exit. Without a descriptor, idle
+// connections are closed. With one, a successor accepts on the same listeners: what
+// can move between two requests is sent there, and what cannot goes on until the
+// deadline. Said again, it can bring the deadline forward and name another successor.
 type Drain struct {
 	Deadline time.Time `json:"deadline"`
+}
+
+// Connection is one HTTP/1 connection between two requests.
+type Connection struct {
+	Role  string `json:"role"`            // of the listener that accepted it
+	First []byte `json:"first,omitempty"` // what was read of the next request
 }
 
 // Hello introduces a proxy.
@@ -136,6 +152,7 @@ type Hello struct {
 	Bundle    uint64    `json:"bundle,omitempty"`
 	Serial    string    `json:"serial,omitempty"` // of the certificate in use, hexadecimal
 	NotAfter  time.Time `json:"notAfter,omitzero"`
+	Draining  bool      `json:"draining,omitempty"`
 }
 
 // Ack tells which versions a proxy uses now.

@@ -126,6 +126,7 @@ func (a *agent) hello(conn *link.Conn) error {
 		Services: s.servicesVersion, Table: s.tableVersion,
 	}
 	status := a.p.creds.status()
+	h.Draining = a.p.isDraining()
 	h.Bundle, h.Serial, h.NotAfter = status.Bundle, status.Serial, status.NotAfter
 	var files []int
 	for role, fd := range a.p.listeners {
@@ -220,7 +221,21 @@ func (a *agent) handle(ctx context.Context, conn *link.Conn, m *link.Message) er
 		if err := m.Decode(&d); err != nil {
 			return err
 		}
-		p.Drain(d.Deadline)
+		var heir *link.Conn
+		if len(m.Files) > 0 {
+			var err error
+			if heir, err = fileConn(m); err != nil {
+				return err
+			}
+		}
+		p.Drain(d.Deadline, heir)
+	case link.KindInherit:
+		from, err := fileConn(m)
+		if err != nil {
+			return err
+		}
+		p.begin()
+		p.wg.Go(func() { p.inherit(ctx, from) })
 	default:
 		return fmt.Errorf("%s: unknown message", m.Kind)
 	}

@@ -23,13 +23,13 @@ type httpEngines struct {
 }
 
 // serveHTTP gives the application's connection to the engine, which asks dispatcher
-// for an upstream with each request.
-func (o *outbound) serveHTTP() error {
+// for an upstream with each request. first are bytes that were read already.
+func (o *outbound) serveHTTP(first []byte) error {
 	o.drop(mux.Cancelled)
 	d := &dispatcher{o: o}
 	d.payload = o.header(assay.HTTP1).AppendTo(make([]byte, 0, maxHeader))
 	defer d.close()
-	if err := o.p.http.out.Serve(o.ctx, o.conn, nil, d); err != nil {
+	if err := o.p.http.out.Serve(o.ctx, o.conn, first, d); err != nil {
 		o.p.log.Debug("http connection", "source", o.src.String(), "destination", o.dst.String(), "error", err)
 	}
 	return nil
@@ -310,7 +310,7 @@ func sameButClientPort(a, b []byte) bool {
 
 // serveGuestHTTP gives a plaintext client's connection to the engine, so that its
 // requests are counted like everybody's.
-func (i *inbound) serveGuestHTTP() error {
+func (i *inbound) serveGuestHTTP(first []byte) error {
 	key := i.key(reasonOutside)
 	key.Protocol = assay.HTTP1
 	series := i.p.rec.Series(key)
@@ -319,7 +319,7 @@ func (i *inbound) serveGuestHTTP() error {
 	c := &counted{p: i.p, series: series}
 	c.spare.Store(i.app) // dialled for whoever speaks first
 	i.app = nil
-	err := i.p.http.in.Serve(i.ctx, i.conn, nil, http1.Origin{Client: netip.AddrPortFrom(i.remote.Addr(), 0), Target: i.dst, Observer: c})
+	err := i.p.http.in.Serve(i.ctx, i.conn, first, http1.Origin{Client: netip.AddrPortFrom(i.remote.Addr(), 0), Target: i.dst, Observer: c})
 	if app := c.spare.Swap(nil); app != nil {
 		app.Close()
 	}

@@ -48,18 +48,35 @@ type inbound struct {
 
 // serveInbound carries one connection from its beginning to its end.
 func (p *Proxy) serveInbound(ctx context.Context, c *net.TCPConn) {
-	p.begin()
-	defer p.end()
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { abort(c) })
 	defer stop()
-	i := &inbound{p: p, ctx: ctx, conn: c, snap: p.snap.Load(), accepted: time.Now(), remote: addrPort(c.RemoteAddr())}
+	i := p.newInbound(ctx, c)
 	if err := i.serve(); err != nil {
 		i.refuse(err)
 	}
 }
 
-func (i *inbound) serve() (err error) {
+func (p *Proxy) newInbound(ctx context.Context, c *net.TCPConn) *inbound {
+	return &inbound{p: p, ctx: ctx, conn: c, snap: p.snap.Load(), accepted: time.Now(), remote: addrPort(c.RemoteAddr())}
+}
+
+func (i *inbound) serve() error {
+	if err := i.identify(); err != nil {
+		return err
+	}
+	mesh, err := i.sniff()
+	switch {
+	case err != nil:
+		return err
+	case mesh:
+		return i.mesh()
+	}
+	return i.plaintext(nil)
+}
+
+// identify learns who is asking for what.
+func (i *inbound) identify() (err error) {
 	if i.raw, err = i.conn.SyscallConn(); err != nil {
 		return err
 	}
@@ -68,14 +85,7 @@ func (i *inbound) serve() (err error) {
 	}
 	i.who, i.meshed = i.snap.table.Lookup(i.remote.Addr())
 	i.strange = !i.meshed && i.snap.stranger(i.remote.Addr())
-	mesh, err := i.sniff()
-	switch {
-	case err != nil:
-		return err
-	case mesh:
-		return i.mesh()
-	}
-	return i.plaintext()
+	return nil
 }
 
 // original learns which of the workload's ports is meant.
@@ -230,8 +240,9 @@ func (i *inbound) dial() (err error) {
 	return nil
 }
 
-// plaintext serves a client from outside the mesh, or refuses it.
-func (i *inbound) plaintext() error {
+// plaintext serves a client from outside the mesh, or refuses it. first are bytes that
+// were read already, of HTTP/1.
+func (i *inbound) plaintext(first []byte) error {
 	if i.meshed {
 		i.p.finding(refusedFromMeshed, i.remote.Addr().String(),
 			"plaintext to "+i.dst.String()+" from the address of "+i.who.Identity.String(),
@@ -254,7 +265,7 @@ func (i *inbound) plaintext() error {
 		i.protocol = sp.declared
 	}
 	if i.protocol == assay.HTTP1 && (i.app == nil || i.quiet) {
-		return i.serveGuestHTTP()
+		return i.serveGuestHTTP(first)
 	}
 	if i.app == nil {
 		if err := i.dial(); err != nil {

@@ -63,15 +63,17 @@ type target struct {
 
 // serveOutbound carries one connection from its beginning to its end.
 func (p *Proxy) serveOutbound(ctx context.Context, c *net.TCPConn) {
-	p.begin()
-	defer p.end()
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { abort(c) })
 	defer stop()
-	o := &outbound{p: p, ctx: ctx, conn: c, snap: p.snap.Load(), accepted: time.Now(), src: addrPort(c.RemoteAddr())}
+	o := p.newOutbound(ctx, c)
 	if err := o.serve(); err != nil {
 		o.refuse(err)
 	}
+}
+
+func (p *Proxy) newOutbound(ctx context.Context, c *net.TCPConn) *outbound {
+	return &outbound{p: p, ctx: ctx, conn: c, snap: p.snap.Load(), accepted: time.Now(), src: addrPort(c.RemoteAddr())}
 }
 
 func (o *outbound) serve() (err error) {
@@ -91,7 +93,7 @@ func (o *outbound) serve() (err error) {
 		return err
 	}
 	if o.protocol == assay.HTTP1 {
-		return o.serveHTTP()
+		return o.serveHTTP(nil)
 	}
 	if o.rules != nil {
 		// What rules cannot look into must not pass them by.

@@ -54,12 +54,14 @@ type Proxy struct {
 	wg       sync.WaitGroup  // everything that Run waits for
 	draining chan struct{}   // closed: accept nothing more
 	drain    sync.Once
-	deadline time.Time // of the drain; written before draining is closed
+	sooner   chan struct{}             // the deadline was brought forward
+	heir     atomic.Pointer[link.Conn] // takes what can move while draining
 
 	mu       sync.Mutex
 	sessions map[*session]struct{} // all that run, of both sides
-	work     int                   // connections being served
+	work     int                   // connections being served, and what may bring more
 	idle     chan struct{}         // closed when a drain has nothing to wait for any more
+	deadline time.Time             // of the drain
 }
 
 // maxHandshakes bounds the handshakes that run at once: each costs a signature.
@@ -82,6 +84,7 @@ func New(conn *link.Conn, o Options) *Proxy {
 		draining:  make(chan struct{}),
 		sessions:  map[*session]struct{}{},
 		idle:      make(chan struct{}),
+		sooner:    make(chan struct{}, 1),
 	}
 	p.snap.Store(&snapshot{})
 	p.creds = newCredentials(p)
@@ -140,7 +143,8 @@ func (p *Proxy) takeListeners(roles []string, files []int) error {
 // accept starts to accept once everything that a connection needs is known, and
 // says so. Connections made before wait in the backlog.
 func (p *Proxy) accept(ctx context.Context) error {
-	if p.accepting.Load() || !p.snap.Load().ready() {
+	s := p.snap.Load()
+	if p.accepting.Load() || !s.ready() || s.Successor && p.creds.status().Serial == "" {
 		return nil
 	}
 	for role, fd := range p.listeners {
@@ -170,6 +174,7 @@ func (p *Proxy) accept(ctx context.Context) error {
 				serve = p.serveNames
 			}
 			p.wg.Go(func() { <-p.draining; tcp.Close() })
+			p.begin()
 			p.wg.Go(func() { p.acceptLoop(ctx, tcp, serve) })
 		case link.ListenDNSUDP:
 			c, err := net.FilePacketConn(f)
@@ -181,8 +186,13 @@ func (p *Proxy) accept(ctx context.Context) error {
 				c.Close()
 				return fmt.Errorf("listener %s: is for %s", role, c.LocalAddr().Network())
 			}
-			p.wg.Go(func() { <-p.draining; udp.Close() })
-			p.wg.Go(func() { p.names.ServeUDP(ctx, udp) })
+			p.wg.Go(func() { <-p.draining; udp.SetReadDeadline(longAgo) })
+			p.begin()
+			p.wg.Go(func() {
+				defer p.end()
+				defer udp.Close()
+				p.names.ServeUDP(ctx, udp)
+			})
 		default:
 			return fmt.Errorf("listener %s: unknown role", role)
 		}
@@ -196,39 +206,7 @@ func (p *Proxy) serveNames(ctx context.Context, c *net.TCPConn) { p.names.ServeT
 // closeListeners stops accepting. The sockets stay open: they are the agent's too.
 func (p *Proxy) closeListeners() { p.drain.Do(func() { close(p.draining) }) }
 
-// Drain accepts nothing more, lets what runs end until the deadline, then ends Run.
-func (p *Proxy) Drain(deadline time.Time) {
-	p.drain.Do(func() {
-		p.deadline = deadline
-		close(p.draining)
-	})
-}
-
-func (p *Proxy) awaitDrain(ctx context.Context, cancel context.CancelCauseFunc) {
-	select {
-	case <-ctx.Done():
-		return
-	case <-p.draining:
-	}
-	p.http.out.Drain()
-	p.http.in.Drain()
-	p.mu.Lock()
-	for s := range p.sessions {
-		s.mux.Drain()
-	}
-	p.checkIdle()
-	p.mu.Unlock()
-	t := time.NewTimer(time.Until(p.deadline))
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-p.idle:
-	case <-t.C:
-	}
-	cancel(errDrained)
-}
-
-// begin and end count a connection that is being served.
+// begin and end count a connection that is being served, or who accepts them.
 func (p *Proxy) begin() {
 	p.mu.Lock()
 	p.work++
@@ -265,7 +243,7 @@ func (p *Proxy) addSession(s *session) {
 	p.sessions[s] = struct{}{}
 	select {
 	case <-p.draining:
-		s.mux.Drain()
+		s.drain()
 	default:
 	}
 }

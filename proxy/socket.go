@@ -135,13 +135,13 @@ func abort(c *net.TCPConn) {
 // acceptLoop accepts until the listener is closed. Running out of descriptors is
 // waited out: what cannot be accepted stays in the backlog.
 func (p *Proxy) acceptLoop(ctx context.Context, l *net.TCPListener, serve func(context.Context, *net.TCPConn)) {
+	defer p.end() // of accept's begin
 	pause := time.Duration(0)
 	for {
 		c, err := l.AcceptTCP()
 		if err == nil {
 			pause = 0
-			c.SetKeepAliveConfig(keepalive)
-			p.wg.Go(func() { serve(ctx, c) })
+			p.serveConn(c, func() { serve(ctx, c) })
 			continue
 		}
 		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
@@ -155,4 +155,14 @@ func (p *Proxy) acceptLoop(ctx context.Context, l *net.TCPListener, serve func(c
 		case <-time.After(pause):
 		}
 	}
+}
+
+// serveConn runs serve for a connection, which counts as work from this moment on.
+func (p *Proxy) serveConn(c *net.TCPConn, serve func()) {
+	c.SetKeepAliveConfig(keepalive)
+	p.begin()
+	p.wg.Go(func() {
+		defer p.end()
+		serve()
+	})
 }

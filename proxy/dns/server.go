@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,7 +46,8 @@ func NewServer(o Options) *Server {
 // SetMark sets the mark of the sockets that upstreams are asked through.
 func (s *Server) SetMark(mark uint32) { s.mark.Store(mark) }
 
-// ServeUDP answers what arrives on c until it is closed.
+// ServeUDP answers what arrives on c until it is closed, or until its read deadline:
+// then it answers what has arrived before.
 func (s *Server) ServeUDP(ctx context.Context, c *net.UDPConn) {
 	ctx, cancel := context.WithCancel(ctx)
 	var forwards sync.WaitGroup
@@ -58,6 +60,10 @@ func (s *Server) ServeUDP(ctx context.Context, c *net.UDPConn) {
 		n, from, err := c.ReadFromUDPAddrPort(buf)
 		if err != nil {
 			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				forwards.Wait() // what was asked is answered
 				return
 			}
 			continue // an ICMP error of an answer that nobody wanted

@@ -305,7 +305,7 @@ func (c *client) finishExchange(x *exchange) {
 	x.ended = true
 	c.report(x)
 	c.dropSentLocked()
-	if c.draining || c.eof && c.in == nil {
+	if c.draining && c.give == nil || c.eof && c.in == nil {
 		x.keep = false
 	}
 	if !x.keep {

@@ -150,7 +150,7 @@ func (in *Inbound) Serve(ctx context.Context, tcp *net.TCPConn, first []byte, o 
 
 // Drain does for plaintext clients what Outbound.Drain does. Streams are drained by
 // their sessions.
-func (in *Inbound) Drain() { in.direct.Drain() }
+func (in *Inbound) Drain(give Give) { in.direct.Drain(give) }
 
 // openDirect opens an exchange within the process.
 func (c *client) openDirect(x *exchange, data []byte, fin bool) (int, error) {

@@ -23,7 +23,13 @@ type Outbound struct {
 	mu       sync.Mutex
 	conns    map[*client]struct{}
 	draining bool
+	give     Give
 }
+
+// Give hands an application's connection to another process between two requests:
+// first are the bytes that were read of the next one. It reports whether that one has
+// it now; then it is not touched here any more.
+type Give func(tcp *net.TCPConn, first []byte) bool
 
 // ErrStopped is returned by Serve when its context ended.
 var ErrStopped = errors.New("http1: stopped")
@@ -41,14 +47,15 @@ func (o *Outbound) Serve(ctx context.Context, tcp *net.TCPConn, first []byte, d 
 	return c.run(ctx, o, tcp, first)
 }
 
-// Drain lets every connection finish the request that it carries, closes the idle
-// ones, and lets no new one live beyond its first request. It returns at once.
-func (o *Outbound) Drain() {
+// Drain lets every connection finish the request that it carries, and closes the idle
+// ones; no new one lives beyond its first request. With give, which may be nil, they
+// are given away instead; what cannot be goes on here. It returns at once.
+func (o *Outbound) Drain(give Give) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.draining = true
+	o.draining, o.give = true, give
 	for c := range o.conns {
-		c.drain()
+		c.drain(give)
 	}
 }
 
@@ -59,7 +66,7 @@ func (o *Outbound) add(c *client) {
 		o.conns = map[*client]struct{}{}
 	}
 	o.conns[c] = struct{}{}
-	c.draining, c.fresh = o.draining, o.draining
+	c.draining, c.fresh, c.give = o.draining, o.draining, o.give
 }
 
 func (o *Outbound) remove(c *client) {
@@ -105,6 +112,7 @@ type client struct {
 	waiting  bool // it waits on wake
 	eof      bool // the application half-closed
 	draining bool
+	give     Give // instead of closing when drained
 	fresh    bool // it came while draining: its first request is carried
 	closing  bool // our side is shut down: only the end is waited for
 	dead     bool // the socket is closed or useless
@@ -165,6 +173,9 @@ func (c *client) nextHead() (bool, error) {
 	c.req.Reset()
 	armed := false
 	for {
+		if c.given() {
+			return false, nil
+		}
 		if c.in != nil {
 			if !c.req.Begun() && len(c.in.b) >= 2 && string(c.in.b[:2]) == "\r\n" {
 				// One empty line before a request is skipped (RFC 9112 section 2.2): old
@@ -224,11 +235,39 @@ func (c *client) wanted(begun bool) (bool, error) {
 		return false, ErrStopped
 	case c.eof || c.closing || c.dead:
 		return false, nil
-	case c.draining && !c.fresh && !begun && c.in == nil:
+	case c.draining && c.give == nil && !c.fresh && !begun && c.in == nil:
 		c.shutdown()
 		return false, nil
 	}
 	return true, nil
+}
+
+// given gives the connection away, if it is drained and can be. Whoever has it reads
+// the head again from its first byte. A connection that authenticated itself is bound
+// to an upstream, and stays.
+func (c *client) given() bool {
+	c.mu.Lock()
+	give := c.give
+	if !c.draining || c.stopped || c.eof || c.closing || c.dead || c.x != nil && c.x.bound {
+		give = nil
+	}
+	c.mu.Unlock()
+	if give == nil {
+		return false
+	}
+	var first []byte
+	if c.in != nil {
+		first = c.in.b
+	}
+	gone := give(c.tcp, first)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !gone {
+		c.give = nil // it ends as drained connections do
+		return false
+	}
+	c.dead = true
+	return true
 }
 
 // discard drops n bytes of the input.
@@ -329,10 +368,10 @@ func (c *client) stop() {
 	c.kick()
 }
 
-func (c *client) drain() {
+func (c *client) drain(give Give) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.draining = true
+	c.draining, c.give = true, give
 	c.kick()
 }
 
