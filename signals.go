@@ -1,6 +1,7 @@
 package assay
 
 import (
+	"maps"
 	"math/bits"
 	"time"
 )
@@ -142,6 +143,46 @@ type Counters struct {
 	HandshakeFailures map[string]uint64 `json:"handshakeFailures,omitempty"` // by reason
 	Detections        map[string]uint64 `json:"detections,omitempty"`        // by outcome
 	Refusals          map[string]uint64 `json:"refusals,omitempty"`          // connections refused, by reason; "kernel-…" by the kernel, with no proxy asked
+}
+
+// Add counts other, of the same key, into s.
+func (s *Signals) Add(other *Signals) {
+	s.Requests += other.Requests
+	s.Failures += other.Failures
+	s.Opened += other.Opened
+	s.BytesIn += other.BytesIn
+	s.BytesOut += other.BytesOut
+	s.Open += other.Open
+	s.InFlight += other.InFlight
+	s.Latency.Add(&other.Latency)
+	if other.FirstSeen.Before(s.FirstSeen) {
+		s.FirstSeen = other.FirstSeen
+	}
+	if other.LastSeen.After(s.LastSeen) {
+		s.LastSeen = other.LastSeen
+	}
+}
+
+// Plus returns the sum of two proxies' counts.
+func (c Counters) Plus(other *Counters) Counters {
+	c.Handshakes += other.Handshakes
+	for _, m := range []struct {
+		to   *map[string]uint64
+		from map[string]uint64
+	}{{&c.HandshakeFailures, other.HandshakeFailures}, {&c.Detections, other.Detections}, {&c.Refusals, other.Refusals}} {
+		if len(m.from) == 0 {
+			continue
+		}
+		sum := maps.Clone(*m.to)
+		if sum == nil {
+			sum = map[string]uint64{}
+		}
+		for reason, n := range m.from {
+			sum[reason] += n
+		}
+		*m.to = sum
+	}
+	return c
 }
 
 // Finding is something that a person should look at.

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"assay.dev"
 	"assay.dev/agent/attest"
 	"assay.dev/agent/netns"
 )
@@ -52,10 +53,10 @@ func (a *Agent) adoptOne(rec record) error {
 	if err != nil && rec.Command.PID != 0 {
 		return fmt.Errorf("its command: %w", err)
 	}
-	proxy := a.adoptable(rec)
-	ns, err := namespaceOf(rec.NetNS, proxy, command)
+	proxies := a.adoptable(rec)
+	ns, err := namespaceOf(rec.NetNS, append(proxies.processes(), command)...)
 	if err != nil {
-		for _, p := range []*attest.Process{proxy, command} {
+		for _, p := range append(proxies.processes(), command) {
 			if p != nil {
 				p.Close()
 			}
@@ -69,10 +70,12 @@ func (a *Agent) adoptOne(rec record) error {
 	a.mu.Unlock()
 	w := a.newWorkload(rec, ns)
 	w.adopted = true
-	if proxy != nil {
-		if w.listeners, err = listenersOf(proxy, rec.Listeners); err != nil {
-			a.log.Warn("listeners come when the proxy does", "workload", w.id, "err", err)
+	w.current, w.next, w.older = proxies.current, proxies.next, proxies.older
+	for _, p := range proxies.processes() {
+		if w.listeners, err = listenersOf(p, rec.Listeners); err == nil {
+			break
 		}
+		a.log.Warn("listeners come when the proxy does", "workload", w.id, "err", err)
 	}
 	if host := a.hostNetwork(); host != nil {
 		if err := host.Allow(rec.Port, rec.Workload.Addrs); err != nil {
@@ -82,7 +85,7 @@ func (a *Agent) adoptOne(rec record) error {
 	if !rec.Workload.MeshedSince.IsZero() {
 		w.accepts.set() // its listeners never closed
 	}
-	w.start(proxy)
+	w.start()
 	// All owners are watched by descriptors of their own.
 	if file, err := owner.File(); err == nil {
 		if p, err := attest.FromPidfd(file); err == nil {
@@ -97,17 +100,51 @@ func (a *Agent) adoptOne(rec record) error {
 	return nil
 }
 
-// adoptable returns the recorded proxy if it still is that: same process, same
-// executable, same namespace. Anything else with its number is somebody else.
-func (a *Agent) adoptable(rec record) *attest.Process {
-	p, err := rec.Proxy.open()
-	if err != nil {
-		return nil
+// proxies are those of one workload.
+type proxies struct {
+	current, next *generation
+	older         []*generation
+}
+
+// processes holds the ones that are there, the current one first.
+func (p proxies) processes() (list []*attest.Process) {
+	for _, g := range append([]*generation{p.current, p.next}, p.older...) {
+		if g != nil {
+			list = append(list, g.proc)
+		}
 	}
-	exe, facts, err := a.digester.Executable(p)
-	if err != nil || exe.Digest != rec.ProxyExe || facts.NetNS != rec.NetNS {
-		p.Close()
-		return nil
+	return list
+}
+
+// adoptable returns the recorded proxies that still are that: same process, same
+// executable, same namespace. Anything else with its number is somebody else.
+func (a *Agent) adoptable(rec record) (p proxies) {
+	open := func(ref processRef, digest assay.Digest) *generation {
+		proc, err := ref.open()
+		if err != nil {
+			return nil
+		}
+		exe, facts, err := a.digester.Executable(proc)
+		if err != nil || exe.Digest != digest || facts.NetNS != rec.NetNS {
+			proc.Close()
+			return nil
+		}
+		return newGeneration(proc, digest)
+	}
+	p.current = open(rec.Proxy, rec.ProxyExe)
+	if n := rec.Next; n != nil {
+		if p.next = open(n.Process, n.Exe); p.next != nil {
+			p.next.successor = true
+		}
+	}
+	if p.current == nil { // it is waited for no more
+		p.current, p.next = p.next, nil
+	}
+	for _, r := range rec.Older {
+		if g := open(r.Process, r.Exe); g != nil {
+			g.until = r.Until
+			p.older = append(p.older, g)
+		}
 	}
 	return p
 }
@@ -148,7 +185,7 @@ func (a *Agent) sweep(rec record) {
 // endAll ends every process in a workload's namespace. An inode may belong to another
 // namespace by now, so it must have the workload's address too.
 func (a *Agent) endAll(rec record) {
-	list := inNamespace(rec.NetNS, 0)
+	list := inNamespace(rec.NetNS)
 	if len(list) == 0 || len(rec.Workload.Addrs) == 0 {
 		return
 	}

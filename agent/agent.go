@@ -19,10 +19,11 @@ import (
 
 // Agent is the agent of one host. Make one with New and call Run once.
 type Agent struct {
-	cfg      Config
-	log      *slog.Logger
-	digester attest.Digester
-	outbox   *outbox
+	cfg       Config
+	log       *slog.Logger
+	digester  attest.Digester
+	outbox    *outbox
+	upgrading chan struct{} // slots for upgrades
 
 	dirty     chan struct{} // the snapshot has changed
 	view      atomic.Pointer[view]
@@ -100,7 +101,8 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, outbox: newOutbox(), dirty: make(chan struct{}, 1),
-		fresh: newLatch(), settled: newLatch(), hostReady: newLatch(), ready: newLatch(), snapshot: newSnapshot(0), inUse: map[netip.Addr]bool{},
+		upgrading: make(chan struct{}, maxUpgrading),
+		fresh:     newLatch(), settled: newLatch(), hostReady: newLatch(), ready: newLatch(), snapshot: newSnapshot(0), inUse: map[netip.Addr]bool{},
 	}
 	a.workloads.m = map[string]*workload{}
 	a.view.Store(&view{})
@@ -152,6 +154,16 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	// be known before.
 	a.adopt()
 	g.Go(func() { a.syncLoop(serving) })
+	g.Go(func() { // once there is a control that certifies successors
+		select {
+		case <-a.fresh.ch:
+		case <-serving.Done():
+			return
+		}
+		if err := a.Upgrade(); err != nil {
+			a.log.Error("adopted proxies are not upgraded", "err", err)
+		}
+	})
 	g.Go(func() { a.relayNames(serving, loopbackResolver()) })
 	g.Go(func() { failed <- a.serve(serving, sock) })
 	g.Go(func() { a.settle(serving) })

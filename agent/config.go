@@ -56,6 +56,9 @@ type Config struct {
 	// CertificateWait bounds how long a connection waits for the first certificate
 	// (2 s).
 	CertificateWait time.Duration
+	// ProxyDrain bounds how long a proxy that an upgrade has replaced goes on with what
+	// cannot move (1 h).
+	ProxyDrain time.Duration
 	// EndWorkloads ends all workloads and removes bridge and rules when Run ends.
 	// Otherwise they go on and the next agent adopts them.
 	EndWorkloads bool
@@ -71,6 +74,7 @@ const (
 	DefaultRuntimeDir = "/run/assay"
 	DefaultDomain     = "assay.internal"
 	SocketName        = "agent.sock"
+	DefaultProxyDrain = time.Hour
 	proxyName         = "assay-proxy"
 )
 
@@ -92,6 +96,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.ReturnMark == 0 {
 		c.ReturnMark = 0x41535302
+	}
+	if c.ProxyDrain == 0 {
+		c.ProxyDrain = DefaultProxyDrain
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

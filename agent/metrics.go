@@ -84,6 +84,14 @@ type source struct {
 	notAfter time.Time
 	beside   []assay.Signals // what passes beside the proxy
 	balance  *assay.Balance
+	proxies  []proxyState
+}
+
+// proxyState is one of a workload's proxies.
+type proxyState struct {
+	labels string
+	until  time.Time // of the drain
+	open   int64     // connections
 }
 
 func writeMetrics(out io.Writer, h hostMetrics, list []*workload) {
@@ -91,7 +99,7 @@ func writeMetrics(out io.Writer, h hostMetrics, list []*workload) {
 	for _, w := range list {
 		n := w.noun()
 		w.mu.Lock()
-		s := source{counters: w.counters(), notAfter: w.notAfter}
+		s := source{counters: w.counters(), notAfter: w.notAfter, proxies: w.proxyStates()}
 		if w.report != nil {
 			s.signals = w.report.Signals
 		}
@@ -109,6 +117,21 @@ func writeMetrics(out io.Writer, h hostMetrics, list []*workload) {
 	p.sample("assay_workloads", "", float64(h.workloads))
 	p.family("assay_findings_dropped_total", "counter", "Findings that control was never told.")
 	p.sample("assay_findings_dropped_total", "", float64(h.dropped))
+
+	p.family("assay_proxy_connections", "gauge", "Connections of each proxy process; one that was upgraded drains.")
+	for _, s := range sources {
+		for _, x := range s.proxies {
+			p.sample("assay_proxy_connections", s.labels+","+x.labels, float64(x.open))
+		}
+	}
+	p.family("assay_proxy_drain_deadline_seconds", "gauge", "When a draining proxy ends, Unix time.")
+	for _, s := range sources {
+		for _, x := range s.proxies {
+			if !x.until.IsZero() {
+				p.sample("assay_proxy_drain_deadline_seconds", s.labels+","+x.labels, float64(x.until.Unix()))
+			}
+		}
+	}
 
 	type value struct {
 		name, kind, help string
@@ -290,4 +313,25 @@ func (p *page) histogram(name, labels string, l *assay.Latency) {
 	}
 	p.sample(name+"_sum", labels, l.Sum.Seconds())
 	p.sample(name+"_count", labels, float64(sum))
+}
+
+// proxyStates describes the workload's proxies; mu is held.
+func (w *workload) proxyStates() (list []proxyState) {
+	for _, g := range w.living() {
+		state := "current"
+		switch {
+		case g == w.next:
+			state = "starting"
+		case g != w.current:
+			state = "draining"
+		}
+		s := proxyState{labels: labels("pid", strconv.Itoa(g.proc.PID()), "state", state, "digest", g.exe.Short()), until: g.until}
+		if g.report != nil {
+			for i := range g.report.Signals {
+				s.open += g.report.Signals[i].Open
+			}
+		}
+		list = append(list, s)
+	}
+	return list
 }

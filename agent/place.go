@@ -71,7 +71,7 @@ func (a *Agent) place(ctx context.Context, req RunRequest, owner *attest.Process
 	if err == nil {
 		owner, err = attest.FromPidfd(file)
 	}
-	w.start(nil)
+	w.start()
 	if err != nil {
 		w.end(err)
 		<-w.done

@@ -3,6 +3,7 @@ package agent
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 
 	"assay.dev/agent/attest"
@@ -10,7 +11,7 @@ import (
 
 // inNamespace holds all processes in a network namespace but except. The namespace
 // is held by the caller, so its inode is nobody else's.
-func inNamespace(inode uint64, except int) []*attest.Process {
+func inNamespace(inode uint64, except ...int) []*attest.Process {
 	dir, err := os.Open("/proc")
 	if err != nil {
 		return nil
@@ -24,7 +25,7 @@ func inNamespace(inode uint64, except int) []*attest.Process {
 	var list []*attest.Process
 	for _, name := range names {
 		pid, err := strconv.Atoi(name)
-		if err != nil || pid == except || pid == os.Getpid() {
+		if err != nil || slices.Contains(except, pid) || pid == os.Getpid() {
 			continue
 		}
 		link := "/proc/" + name + "/ns/net"

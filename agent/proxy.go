@@ -26,156 +26,35 @@ const (
 	redialWithin = 5 * time.Second  // so is one that lost its link and does not come back
 	drainWithin  = 2 * time.Second
 	// A proxy that lived this long may be replaced at once again.
-	settled      = 10 * time.Second
+	settledAfter = 10 * time.Second
 	respawnFirst = 100 * time.Millisecond
 	respawnMost  = 5 * time.Second
 	maxProxyLog  = 1 << 20
 )
 
-// orphan is a proxy that dialled agent.sock, with its greeting.
-type orphan struct {
-	conn  *link.Conn
-	hello link.Message
-}
-
-// superviseProxy keeps one proxy running until ctx ends: the one that runs already,
-// if there is one, and then its successors. All use the same listeners.
-func (w *workload) superviseProxy(ctx context.Context, running *attest.Process) {
-	retry := time.Duration(0)
-	for ctx.Err() == nil {
-		began := time.Now()
-		var conn *link.Conn
-		proc := running
-		running = nil
-		if proc == nil {
-			var err error
-			if proc, conn, err = w.spawn(); err != nil {
-				w.log.Error("the proxy cannot be started", "err", err)
-				w.failedStart(err)
-			}
-		}
-		if proc != nil {
-			w.serveProxy(ctx, proc, conn)
-			proc.Close()
-			if ctx.Err() != nil {
-				return
-			}
-			w.log.Error("the proxy has ended and is replaced", "pid", proc.PID(), "served", time.Since(began).Round(time.Millisecond))
-			w.mu.Lock()
-			w.rec.Proxy = processRef{}
-			w.mu.Unlock()
-			if !w.accepts.is() {
-				w.failedStart(fmt.Errorf("the proxy ended before it accepted: %s", w.logTail()))
-			}
-		}
-		if time.Since(began) > settled {
-			retry = 0
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(retry):
-		}
-		retry = min(max(2*retry, respawnFirst), respawnMost)
-	}
-}
-
-// maxFailedStarts is after how many a placement gives up.
-const maxFailedStarts = 3
-
-// failedStart counts proxies that ended before one accepted.
-func (w *workload) failedStart(err error) {
-	w.mu.Lock()
-	w.spawning = err
-	w.failures++
-	n := w.failures
-	w.mu.Unlock()
-	if n == maxFailedStarts {
-		w.stillborn.set()
-	}
-}
-
-// serveProxy speaks with a proxy until it has ended, or until ctx ends: then it
-// drains the proxy, or leaves it to the next agent.
-func (w *workload) serveProxy(ctx context.Context, proc *attest.Process, conn *link.Conn) {
-	ended, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	reaped := make(chan struct{})
-	go func() {
-		defer close(reaped)
-		if proc.Wait(ended) == nil {
-			unix.Wait4(proc.PID(), nil, unix.WNOHANG, nil) // ours to reap, unless another agent started it
-			stop(attest.ErrGone)
-		}
-	}()
-	defer func() { <-reaped }()
-	var hello link.Message
-	for ended.Err() == nil {
-		if conn == nil {
-			select {
-			case <-ended.Done():
-				continue
-			case o := <-w.redialed:
-				conn, hello = o.conn, o.hello
-			case <-time.After(redialWithin):
-				w.log.Error("the proxy does not come back and is ended", "pid", proc.PID())
-				proc.Signal(syscall.SIGKILL)
-				<-ended.Done()
-				continue
-			}
-		}
-		s := newSession(w, conn)
-		err := s.run(ended, hello)
-		if errors.Is(err, errSilent) {
-			w.log.Error("the proxy says nothing and is ended", "pid", proc.PID())
-			proc.Signal(syscall.SIGKILL)
-		}
-		conn, hello = nil, link.Message{}
-	}
-	if conn != nil { // the end came before the first word: a proxy that hears nothing ends by this
-		hello.Discard()
-		conn.Close()
-	}
-	cause := context.Cause(ended)
-	stop(nil)
-	<-reaped
-	if !errors.Is(cause, attest.ErrGone) && !errors.Is(cause, errAgentStops) {
-		w.drainProxy(proc)
-	}
-}
-
-// drainProxy ends a proxy whose workload has ended; its session has sent Drain.
-func (w *workload) drainProxy(proc *attest.Process) {
-	ctx, cancel := context.WithTimeout(context.Background(), drainWithin)
-	defer cancel()
-	if proc.Wait(ctx) != nil {
-		proc.Signal(syscall.SIGKILL)
-		proc.Wait(context.Background())
-	}
-	unix.Wait4(proc.PID(), nil, unix.WNOHANG, nil)
-}
-
 // spawn starts a proxy in the workload's namespace: its own session, its own user,
 // one capability, no new privileges, nothing open but the link. The executable is
-// the file that was digested, whatever its path leads to meanwhile.
-func (w *workload) spawn() (_ *attest.Process, _ *link.Conn, err error) {
+// the file that was digested, whatever its path leads to meanwhile. A successor waits
+// for its certificate before it accepts.
+func (w *workload) spawn(successor bool) (_ *generation, err error) {
 	exe, err := os.Open(w.a.cfg.Proxy)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer exe.Close()
 	digest, _, err := w.a.digester.File(exe)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	// Out of the way of the descriptors 0 to 3 that the child gets.
 	exeFD, err := unix.FcntlInt(exe.Fd(), unix.F_DUPFD_CLOEXEC, 16)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer unix.Close(exeFD)
 	near, far, err := link.Pair()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer far.Close()
 	defer func() {
@@ -185,12 +64,12 @@ func (w *workload) spawn() (_ *attest.Process, _ *link.Conn, err error) {
 	}()
 	out, err := w.openLog()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer out.Close()
 	null, err := os.Open(os.DevNull)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer null.Close()
 
@@ -223,28 +102,35 @@ func (w *workload) spawn() (_ *attest.Process, _ *link.Conn, err error) {
 		return err
 	})
 	if err != nil {
-		return nil, nil, &assay.Error{Op: "start " + w.a.cfg.Proxy, Err: err, Remedy: "everybody must be able to execute it (chmod 755), and its file system must not be mounted noexec"}
+		return nil, &assay.Error{Op: "start " + w.a.cfg.Proxy, Err: err, Remedy: "everybody must be able to execute it (chmod 755), and its file system must not be mounted noexec"}
 	}
 	proc, err := attest.Open(pid) // our child: the number is its own until it is reaped
 	if err != nil {
 		unix.Kill(pid, unix.SIGKILL)
 		unix.Wait4(pid, nil, 0, nil)
-		return nil, nil, fmt.Errorf("start %s: %w%s", w.a.cfg.Proxy, err, w.logTail())
+		return nil, fmt.Errorf("start %s: %w%s", w.a.cfg.Proxy, err, w.logTail())
 	}
+	g := newGeneration(proc, digest)
+	g.conn, g.successor = near, successor
 	// Recorded before it is configured: a proxy that nobody configured ends by
 	// itself when its link does.
 	w.mu.Lock()
-	w.rec.Proxy, w.rec.ProxyExe, w.rec.NetNS = refOf(proc), digest, w.ns.Inode()
+	w.rec.NetNS = w.ns.Inode()
+	if successor {
+		w.next = g
+	} else {
+		w.current = g
+	}
 	w.mu.Unlock()
-	if err := w.save(); err != nil {
+	if err := w.saveGenerations(); err != nil {
 		proc.Signal(syscall.SIGKILL)
 		proc.Wait(context.Background())
 		unix.Wait4(proc.PID(), nil, 0, nil)
-		proc.Close()
-		return nil, nil, err
+		w.forget(g)
+		return nil, err
 	}
-	w.log.Info("proxy started", "pid", proc.PID(), "digest", digest.Short())
-	return proc, near, nil
+	w.log.Info("proxy started", "pid", proc.PID(), "digest", digest.Short(), "successor", successor)
+	return g, nil
 }
 
 // confineThread takes all capabilities but one out of the thread's bounding set, so

@@ -1,10 +1,12 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"reflect"
 	"slices"
+	"sync"
 	"time"
 
 	"assay.dev"
@@ -29,6 +31,7 @@ func (w *workload) pollReports(ctx context.Context) {
 			return
 		case <-time.After(wait):
 		}
+		w.enforceDrain(time.Now())
 		before := w.lastReport()
 		w.freshReport(ctx, time.Second)
 		beside := w.countBeside(besideEvery)
@@ -48,15 +51,21 @@ func (w *workload) lastReport() *link.Report {
 	return w.report
 }
 
-// freshReport asks the kernel, and the proxy, and waits for its answer, at most d.
+// freshReport asks the kernel, and the proxies, and waits for their answers, at most d.
 func (w *workload) freshReport(ctx context.Context, d time.Duration) {
 	w.countRefused()
+	var g sync.WaitGroup
+	defer g.Wait()
 	w.mu.Lock()
-	s := w.session
-	w.mu.Unlock()
-	if s == nil {
-		return
+	defer w.mu.Unlock()
+	for _, x := range w.living() {
+		if s := x.session; s != nil {
+			g.Go(func() { s.freshReport(ctx, d) })
+		}
 	}
+}
+
+func (s *session) freshReport(ctx context.Context, d time.Duration) {
 	answered := make(chan struct{})
 	s.mu.Lock()
 	s.asked++
@@ -84,9 +93,10 @@ func (w *workload) freshReport(ctx context.Context, d time.Duration) {
 func (s *session) reported(id uint64, r *link.Report) {
 	w := s.w
 	w.mu.Lock()
-	news := w.report == nil || !reflect.DeepEqual(w.report, r)
+	news := s.g.report == nil || !reflect.DeepEqual(s.g.report, r)
 	if news {
-		w.report = r
+		s.g.report = r
+		w.report = w.wholeReport()
 	}
 	w.mu.Unlock()
 	if news {
@@ -144,6 +154,52 @@ func withKernel(c assay.Counters, refused capture.Refused) assay.Counters {
 	}
 	c.Refusals = of
 	return c
+}
+
+// wholeReport is what all of the workload's proxies have counted, those that have
+// ended too, so that counters only grow; mu is held.
+func (w *workload) wholeReport() *link.Report {
+	whole := w.past
+	for _, g := range w.living() {
+		if g.report != nil {
+			whole = addReports(whole, g.report)
+		}
+	}
+	return whole
+}
+
+// addReports adds two reports, either of which may be nil.
+func addReports(a, b *link.Report) *link.Report {
+	if a == nil || b == nil {
+		return cmp.Or(a, b)
+	}
+	sum := &link.Report{Started: a.Started, Signals: slices.Clone(a.Signals), Counters: a.Counters.Plus(&b.Counters)}
+	if b.Started.Before(a.Started) {
+		sum.Started = b.Started
+	}
+	at := make(map[assay.SignalKey]int, len(sum.Signals))
+	for i := range sum.Signals {
+		at[sum.Signals[i].SignalKey] = i
+	}
+	for i := range b.Signals {
+		s := &b.Signals[i]
+		if j, ok := at[s.SignalKey]; ok {
+			sum.Signals[j].Add(s)
+		} else if len(sum.Signals) < link.MaxSignals {
+			sum.Signals = append(sum.Signals, *s)
+		}
+	}
+	return sum
+}
+
+// settled is the report of a proxy that has ended: nothing of it is open.
+func settled(r *link.Report) *link.Report {
+	out := *r
+	out.Signals = slices.Clone(r.Signals)
+	for i := range out.Signals {
+		out.Signals[i].Open, out.Signals[i].InFlight = 0, 0
+	}
+	return &out
 }
 
 // settleReport takes the last numbers of a workload whose command has ended. Its

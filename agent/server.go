@@ -227,21 +227,19 @@ func (a *Agent) proxyIsBack(ctx context.Context, conn *link.Conn, m link.Message
 	if w == nil {
 		return a.endStray(peer, h.Workload)
 	}
-	w.mu.Lock()
-	rec := w.rec
-	w.mu.Unlock()
-	if refOf(peer) != rec.Proxy {
+	g := w.generationOf(refOf(peer))
+	if g == nil {
 		return errors.Join(errors.New("it is not the process on record"), a.endStray(peer, h.Workload))
 	}
 	facts, err := peer.Facts()
 	if err != nil {
 		return err
 	}
-	if facts.NetNS != rec.NetNS {
+	if facts.NetNS != w.ns.Inode() {
 		return errors.New("it is not in its workload's network namespace")
 	}
 	select {
-	case w.redialed <- orphan{conn, m}:
+	case g.redialed <- orphan{conn, m}:
 		return nil
 	case <-w.done:
 		return errors.New("its workload has ended")

@@ -31,6 +31,7 @@ var errSilent = errors.New("the proxy did not greet")
 // what depends on the view, so that the order on the link is that of package link.
 type session struct {
 	w    *workload
+	g    *generation
 	conn *link.Conn
 	wake chan struct{}
 
@@ -52,9 +53,9 @@ type session struct {
 	acked   uint64 // and of those that it said it uses
 }
 
-func newSession(w *workload, conn *link.Conn) *session {
+func newSession(w *workload, g *generation, conn *link.Conn) *session {
 	conn.Limit(maxFromProxy)
-	return &session{w: w, conn: conn, wake: make(chan struct{}, 1), services: map[string]version{}, routes: map[string]version{}, waiting: map[uint64]chan struct{}{}}
+	return &session{w: w, g: g, conn: conn, wake: make(chan struct{}, 1), services: map[string]version{}, routes: map[string]version{}, waiting: map[uint64]chan struct{}{}}
 }
 
 func (s *session) wakeUp() {
@@ -86,15 +87,20 @@ func (s *session) run(ctx context.Context, greeting link.Message) error {
 		return err
 	}
 	s.w.mu.Lock()
-	s.w.session = s
+	s.g.session = s
+	if s.w.current == s.g {
+		s.w.session = s
+	}
 	s.w.mu.Unlock()
 	defer func() {
 		s.w.mu.Lock()
+		s.g.session = nil
 		if s.w.session == s {
 			s.w.session = nil
 		}
 		s.w.mu.Unlock()
 	}()
+	s.w.drainOlder()
 	var g sync.WaitGroup
 	defer g.Wait()
 	// A proxy that reads nothing must not hold up its workload's end.
@@ -139,19 +145,17 @@ func (s *session) greet(m link.Message) error {
 		w.mu.Unlock()
 		return fmt.Errorf("proxy %d has no listeners", h.PID)
 	}
-	w.bundle = h.Bundle // of this process; the one before may have had another
+	s.g.bundle, s.g.told = h.Bundle, h.Draining
 	if h.NotAfter.After(w.notAfter) {
 		w.notAfter = h.NotAfter
 	}
 	w.mu.Unlock()
-	if h.Bundle > 0 {
-		// Whether the stream to control began before or after: it hears of it.
-		w.a.outbox.ack(w.id, h.Bundle)
-	}
+	w.bundlesChanged() // whether the stream to control began before or after: it hears of it
 	c, files, err := w.configuration(len(h.Listeners) == 0)
 	if err != nil {
 		return err
 	}
+	c.Successor = s.g.successor
 	if err := w.save(); err != nil { // the listeners' ports may be new
 		return err
 	}
@@ -232,7 +236,7 @@ func (s *session) update(v *view, full bool) error {
 	if err != nil {
 		return err
 	}
-	c.Listeners, c.Config = s.configured.Listeners, s.configured.Config
+	c.Listeners, c.Config, c.Successor = s.configured.Listeners, s.configured.Config, s.configured.Successor
 	if !reflect.DeepEqual(c, s.configured) {
 		again := c
 		again.Listeners = nil
@@ -353,6 +357,7 @@ func (s *session) receive(ctx context.Context, g *sync.WaitGroup) error {
 		switch m.Kind {
 		case link.KindReady:
 			s.w.markMeshed()
+			s.g.accepts.set()
 		case link.KindCSR:
 			var csr link.CSR
 			if err := m.Decode(&csr); err != nil {
@@ -418,13 +423,28 @@ func (s *session) acknowledged(ack link.Ack) {
 	}
 	s.mu.Unlock()
 	s.w.mu.Lock()
-	news := ack.Bundle > 0 && ack.Bundle != s.w.bundle
-	if news {
-		s.w.bundle = ack.Bundle
-	}
+	s.g.bundle = max(s.g.bundle, ack.Bundle)
 	s.w.mu.Unlock()
+	s.w.bundlesChanged()
+}
+
+// bundlesChanged tells control which bundle all of the workload's proxies use: a new
+// root signs only when the last of them knows it.
+func (w *workload) bundlesChanged() {
+	w.mu.Lock()
+	least := uint64(0)
+	for _, g := range w.living() {
+		if g.bundle > 0 && (least == 0 || g.bundle < least) {
+			least = g.bundle
+		}
+	}
+	news := least > 0 && least != w.bundle
 	if news {
-		s.w.a.outbox.ack(s.w.id, ack.Bundle)
+		w.bundle = least
+	}
+	w.mu.Unlock()
+	if news {
+		w.a.outbox.ack(w.id, least)
 	}
 }
 

@@ -88,8 +88,17 @@ type record struct {
 	Listeners map[string]uint64 `json:"listeners,omitempty"`
 	Proxy     processRef        `json:"proxy"`
 	ProxyExe  assay.Digest      `json:"proxyExe"`
-	Owner     processRef        `json:"owner"`   // `assay run`
-	Command   processRef        `json:"command"` // what it started
+	Next      *proxyRecord      `json:"next,omitempty"`  // a successor that does not accept yet
+	Older     []proxyRecord     `json:"older,omitempty"` // predecessors that drain
+	Owner     processRef        `json:"owner"`           // `assay run`
+	Command   processRef        `json:"command"`         // what it started
+}
+
+// proxyRecord is a proxy beside the one that accepts.
+type proxyRecord struct {
+	Process processRef   `json:"process"`
+	Exe     assay.Digest `json:"exe"`
+	Until   time.Time    `json:"until,omitzero"` // when its drain ends
 }
 
 func openStore(dir string) (*store, error) {

@@ -56,6 +56,13 @@ func (p *pace) early() time.Duration {
 
 func (p *pace) allow() bool { return p.early() == 0 }
 
+// grant lets one more through: it is not the peer's doing.
+func (p *pace) grant() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.paid = p.paid.Add(-p.every)
+}
+
 // wait returns when it is the next one's time; false when ctx ended first.
 func (p *pace) wait(ctx context.Context) bool {
 	for {

@@ -42,7 +42,9 @@ func TestProxyThatWasTakenOver(t *testing.T) {
 	}
 	ended := make(chan error, 1)
 	w := a.workload(web.Workload)
-	go func() { ended <- newSession(w, near).run(t.Context(), link.Message{}) }()
+	go func() {
+		ended <- newSession(w, &generation{accepts: newLatch()}, near).run(t.Context(), link.Message{})
+	}()
 	if err := evil.Send(link.KindHello, 0, link.Hello{PID: os.Getpid()}); err != nil {
 		t.Fatal(err)
 	}

@@ -70,7 +70,8 @@ type workload struct {
 	over      *latch                  // everything is removed
 	wake      chan struct{}           // there is a new view
 	lookNow   chan struct{}           // something about its sockets may have changed
-	redialed  chan orphan             // its proxy is back, after an agent's death
+	upgrade   chan struct{}           // its proxy should be replaced
+	fewer     chan struct{}           // one of its proxies has ended
 	owned     chan *attest.Process    // processes whose end is the workload's
 	accepts   *latch                  // the proxy accepts
 	decided   *latch                  // control accepted or refused it
@@ -84,14 +85,18 @@ type workload struct {
 	listeners *listeners
 	command   *attest.Process
 	exeID     attest.FileID
-	session   *session
-	refused   error // by control
-	spawning  error // why the proxy did not start
-	failures  int   // proxies that ended before one accepted
-	logFrom   int64 // where the proxy's log begins in its file
-	report    *link.Report
+	current   *generation   // the proxy that accepts
+	next      *generation   // that will
+	older     []*generation // that did, and finish what they have
+	session   *session      // with the current one
+	refused   error         // by control
+	spawning  error         // why the proxy did not start
+	failures  int           // proxies that ended before one accepted
+	logFrom   int64         // where the proxy's log begins in its file
+	report    *link.Report  // of all its proxies
+	past      *link.Report  // of those that have ended
 	kernel    capture.Refused
-	bundle    uint64    // in use by the proxy
+	bundle    uint64    // in use by all its proxies
 	notAfter  time.Time // of the certificate that was issued last
 	withdrawn bool      // control was told that it is gone
 	reported  time.Time
@@ -101,7 +106,7 @@ func (a *Agent) newWorkload(rec record, ns *netns.Namespace) *workload {
 	return &workload{
 		a: a, id: rec.Workload.ID, addrs: rec.Workload.Addrs, log: a.log.With("workload", rec.Workload.ID),
 		ns: ns, capture: capture.New(ns), beside: newBeside(ns, rec.Began),
-		done: make(chan struct{}), wake: make(chan struct{}, 1), lookNow: make(chan struct{}, 1), redialed: make(chan orphan),
+		done: make(chan struct{}), wake: make(chan struct{}, 1), lookNow: make(chan struct{}, 1), upgrade: make(chan struct{}, 1), fewer: make(chan struct{}, 1),
 		owned: make(chan *attest.Process), over: newLatch(), accepts: newLatch(), decided: newLatch(), attested: newLatch(), stillborn: newLatch(),
 		requests: newPace(requestEvery, requestBurst), findings: newPace(findingEvery, findingBurst),
 		rec: rec,
@@ -111,21 +116,21 @@ func (a *Agent) newWorkload(rec record, ns *netns.Namespace) *workload {
 // errAgentStops ends a workload's goroutines and leaves the workload alone.
 var errAgentStops = errors.New("the agent stops")
 
-// start begins the workload's goroutines. running is its proxy when there is one.
-func (w *workload) start(running *attest.Process) {
+// start begins the workload's goroutines.
+func (w *workload) start() {
 	ctx, end := context.WithCancelCause(w.a.workloads.ctx)
 	w.end = end
 	w.a.workloads.add(w)
-	w.a.workloads.group.Go(func() { w.live(ctx, running) })
+	w.a.workloads.group.Go(func() { w.live(ctx) })
 }
 
-func (w *workload) live(ctx context.Context, running *attest.Process) {
+func (w *workload) live(ctx context.Context) {
 	defer close(w.done)
 	defer w.a.workloads.remove(w)
 	// The proxy outlives the rest: it carries the last bytes of what ends.
 	proxyCtx, endProxy := context.WithCancelCause(context.WithoutCancel(ctx))
 	var proxy, rest sync.WaitGroup
-	proxy.Go(func() { w.superviseProxy(proxyCtx, running) })
+	proxy.Go(func() { w.superviseProxy(proxyCtx) })
 	rest.Go(func() { w.watchReadiness(ctx) })
 	rest.Go(func() { w.distribute(ctx) })
 	rest.Go(func() { w.watchOwners(ctx) })
@@ -173,7 +178,7 @@ func (w *workload) withdraw() {
 // command left behind. Its end is theirs.
 func (w *workload) killAll() {
 	for deadline, sig := time.Now().Add(time.Second), syscall.SIGTERM; ; {
-		list := inNamespace(w.ns.Inode(), w.proxyPID())
+		list := inNamespace(w.ns.Inode(), w.proxyPIDs()...)
 		if len(list) == 0 {
 			return
 		}
@@ -194,10 +199,13 @@ func (w *workload) killAll() {
 	}
 }
 
-func (w *workload) proxyPID() int {
+func (w *workload) proxyPIDs() (list []int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.rec.Proxy.PID
+	for _, g := range w.living() {
+		list = append(list, g.proc.PID())
+	}
+	return list
 }
 
 // remove takes away everything that the workload had.

@@ -7,8 +7,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -35,7 +37,9 @@ func agentCommand() *cobra.Command {
 the workloads that 'assay run' starts here. The token is needed once; make one with
 'assay token create' where control runs.
 
-Workloads and their proxies outlive the agent: the next one continues with them.`,
+Workloads and their proxies outlive the agent: the next one continues with them. At
+SIGUSR2, and when it starts, it replaces the proxies that do not execute what
+assay-proxy is now, without losing a connection (see 'assay up --help').`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runAgent(cmd.Context(), &o) },
 	}
@@ -49,6 +53,7 @@ Workloads and their proxies outlive the agent: the next one continues with them.
 	f.StringVar(&o.advertise, "advertise", "", "the address by which other hosts reach this one (that of the route to control)")
 	f.StringVar(&o.config.Bridge, "bridge", "", "the name of this host's bridge (assay0)")
 	f.StringVar(&o.config.Proxy, "proxy", "", "the path of assay-proxy (beside this command)")
+	f.DurationVar(&o.config.ProxyDrain, "proxy-drain", agent.DefaultProxyDrain, "how long a proxy that was upgraded goes on with what cannot move")
 	f.StringVar(&o.metrics, "metrics", "127.0.0.1:9181", "where Prometheus finds metrics; \"\" for nowhere")
 	cmd.MarkFlagRequired("control")
 	return cmd
@@ -94,10 +99,37 @@ func runAgent(ctx context.Context, o *agentOptions) error {
 	if err != nil {
 		return err
 	}
+	defer upgradeOnSignal(ctx, a, log)()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return remote.Run(ctx) })
 	group.Go(func() error { return a.Run(ctx) })
 	return group.Wait()
+}
+
+// upgradeOnSignal upgrades proxies at SIGUSR2 until the function that it returns is
+// called.
+func upgradeOnSignal(ctx context.Context, a *agent.Agent, log *slog.Logger) (stop func()) {
+	wanted, done := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(wanted, syscall.SIGUSR2)
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-wanted:
+				if err := a.Upgrade(); err != nil {
+					log.Error("proxies are not upgraded", "err", err)
+				}
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(wanted)
+		cancel()
+		<-done
+	}
 }
 
 // advertised is the address that was given, or the one from which this host reaches

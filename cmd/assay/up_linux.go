@@ -31,6 +31,7 @@ type up struct {
 	listen      string
 	advertise   string
 	proxy       string
+	proxyDrain  time.Duration
 	keep        bool
 	leafLife    time.Duration
 	verbose     bool
@@ -55,6 +56,10 @@ At SIGINT or SIGTERM it ends all workloads and removes what it made; with --keep
 go on, and the next 'assay up' on the same folders takes them over. After SIGKILL that
 is what happens in any case.
 
+At SIGUSR2, and when it starts, it replaces the proxies that do not execute what
+assay-proxy is now: a successor is started beside each, connections move to it between
+two requests, and what cannot move goes on in the old one for at most --proxy-drain.
+
 Without root it works where the kernel allows unprivileged user namespaces, in a
 network of its own.`,
 		Args: cobra.NoArgs,
@@ -77,6 +82,7 @@ network of its own.`,
 	f.StringVar(&u.listen, "listen", "", "`address` for agents of other hosts and remote operators, or fd:N")
 	f.StringVar(&u.advertise, "advertise", "", "`address` where other hosts route this host's workloads to")
 	f.StringVar(&u.proxy, "proxy", "", "`path` of assay-proxy (beside this binary)")
+	f.DurationVar(&u.proxyDrain, "proxy-drain", agent.DefaultProxyDrain, "how long a proxy that was upgraded goes on with what cannot move")
 	f.DurationVar(&u.leafLife, "leaf-life", identity.WorkloadLife, "how long workloads' certificates live; renewed at half of it")
 	f.BoolVar(&u.keep, "keep", false, "leave workloads running at the end")
 	f.BoolVarP(&u.verbose, "verbose", "v", false, "log more")
@@ -186,7 +192,7 @@ func (u *up) reenter(ctx context.Context) error {
 	if err != nil {
 		return &assay.Error{Op: "up", Err: err}
 	}
-	args := []string{"up", "--data", u.data, "--runtime", u.runtime, "--leaf-life", u.leafLife.String(), "--inherit", names}
+	args := []string{"up", "--data", u.data, "--runtime", u.runtime, "--leaf-life", u.leafLife.String(), "--proxy-drain", u.proxyDrain.String(), "--inherit", names}
 	for _, opt := range [][2]string{{"--config", u.config}, {"--trust-domain", u.trustDomain}, {"--advertise", u.advertise}, {"--proxy", u.proxy}} {
 		if opt[1] != "" {
 			args = append(args, opt[0], opt[1])
@@ -249,7 +255,7 @@ func (u *up) agent(ctx, control context.Context, ctl *control.Control, proxy str
 	}
 	cfg := agent.Config{
 		Hosts: hosts, DataDir: filepath.Join(u.data, "agent"), RuntimeDir: u.runtime, Listener: u.sockets.agent, Metrics: u.sockets.metrics,
-		Hidden: []string{u.data, u.runtime}, Proxy: proxy, EndWorkloads: !u.keep, Build: buildVersion(), Log: u.log.With("role", "agent"),
+		Hidden: []string{u.data, u.runtime}, Proxy: proxy, ProxyDrain: u.proxyDrain, EndWorkloads: !u.keep, Build: buildVersion(), Log: u.log.With("role", "agent"),
 	}
 	if u.advertise != "" {
 		cfg.Advertise = netip.MustParseAddr(u.advertise)
@@ -258,6 +264,7 @@ func (u *up) agent(ctx, control context.Context, ctl *control.Control, proxy str
 	if err != nil {
 		return err
 	}
+	defer upgradeOnSignal(ctx, a, u.log)()
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx) }()
 	select {
