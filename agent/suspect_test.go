@@ -42,9 +42,10 @@ func TestProxyThatWasTakenOver(t *testing.T) {
 	}
 	ended := make(chan error, 1)
 	w := a.workload(web.Workload)
-	go func() {
-		ended <- newSession(w, &generation{accepts: newLatch()}, near).run(t.Context(), link.Message{})
-	}()
+	w.mu.Lock()
+	taken := w.current // the proxy that somebody else speaks for
+	w.mu.Unlock()
+	go func() { ended <- newSession(w, taken, near).run(t.Context(), link.Message{}) }()
 	if err := evil.Send(link.KindHello, 0, link.Hello{PID: os.Getpid()}); err != nil {
 		t.Fatal(err)
 	}
