@@ -116,7 +116,7 @@ func (w *workload) startSuccessor(ctx context.Context, serve func(*generation)) 
 	next, err := w.spawn(true)
 	if err != nil {
 		<-w.a.upgrading
-		w.log.Error("the proxy's successor cannot be started", "err", err, "retry", upgradeRetry)
+		w.upgradeFailed(err.Error())
 		return nil, nil
 	}
 	serve(next)
@@ -137,13 +137,17 @@ func (w *workload) awaitSuccessor(ctx context.Context, next *generation) bool {
 		next.proc.Signal(syscall.SIGKILL)
 		<-next.ended
 	}
-	w.log.Error("the proxy's successor does not accept; the old one goes on", "digest", next.exe.Short(), "log", w.logTail(), "retry", upgradeRetry)
-	w.a.outbox.finding(&assay.Finding{
-		Time: time.Now(), Workload: w.id, Kind: "upgrade-failed", Subject: w.id,
-		Detail: fmt.Sprintf("a proxy of %s did not accept within %s", next.exe.Short(), successorWithin),
-		Remedy: "the workload keeps its old proxy; see the agent's log for why the new one ended, and install another assay-proxy",
-	})
+	w.upgradeFailed(fmt.Sprintf("a proxy of digest %s ended before it accepted, or did not within %s: %s", next.exe.Short(), successorWithin, w.logTail()))
 	return false
+}
+
+// upgradeFailed says that the workload keeps its old proxy.
+func (w *workload) upgradeFailed(why string) {
+	w.log.Error("the proxy is not upgraded; the old one goes on", "reason", why, "retry", upgradeRetry)
+	w.a.outbox.finding(&assay.Finding{
+		Time: time.Now(), Workload: w.id, Kind: "upgrade-failed", Subject: w.id, Detail: why,
+		Remedy: "install an assay-proxy that starts on this host; it is tried again every minute",
+	})
 }
 
 // replace makes next the current proxy and drains old.
