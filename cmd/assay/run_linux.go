@@ -31,6 +31,7 @@ const (
 type runOptions struct {
 	request agent.RunRequest
 	socket  string
+	folder  string
 	user    string
 	ports   []uint
 	labels  []string
@@ -68,6 +69,8 @@ Other workloads reach it as NAME or NAME.NAMESPACE on the ports given.`,
 	f.StringVar(&o.request.Artifact, "artifact", "", "a file or folder that the command runs; proven with it and read-only to it")
 	f.StringVarP(&o.user, "user", "u", "", "the user that the command runs as (NAME, UID or UID:GID)")
 	f.StringVar(&o.socket, "socket", "", "the agent's socket")
+	f.StringVar(&o.folder, "folder", "", "")
+	f.MarkHidden("folder")
 	cmd.MarkFlagRequired("service")
 	return cmd
 }
@@ -75,6 +78,11 @@ Other workloads reach it as NAME or NAME.NAMESPACE on the ports given.`,
 // run1 is one `assay run`: locate the agent, enter its namespaces if it lives in its
 // own, take a place, start the command in it, and follow both to their ends.
 func run1(ctx context.Context, o *runOptions) error {
+	if o.folder != "" { // we come from enter
+		if err := os.Chdir(o.folder); err != nil {
+			return &assay.Error{Op: "run " + o.request.Service, Err: err, Remedy: "start it in another folder: this one is not there where the mesh lives, which keeps the mounts of its start"}
+		}
+	}
 	if err := o.complete(); err != nil {
 		return err
 	}
@@ -280,8 +288,10 @@ func enter(pid int, socket string) error {
 	if err != nil {
 		return err
 	}
-	argv := []string{"nsenter", "--user", "--preserve-credentials", "--net", "--mount", "--wd=" + wd, "--target", strconv.Itoa(pid), "--",
-		self, os.Args[1], "--socket=" + socket} // inside we look like root, whose socket is another
+	// The folder by its name: the one that we are in has none there. And the socket:
+	// inside we look like root, who has another.
+	argv := []string{"nsenter", "--user", "--preserve-credentials", "--net", "--mount", "--target", strconv.Itoa(pid), "--",
+		self, os.Args[1], "--folder=" + wd, "--socket=" + socket}
 	return syscall.Exec(nsenter, append(argv, os.Args[2:]...), os.Environ())
 }
 

@@ -20,7 +20,7 @@
 // Close. All are ended by the test's cleanup.
 //
 // Tour: main.go (TestMain, builds), init.go (process 1 of a lab), lab.go (the
-// lab), space.go (entering namespaces), process.go (programs), node.go (plain
+// lab), space.go (entering namespaces), process.go (programs), terminal.go (programs at a terminal), node.go (plain
 // hosts), mesh.go (assay up and assay run), world.go (both behind one face),
 // names.go (DNS), capture.go (packets), leaks.go (what was left behind).
 package lab

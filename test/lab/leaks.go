@@ -94,6 +94,7 @@ func (l *Lab) Leaks() ([]string, error) {
 type ProcessInfo struct {
 	PID     int // as numbered here
 	Parent  int
+	State   string // as in proc(5)
 	Exe     string // inside the lab
 	Command string
 	Net     string // what /proc/PID/ns/net links to
@@ -123,7 +124,7 @@ func (l *Lab) Processes() []ProcessInfo {
 		stat, _ := os.ReadFile(dir + "/stat")
 		if _, rest, ok := strings.Cut(string(stat), ") "); ok {
 			if f := strings.Fields(rest); len(f) > 1 {
-				if f[0] == "Z" {
+				if p.State = f[0]; p.State == "Z" {
 					p.Command = "(ended, not waited for) " + p.Command
 				}
 				p.Parent, _ = strconv.Atoi(f[1])

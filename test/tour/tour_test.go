@@ -15,9 +15,16 @@ import (
 func TestMain(m *testing.M) { lab.Main(m) }
 
 // TestFiveMinutes runs the blocks of the section in one shell, waiting between
-// commands where a person would.
+// commands where a person would: in a root shell, and in that of somebody who is not.
 func TestFiveMinutes(t *testing.T) {
-	lab.Require(t, "bash", "curl", "python3")
+	lab.Require(t, "bash", "curl", "python3", "setpriv", "nsenter")
+	t.Run("root", func(t *testing.T) { fiveMinutes(t, "/root") })
+	t.Run("nobody", func(t *testing.T) {
+		fiveMinutes(t, "/tmp/home", "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+	})
+}
+
+func fiveMinutes(t *testing.T, home string, as ...string) {
 	text, err := os.ReadFile("../../README.md")
 	if err != nil {
 		t.Fatal(err)
@@ -47,7 +54,10 @@ func TestFiveMinutes(t *testing.T) {
 	typed += "echo check exits with $?\nkill %1; wait\n"
 
 	l := lab.New(t)
-	r := l.Exec(t, "bash", "-c", typed)
+	if as != nil {
+		l.MustExec(t, "chmod", "0777", l.Dir(t, home, ""))
+	}
+	r := l.Exec(t, append(as, "env", "HOME="+home, "bash", "-c", "cd; "+typed)...)
 	out := r.Stdout + r.Stderr
 	for _, want := range []string{
 		`(?m)^default/client\s.*default/web\s.*http1\s+mtls`,     // edges
