@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp/syntax"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -349,7 +350,7 @@ func (r *RouteRule) validate() error {
 		}
 	}
 	if d := r.Redirect; d != nil {
-		if d.Status < 300 || d.Status > 399 || !validText(d.Host) || !validText(d.Scheme) || !validPathEdit(d.Path) {
+		if d.Status < 300 || d.Status > 399 || !validHost(d.Host) || d.Scheme != "" && d.Scheme != "http" && d.Scheme != "https" || !validPathEdit(d.Path) {
 			return errors.New("redirect: not one that can be answered")
 		}
 		if len(r.Backends) > 0 {
@@ -439,7 +440,7 @@ func (e *RouteEdits) validate() error {
 			}
 		}
 	}
-	if !validText(e.Host) || strings.ContainsAny(e.Host, " \t/") {
+	if !validHost(e.Host) {
 		return fmt.Errorf("host %q", e.Host)
 	}
 	if !validPathEdit(e.Path) {
@@ -462,13 +463,37 @@ func validPathEdit(p *PathEdit) bool {
 	}
 	ok := func(s string) bool {
 		for i := range len(s) {
-			if s[i] <= ' ' || s[i] == 0x7f || s[i] == '#' || s[i] == '?' {
+			if s[i] <= ' ' || s[i] == 0x7f || s[i] == '#' || s[i] == '?' || s[i] == '%' && !validEscape(s[i:]) {
 				return false
 			}
 		}
 		return len(s) <= maxRouteValue
 	}
 	return ok(p.Full) && ok(p.With) && ok(p.Match) && (p.Full == "" || p.Full[0] == '/')
+}
+
+// validEscape reports whether s begins with a percent-encoded byte.
+func validEscape(s string) bool {
+	hex := func(c byte) bool { return '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'f' }
+	return len(s) > 2 && hex(s[1]) && hex(s[2])
+}
+
+// validHost reports whether s can be a host with an optional port (RFC 3986 section
+// 3.2.2), or is empty.
+func validHost(s string) bool {
+	name, port, hasPort := strings.Cut(s, ":")
+	if hasPort {
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || name == "" || port[0] == '+' {
+			return false
+		}
+	}
+	for i := range len(name) {
+		c := name[i]
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '.' || c == '_') {
+			return false
+		}
+	}
+	return len(s) <= 260
 }
 
 // FramingField reports whether a field says where a message ends or how its

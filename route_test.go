@@ -59,6 +59,8 @@ func TestRouteIsBounded(t *testing.T) {
 		"framing":          func(r *Route) { r.Rules[0].Request.Set[0].Name = "Content-Length" },
 		"framing removed":  func(r *Route) { r.Rules[0].Request.Remove[0] = "transfer-encoding" },
 		"host":             func(r *Route) { r.Rules[0].Host = "a b" },
+		"host's port":      func(r *Route) { r.Rules[0].Host = "a:99999" },
+		"path escape":      func(r *Route) { r.Rules[0].Path.With = "/a%2" },
 		"path edit":        func(r *Route) { r.Rules[0].Path.With = "/a b" },
 		"backend":          func(r *Route) { r.Rules[0].Backends[0].Port = 0 },
 		"mirror":           func(r *Route) { r.Rules[0].Mirrors[0].Denominator = 0 },

@@ -129,10 +129,10 @@ func (r *routed) edit(req *http1.Request, e *route.Edits) {
 	}
 	if e.Path != nil || e.Host != "" || !e.Request.IsZero() {
 		var target, host []byte
-		if e.Host != "" {
+		if e.Host != "" && !req.IsConnect { // whose target is its host
 			host = []byte(e.Host)
 		}
-		if e.Path != nil || e.Host != "" {
+		if e.Path != nil || host != nil {
 			r.target = req.AppendTarget(r.target[:0], host, e.Path)
 			target = r.target
 		}
