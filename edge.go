@@ -39,6 +39,9 @@ type Edge struct {
 	Latency     Latency   `json:"latency"`
 	FirstSeen   time.Time `json:"firstSeen"`
 	LastSeen    time.Time `json:"lastSeen"`
+	// Counted is when the numbers were, by the clock of the host that counted last. A rate
+	// is a difference of numbers over the difference of it.
+	Counted time.Time `json:"counted,omitzero"`
 }
 
 // Reasons of what passes beside the proxy: the kernel counts it, the agent lists it.

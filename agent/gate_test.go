@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"assay.dev"
 	"assay.dev/agent/internal/lab"
@@ -116,7 +117,11 @@ func TestVirtualAddressesOpenAndClose(t *testing.T) {
 	lab.Eventually(t, "control has the count", func() bool {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		counted = c.reports[web.Workload].GetRefusals()[refusedNoEndpoint]
+		r := c.reports[web.Workload]
+		if at := r.GetCounted(); r != nil && time.Since(time.UnixMicro(at)) > time.Minute {
+			t.Errorf("counted at %v", time.UnixMicro(at))
+		}
+		counted = r.GetRefusals()[refusedNoEndpoint]
 		return counted == dials
 	})
 	r, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Get("http://" + metrics.Addr().String() + "/metrics")

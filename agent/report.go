@@ -98,6 +98,7 @@ func (s *session) reported(id uint64, r *link.Report) {
 		s.g.report = r
 		w.report = w.wholeReport()
 	}
+	w.counted = time.Now()
 	w.mu.Unlock()
 	if news {
 		w.a.outbox.report(w.id)
@@ -236,5 +237,5 @@ func (w *workload) reportMessage() *api.WorkloadReport {
 	case r == nil:
 		r = &link.Report{Started: balance.Since}
 	}
-	return api.FromReport(&api.Report{Workload: w.id, Started: r.Started, Signals: slices.Concat(r.Signals, beside), Counters: w.counters(), Balance: balance})
+	return api.FromReport(&api.Report{Workload: w.id, Started: r.Started, Counted: w.counted, Signals: slices.Concat(r.Signals, beside), Counters: w.counters(), Balance: balance})
 }

@@ -95,6 +95,7 @@ type workload struct {
 	logFrom   int64         // where the proxy's log begins in its file
 	report    *link.Report  // of all its proxies
 	past      *link.Report  // of those that have ended
+	counted   time.Time     // when the proxy answered last
 	kernel    capture.Refused
 	bundle    uint64    // in use by all its proxies
 	notAfter  time.Time // of the certificate that was issued last

@@ -2024,7 +2024,8 @@ type WorkloadReport struct {
 	HandshakeFailures map[string]uint64      `protobuf:"bytes,5,rep,name=handshake_failures,json=handshakeFailures,proto3" json:"handshake_failures,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	Detections        map[string]uint64      `protobuf:"bytes,6,rep,name=detections,proto3" json:"detections,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	Refusals          map[string]uint64      `protobuf:"bytes,7,rep,name=refusals,proto3" json:"refusals,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
-	Balance           *Balance               `protobuf:"bytes,8,opt,name=balance,proto3" json:"balance,omitempty"` // of the workload's link, when the host keeps one
+	Balance           *Balance               `protobuf:"bytes,8,opt,name=balance,proto3" json:"balance,omitempty"`  // of the workload's link, when the host keeps one
+	Counted           int64                  `protobuf:"varint,9,opt,name=counted,proto3" json:"counted,omitempty"` // when the proxy answered, by the agent's clock
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -2113,6 +2114,13 @@ func (x *WorkloadReport) GetBalance() *Balance {
 		return x.Balance
 	}
 	return nil
+}
+
+func (x *WorkloadReport) GetCounted() int64 {
+	if x != nil {
+		return x.Counted
+	}
+	return 0
 }
 
 // Balance: where the bytes on a workload's link belong.
@@ -3518,7 +3526,7 @@ const file_assay_proto_rawDesc = "" +
 	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x18\n" +
 	"\asubject\x18\x04 \x01(\tR\asubject\x12\x16\n" +
 	"\x06detail\x18\x05 \x01(\tR\x06detail\x12\x16\n" +
-	"\x06remedy\x18\x06 \x01(\tR\x06remedy\"\xf5\x04\n" +
+	"\x06remedy\x18\x06 \x01(\tR\x06remedy\"\x8f\x05\n" +
 	"\x0eWorkloadReport\x12\x1f\n" +
 	"\vworkload_id\x18\x01 \x01(\tR\n" +
 	"workloadId\x12\x18\n" +
@@ -3532,7 +3540,8 @@ const file_assay_proto_rawDesc = "" +
 	"detections\x18\x06 \x03(\v2(.assay.v1.WorkloadReport.DetectionsEntryR\n" +
 	"detections\x12B\n" +
 	"\brefusals\x18\a \x03(\v2&.assay.v1.WorkloadReport.RefusalsEntryR\brefusals\x12+\n" +
-	"\abalance\x18\b \x01(\v2\x11.assay.v1.BalanceR\abalance\x1aD\n" +
+	"\abalance\x18\b \x01(\v2\x11.assay.v1.BalanceR\abalance\x12\x18\n" +
+	"\acounted\x18\t \x01(\x03R\acounted\x1aD\n" +
 	"\x16HandshakeFailuresEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a=\n" +

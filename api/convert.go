@@ -365,6 +365,7 @@ type Report struct {
 	Signals  []assay.Signals
 	Counters assay.Counters
 	Balance  *assay.Balance // of the workload's link; nil: not kept
+	Counted  time.Time      // when the proxy answered, by the agent's clock
 }
 
 // FromReport writes r.
@@ -372,7 +373,7 @@ func FromReport(r *Report) *WorkloadReport {
 	m := &WorkloadReport{
 		WorkloadId: r.Workload, Started: FromTime(r.Started), Handshakes: r.Counters.Handshakes,
 		HandshakeFailures: r.Counters.HandshakeFailures, Detections: r.Counters.Detections, Refusals: r.Counters.Refusals,
-		Balance: fromBalance(r.Balance),
+		Balance: fromBalance(r.Balance), Counted: FromTime(r.Counted),
 	}
 	for i := range r.Signals {
 		m.Signals = append(m.Signals, fromSignals(&r.Signals[i]))
@@ -420,6 +421,9 @@ func (m *WorkloadReport) Noun() (Report, error) {
 	}
 	var err error
 	if r.Started, err = Time(m.GetStarted()); err != nil {
+		return Report{}, fmt.Errorf("report of workload %s: %w", r.Workload, err)
+	}
+	if r.Counted, err = Time(m.GetCounted()); err != nil {
 		return Report{}, fmt.Errorf("report of workload %s: %w", r.Workload, err)
 	}
 	for _, s := range m.GetSignals() {

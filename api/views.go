@@ -102,8 +102,9 @@ type SignalsView struct {
 	Service   string          `json:"service,omitempty"`
 	Host      string          `json:"host"`
 	Identity  assay.Identity  `json:"identity"`
-	Started   time.Time       `json:"started"`  // its proxy
-	Received  time.Time       `json:"received"` // the numbers
+	Started   time.Time       `json:"started"`          // its proxy
+	Received  time.Time       `json:"received"`         // the numbers
+	Counted   time.Time       `json:"counted,omitzero"` // the numbers, by the clock of their host
 	Gone      time.Time       `json:"gone,omitzero"`
 	Signals   []assay.Signals `json:"signals"`
 	Counters  assay.Counters  `json:"counters"`

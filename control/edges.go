@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 	"strings"
+	"time"
 
 	"assay.dev"
 )
@@ -24,7 +25,10 @@ type tally struct {
 	assay.Edge
 }
 
-func (t *tally) add(s *assay.Signals, inbound bool) {
+func (t *tally) add(s *assay.Signals, inbound bool, counted time.Time) {
+	if counted.After(t.Counted) {
+		t.Counted = counted
+	}
 	up, down := s.BytesOut, s.BytesIn
 	if inbound {
 		up, down = down, up
@@ -74,9 +78,9 @@ func (m *model) edges() []assay.Edge {
 				all[k] = e
 			}
 			if inbound {
-				e.inbound.add(s, true)
+				e.inbound.add(s, true, r.Counted)
 			} else {
-				e.outbound.add(s, false)
+				e.outbound.add(s, false, r.Counted)
 			}
 		}
 	}

@@ -256,7 +256,7 @@ func (c *Control) listSignals() []item {
 			signals = []assay.Signals{}
 		}
 		out = append(out, item{w.Namespace, id, api.SignalsView{Workload: id, Namespace: w.Namespace, Name: w.Name, Service: w.Service, Host: w.Host,
-			Identity: w.Identity, Started: r.Started, Received: r.received, Gone: r.gone, Signals: signals, Counters: r.Counters, Balance: r.Balance}, w.Name})
+			Identity: w.Identity, Started: r.Started, Received: r.received, Counted: r.Counted, Gone: r.gone, Signals: signals, Counters: r.Counters, Balance: r.Balance}, w.Name})
 	}
 	return out
 }

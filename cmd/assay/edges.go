@@ -113,10 +113,7 @@ func (e *edges) show(ctx context.Context, w io.Writer, interval time.Duration, w
 	for {
 		docs, to := before, from
 		if interval > 0 {
-			if !sleep(ctx, interval) {
-				return nil
-			}
-			if docs, to, err = e.sample(ctx); err != nil {
+			if docs, to, err = e.newer(ctx, before, interval); err != nil {
 				return ended(ctx, err)
 			}
 		}
@@ -141,6 +138,39 @@ func (e *edges) show(ctx context.Context, w io.Writer, interval time.Duration, w
 	}
 }
 
+// newer waits for an interval and then, for a while, until every edge that was in use
+// has been counted again.
+func (e *edges) newer(ctx context.Context, before []assay.Edge, interval time.Duration) ([]assay.Edge, time.Time, error) {
+	deadline := time.Now().Add(interval + 3*time.Second)
+	for wait := interval; ; wait = min(interval, 100*time.Millisecond) {
+		if !sleep(ctx, wait) {
+			return nil, time.Time{}, ctx.Err()
+		}
+		docs, at, err := e.sample(ctx)
+		if err != nil || time.Now().After(deadline) || countedAgain(before, docs) {
+			return docs, at, err
+		}
+	}
+}
+
+// inUse is how long ago an edge was used that is expected to be used again.
+const inUse = 2 * time.Second
+
+func countedAgain(before, docs []assay.Edge) bool {
+	was := make(map[edgeID]time.Time, len(before))
+	for _, e := range before {
+		if e.Counted.Sub(e.LastSeen) < inUse {
+			was[idOf(e)] = e.Counted
+		}
+	}
+	for _, e := range docs {
+		if old, ok := was[idOf(e)]; ok && !e.Counted.After(old) {
+			return false
+		}
+	}
+	return true
+}
+
 // edgeRow is an edge and its rate.
 type edgeRow struct {
 	assay.Edge
@@ -162,16 +192,22 @@ func idOf(e assay.Edge) edgeID {
 }
 
 func edgeRows(before, docs []assay.Edge, span time.Duration) []edgeRow {
-	was := make(map[edgeID]uint64, len(before))
+	was := make(map[edgeID]assay.Edge, len(before))
 	for _, e := range before {
-		was[idOf(e)] = e.Requests
+		was[idOf(e)] = e
 	}
 	rows := make([]edgeRow, len(docs))
 	for i, e := range docs {
 		rows[i].Edge = e
+		old := was[idOf(e)]
+		// The time between the two counts, not between the two looks at them.
+		between := span
+		if d := e.Counted.Sub(old.Counted); !old.Counted.IsZero() && d > 0 {
+			between = d
+		}
 		// A proxy that started again counts from 0.
-		if old := was[idOf(e)]; span > 0 && e.Requests >= old {
-			rows[i].rps = float64(e.Requests-old) / span.Seconds()
+		if span > 0 && e.Requests >= old.Requests {
+			rows[i].rps = float64(e.Requests-old.Requests) / between.Seconds()
 		}
 	}
 	return rows

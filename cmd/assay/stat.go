@@ -241,10 +241,10 @@ func statRows(before, docs []api.SignalsView) []statRow {
 	}
 	rows := make(map[rowKey]*statRow)
 	for _, d := range docs {
-		// Seconds between the two reports of this workload; of a new proxy, its life.
-		span, scale := d.Received.Sub(d.Started).Seconds(), 1.0
+		// Seconds between the two counts of this workload; of a new proxy, its life.
+		span, scale := counted(d).Sub(d.Started).Seconds(), 1.0
 		if first, ok := firsts[d.Workload]; ok && first.Started.Equal(d.Started) {
-			span = d.Received.Sub(first.Received).Seconds()
+			span = counted(d).Sub(counted(first)).Seconds()
 		}
 		if before != nil {
 			scale = 0
@@ -274,6 +274,15 @@ func statRows(before, docs []api.SignalsView) []statRow {
 		return cmp.Or(cmp.Compare(a.namespace, b.namespace), cmp.Compare(a.name, b.name), cmp.Compare(a.protocol, b.protocol))
 	})
 	return out
+}
+
+// counted is when the numbers were: when control received them, if an older agent does
+// not say.
+func counted(d api.SignalsView) time.Time {
+	if d.Counted.IsZero() {
+		return d.Received
+	}
+	return d.Counted
 }
 
 func (r *statRow) add(s, base assay.Signals, scale float64, alive bool) {

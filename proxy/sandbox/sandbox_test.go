@@ -235,7 +235,6 @@ func checkCalls(t *testing.T, r result) {
 	}
 }
 
-
 //go:noinline
 func openForbidden() { unix.Open("/etc/hostname", unix.O_RDONLY, 0) }
 
