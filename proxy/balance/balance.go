@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"assay.dev"
+	"assay.dev/proxy/guard"
 )
 
 // decay is the time in which an observation loses 1-1/e of its weight. Short: with
@@ -44,6 +45,12 @@ type Endpoint struct {
 	// cost packs the average in nanoseconds as a float32 (low half) and when it was
 	// taken in units of 2^20 ns (high half; wraps in 52 days, which reads as old).
 	cost atomic.Uint64
+
+	group   atomic.Pointer[Group]
+	calm    atomic.Bool   // a good answer tells the breaker nothing
+	out     atomic.Bool   // ejected
+	ramp    atomic.Int64  // when it began to take its share slowly, 0: it has all of it
+	breaker guard.Breaker // guarded by the group's mutex
 }
 
 // InFlight returns how many attempts are between Begin and Done.
@@ -55,11 +62,27 @@ func (e *Endpoint) Begin() { e.inFlight.Add(1) }
 // Done counts it out.
 func (e *Endpoint) Done() { e.inFlight.Add(-1) }
 
-// Answered takes how long the endpoint needed.
-func (e *Endpoint) Answered(took time.Duration, now time.Time) { e.observe(took, now) }
+// Answered takes how long the endpoint needed for a good answer.
+func (e *Endpoint) Answered(took time.Duration, now time.Time) {
+	e.observe(took, now)
+	if g := e.group.Load(); g != nil && !e.calm.Load() {
+		g.answered(e, took, now)
+	}
+}
 
-// Failed notes that it could not be reached or broke off.
-func (e *Endpoint) Failed(now time.Time) { e.observe(failure, now) }
+// Failed notes that it could not be reached, broke off, or answered that it failed.
+func (e *Endpoint) Failed(now time.Time) {
+	e.observe(failure, now)
+	if g := e.group.Load(); g != nil {
+		g.failed(e, now)
+	}
+}
+
+// Avoid notes that it is there and has too much to do: others are better for now.
+func (e *Endpoint) Avoid(now time.Time) { e.observe(failure, now) }
+
+// Ejected reports whether it is given no requests.
+func (e *Endpoint) Ejected() bool { return e.out.Load() }
 
 func stamp(now time.Time) uint32 { return uint32(now.UnixNano() >> 20) }
 
@@ -94,14 +117,19 @@ func (e *Endpoint) load(at uint32) float64 {
 	return max(decayed(e.cost.Load(), at), floor) * float64(e.inFlight.Load()+1)
 }
 
-// Set is the ready endpoints of one port of a service.
-type Set struct{ list []*Endpoint }
+// Set is the ready endpoints of one port of a service, those that are near first.
+type Set struct {
+	list  []*Endpoint
+	near  int    // in the zone of who chooses
+	group *Group // nil: all are fit
+}
 
 // Want describes an endpoint to New.
 type Want struct {
 	Addr     netip.AddrPort
 	Identity assay.Identity
 	Workload string
+	Near     bool // in the zone of who chooses
 }
 
 // New makes a set, taking from old (which may be nil) the endpoints that are in
@@ -110,11 +138,13 @@ func New(old *Set, want []Want, value func(Want) any) *Set {
 	known := map[Want]*Endpoint{}
 	if old != nil {
 		for _, e := range old.list {
-			known[Want{e.Addr, e.Identity, e.Workload}] = e
+			known[Want{e.Addr, e.Identity, e.Workload, false}] = e
 		}
 	}
 	s := &Set{list: make([]*Endpoint, 0, len(want))}
 	for _, w := range want {
+		near := w.Near
+		w.Near = false
 		e := known[w]
 		if e == nil {
 			e = &Endpoint{Addr: w.Addr, Identity: w.Identity, Workload: w.Workload}
@@ -123,6 +153,11 @@ func New(old *Set, want []Want, value func(Want) any) *Set {
 			}
 		}
 		s.list = append(s.list, e)
+		if near {
+			last := len(s.list) - 1
+			s.list[s.near], s.list[last] = e, s.list[s.near]
+			s.near++
+		}
 	}
 	return s
 }
@@ -159,33 +194,56 @@ func (s *Set) Pick(now time.Time, tried []*Endpoint) *Endpoint {
 		}
 		return s.list[0]
 	}
-	at := stamp(now)
 	if len(tried) > 0 {
-		return s.pickUntried(at, tried)
+		return s.pickUntried(now, tried)
+	}
+	busy := s.group != nil && s.group.busy.Load() > int64(since(now))
+	if s.near > 0 && s.near < n {
+		return s.pickNear(now, busy)
+	}
+	if busy {
+		if e := s.group.careful(s, s.list, now); e != nil {
+			return e
+		}
+	}
+	return pickOf(s.list, stamp(now))
+}
+
+// pickOf returns the better of two.
+func pickOf(list []*Endpoint, at uint32) *Endpoint {
+	n := len(list)
+	if n == 1 {
+		return list[0]
 	}
 	i := rand.IntN(n)
 	j := rand.IntN(n - 1)
 	if j >= i {
 		j++
 	}
-	a, b := s.list[i], s.list[j]
+	a, b := list[i], list[j]
 	if b.load(at) < a.load(at) {
 		return b
 	}
 	return a
 }
 
-// pickUntried is the rare case: the best of what is left.
-func (s *Set) pickUntried(at uint32, tried []*Endpoint) *Endpoint {
+// pickUntried is the rare case: the best of what is left, and of those that are
+// ejected only when nothing else is.
+func (s *Set) pickUntried(now time.Time, tried []*Endpoint) *Endpoint {
 	var best *Endpoint
 	least := math.Inf(1)
+	at := stamp(now)
 	start := rand.IntN(len(s.list))
 	for i := range s.list {
 		e := s.list[(start+i)%len(s.list)]
 		if contains(tried, e) {
 			continue
 		}
-		if l := e.load(at); l < least {
+		l := e.load(at)
+		if e.out.Load() {
+			l += float64(time.Hour)
+		}
+		if l < least {
 			best, least = e, l
 		}
 	}

@@ -5,6 +5,7 @@ import "sync/atomic"
 // Decision names what was decided. The names are stable: they are a metric's labels.
 type Decision uint8
 
+// Where a client is.
 const (
 	RetryUnread  Decision = iota // sent again: nobody had read it
 	RetryBroken                  // sent again: idempotent, and the way broke
@@ -14,36 +15,44 @@ const (
 	RetryBudget                  // not sent again: the service's budget is spent
 	Timeout                      // ended: the request's time is over
 	TryTimeout                   // ended: the last try's time is over
+	Eject                        // an endpoint gets nothing for a while
+	EjectFloor                   // an unfit endpoint stays in use: too many are ejected already
+	Probe                        // an ejected endpoint was given one request
+	Restore                      // an ejected endpoint is fit again
+	Panic                        // too few endpoints are fit: all were used, the unfit too
+	Failover                     // sent to another zone: those in the client's own do not suffice
+	Crowded                      // refused: too many at once from this client
+
+	// Where a server is.
+	Shed          // refused: the application has more than it can do
+	RateLimited   // refused: more in a second than it takes
+	TooManyAtOnce // refused: more at once than it takes
 	decisions
 )
 
 var decisionNames = [decisions]string{
 	RetryUnread: "retry-unread", RetryBroken: "retry-broken", RetryTimeout: "retry-timeout", RetryStatus: "retry-status",
 	RetryLimit: "retry-limit", RetryBudget: "retry-budget", Timeout: "timeout", TryTimeout: "try-timeout",
+	Eject: "eject", EjectFloor: "eject-floor", Probe: "probe", Restore: "restore", Panic: "panic", Failover: "failover",
+	Crowded: "crowded", Shed: "shed", RateLimited: "rate-limited", TooManyAtOnce: "too-many",
 }
 
 func (d Decision) String() string { return decisionNames[d] }
 
-// Service is what the requests of one client to one port of a service share. A nil
-// Service has no budget and counts nothing.
-type Service struct {
-	Budget Budget
-	counts [decisions]atomic.Uint64
-}
+// Counts counts decisions. A nil one counts nothing.
+type Counts struct{ n [decisions]atomic.Uint64 }
 
-func (s *Service) count(d Decision) {
-	if s != nil {
-		s.counts[d].Add(1)
+// Count counts a decision.
+func (c *Counts) Count(d Decision) {
+	if c != nil {
+		c.n[d].Add(1)
 	}
 }
 
-// Count counts a decision that an engine took by itself.
-func (s *Service) Count(d Decision) { s.count(d) }
-
-// Counts calls f with each decision that was ever taken.
-func (s *Service) Counts(f func(name string, n uint64)) {
-	for d := range s.counts {
-		if n := s.counts[d].Load(); n > 0 {
+// Each calls f with each decision that was ever taken.
+func (c *Counts) Each(f func(name string, n uint64)) {
+	for d := range c.n {
+		if n := c.n[d].Load(); n > 0 {
 			f(Decision(d).String(), n)
 		}
 	}

@@ -47,7 +47,7 @@ func (s *Service) Retry(p *Request, a Attempt, now time.Duration) (wait time.Dur
 		return 0, false
 	}
 	if a.Number >= p.retries() {
-		s.count(RetryLimit)
+		s.Count(RetryLimit)
 		return 0, false
 	}
 	wait = p.backoff(a)
@@ -55,10 +55,10 @@ func (s *Service) Retry(p *Request, a Attempt, now time.Duration) (wait time.Dur
 		return 0, false // it could not be answered in time
 	}
 	if s != nil && !s.Budget.Take(now) {
-		s.count(RetryBudget)
+		s.Count(RetryBudget)
 		return 0, false
 	}
-	s.count(why)
+	s.Count(why)
 	return wait, true
 }
 

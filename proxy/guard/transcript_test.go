@@ -122,7 +122,7 @@ func TestRetryTranscripts(t *testing.T) {
 				return ""
 			case "counts":
 				var list []string
-				s.Counts(func(name string, n uint64) { list = append(list, fmt.Sprint(name, "=", n)) })
+				s.Counts().Each(func(name string, n uint64) { list = append(list, fmt.Sprint(name, "=", n)) })
 				return strings.Join(list, " ")
 			}
 			// attempt NUMBER CAUSE|STATUS METHOD [expires=D]

@@ -20,7 +20,7 @@ func policy(p guard.Request) option {
 // decided returns what was counted, as "name=n".
 func decided(w *world) string {
 	var list []string
-	w.guard.Counts(func(name string, n uint64) { list = append(list, fmt.Sprintf("%s=%d", name, n)) })
+	w.guard.Counts().Each(func(name string, n uint64) { list = append(list, fmt.Sprintf("%s=%d", name, n)) })
 	return strings.Join(list, " ")
 }
 

@@ -1,0 +1,205 @@
+package guard
+
+import (
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"assay.dev"
+)
+
+// Limiter bounds how many requests an application has at once, so that what it takes
+// it can answer in time. It learns the bound, and has none as long as nothing waits.
+//
+// What it believes. Requests that wait for one another show in the fastest tenth of
+// the answers: when even those take much longer than they used to, and by Little's
+// law the requests at hand take longer to answer than MaxDelay, the application has
+// more than it can do. Slow answers among fast ones (long polls, reports) are none of
+// that. Then the bound is what it answers in MaxDelay. A bound that only makes answers
+// fewer and not faster was wrong: the application has become slower, nothing waits;
+// the bound is lifted and the new pace is the one to compare with.
+type Limiter struct {
+	inFlight atomic.Int64
+	limit    atomic.Int64 // 0: none
+	ends     atomic.Int64 // of the window
+	refused  atomic.Int64 // in it
+	buckets  [assay.LatencyBuckets]atomic.Uint32
+
+	mu    sync.Mutex
+	rules assay.InboundPolicy
+	began time.Duration
+	core  limiterCore
+}
+
+// window is the shortest time over which answers are looked at, and enough how many
+// there must be; a window is longer until it has them.
+const (
+	window = 100 * time.Millisecond
+	enough = 10
+)
+
+// Set changes the rules, which must have their defaults.
+func (l *Limiter) Set(rules assay.InboundPolicy) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.rules = rules
+	if rules.MaxDelay <= 0 {
+		l.core = limiterCore{}
+	}
+	l.apply()
+}
+
+func (l *Limiter) apply() {
+	limit := int64(l.core.limit)
+	if most := int64(l.rules.MaxConcurrency); most > 0 && (limit == 0 || most < limit) {
+		limit = most
+	}
+	l.limit.Store(limit)
+}
+
+// Admit takes a request, or refuses it. What it took is given back with Done.
+func (l *Limiter) Admit() bool {
+	n := l.inFlight.Add(1)
+	if limit := l.limit.Load(); limit > 0 && n > limit {
+		l.inFlight.Add(-1)
+		l.refused.Add(1)
+		return false
+	}
+	return true
+}
+
+// Limit returns the bound, 0 for none.
+func (l *Limiter) Limit() int64 { return l.limit.Load() }
+
+// InFlight returns how many requests are between Admit and Done.
+func (l *Limiter) InFlight() int64 { return l.inFlight.Load() }
+
+// Done gives back what Admit took. took is how long the answer needed, negative when
+// there was none.
+func (l *Limiter) Done(took, now time.Duration) {
+	l.inFlight.Add(-1)
+	if took >= 0 {
+		l.buckets[assay.LatencyBucket(took)].Add(1)
+	}
+	if int64(now) >= l.ends.Load() {
+		l.look(now)
+	}
+}
+
+// look ends a window, unless somebody does already.
+func (l *Limiter) look(now time.Duration) {
+	if !l.mu.TryLock() {
+		return
+	}
+	defer l.mu.Unlock()
+	if l.rules.MaxDelay <= 0 {
+		l.ends.Store(math.MaxInt64)
+		return
+	}
+	l.ends.Store(int64(now + window))
+	if l.began == 0 || now-l.began > 100*window && l.core.limit == 0 {
+		l.began = now // the first, or after a time in which nothing was asked
+		for i := range l.buckets {
+			l.buckets[i].Store(0)
+		}
+		return
+	}
+	w := seen{elapsed: now - l.began, inFlight: l.inFlight.Load()}
+	var counts [assay.LatencyBuckets]uint32
+	for i := range l.buckets {
+		counts[i] = l.buckets[i].Load()
+		w.answers += int64(counts[i])
+	}
+	if w.answers < enough {
+		return
+	}
+	w.fastest = tenth(&counts, w.answers)
+	w.refused = l.refused.Swap(0)
+	for i := range l.buckets {
+		l.buckets[i].Add(-counts[i])
+	}
+	l.began = now
+	l.core.see(&l.rules, w)
+	l.apply()
+}
+
+// tenth is how long the fastest tenth of the answers took: between the bounds of its
+// bucket, by how many are before it there.
+func tenth(counts *[assay.LatencyBuckets]uint32, total int64) time.Duration {
+	rank, before := float64(total)/10, 0.0
+	for i, n := range counts {
+		if n == 0 || before+float64(n) < rank {
+			before += float64(n)
+			continue
+		}
+		low, high := time.Duration(0), assay.LatencyBound(i)
+		if i > 0 {
+			low = assay.LatencyBound(i - 1)
+		}
+		if high == 0 {
+			return low
+		}
+		return low + time.Duration(float64(high-low)*(rank-before)/float64(n))
+	}
+	return 0
+}
+
+// seen is what happened in a window.
+type seen struct {
+	elapsed  time.Duration
+	answers  int64
+	refused  int64
+	inFlight int64         // at its end
+	fastest  time.Duration // tenth of the answers
+}
+
+// limiterCore is the decision: a function of what it remembers and one window.
+type limiterCore struct {
+	limit float64       // 0: none
+	pace  time.Duration // of the fastest tenth when nothing waits
+	over  int           // windows in a row that looked overloaded
+	calm  int           // windows in a row that did not need the limit
+	// When the limit began.
+	wasRate, wasFastest float64
+}
+
+func (c *limiterCore) see(rules *assay.InboundPolicy, w seen) {
+	rate := float64(w.answers) / w.elapsed.Seconds()
+	least := float64(rules.MinConcurrency)
+	if c.pace == 0 || w.fastest < c.pace {
+		c.pace = w.fastest
+	}
+	most := max(4*c.pace, c.pace+rules.MaxDelay) // that an answer may take
+	room := max(least, rate*most.Seconds())
+	if c.limit == 0 {
+		waits := w.fastest > max(2*c.pace, c.pace+rules.MaxDelay/4)
+		if !waits && float64(w.inFlight) < least {
+			c.pace += (w.fastest - c.pace) / 64 // an application may change
+		}
+		if !waits || float64(w.inFlight) <= room {
+			c.over = 0
+			return
+		}
+		if c.over++; c.over < 2 {
+			return
+		}
+		c.limit, c.over, c.calm = room, 0, 0
+		c.wasRate, c.wasFastest = rate, float64(w.fastest)
+		return
+	}
+	switch {
+	case float64(w.inFlight) <= c.limit && rate < 0.6*c.wasRate && float64(w.fastest) > 0.75*c.wasFastest:
+		// Fewer answers, and no faster.
+		*c = limiterCore{pace: w.fastest}
+	case w.fastest > most:
+		c.limit, c.calm = min(c.limit, room), 0
+	case w.refused > 0:
+		// What it could do with more shows in the rate, as long as nothing waits.
+		c.limit, c.calm = min(max(room, c.limit/2), 2*c.limit), 0
+	default:
+		if c.calm++; c.calm >= 10 && float64(w.inFlight) < c.limit/2 {
+			*c = limiterCore{pace: c.pace}
+		}
+	}
+}
