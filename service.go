@@ -32,6 +32,8 @@ type Service struct {
 	Headless  bool         `json:"headless,omitempty"`
 	Ports     []Port       `json:"ports"`
 	Endpoints []Endpoint   `json:"endpoints,omitempty"`
+	// Policy is in effect for its clients and its workloads; nil for the defaults.
+	Policy *TrafficPolicy `json:"policy,omitempty"`
 }
 
 // Key returns "NAMESPACE/NAME".
@@ -52,4 +54,5 @@ type Endpoint struct {
 	// Targets holds, for each of the service's ports in order, the workload's
 	// port, or 0 while it is not ready there.
 	Targets []uint16 `json:"targets"`
+	Zone    string   `json:"zone,omitempty"` // of its host
 }

@@ -34,10 +34,8 @@ type Group struct {
 	probe  atomic.Int64 // when the first of the ejected may be probed
 }
 
-var epoch = time.Now()
-
 // since puts a time on the guards' clock.
-func since(now time.Time) time.Duration { return now.Sub(epoch) }
+func since(now time.Time) time.Duration { return guard.At(now) }
 
 // NewGroup makes a group with the default rules.
 func NewGroup(counts *guard.Counts) *Group {

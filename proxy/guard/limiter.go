@@ -59,11 +59,14 @@ func (l *Limiter) apply() {
 }
 
 // Admit takes a request, or refuses it. What it took is given back with Done.
-func (l *Limiter) Admit() bool {
+func (l *Limiter) Admit(now time.Duration) bool {
 	n := l.inFlight.Add(1)
 	if limit := l.limit.Load(); limit > 0 && n > limit {
 		l.inFlight.Add(-1)
 		l.refused.Add(1)
+		if int64(now) >= l.ends.Load() {
+			l.look(now)
+		}
 		return false
 	}
 	return true
@@ -110,6 +113,15 @@ func (l *Limiter) look(now time.Duration) {
 	for i := range l.buckets {
 		counts[i] = l.buckets[i].Load()
 		w.answers += int64(counts[i])
+	}
+	if w.answers == 0 && l.core.limit > 0 && l.refused.Load() > 0 && w.elapsed > max(10*window, 4*l.core.pace) {
+		// What is at hand is not what waits. A bound that lets nothing through is worse
+		// than none.
+		l.core = limiterCore{pace: l.core.pace, idle: float64(w.inFlight)}
+		l.began = now
+		l.refused.Store(0)
+		l.apply()
+		return
 	}
 	if w.answers < enough {
 		return
@@ -160,6 +172,7 @@ type limiterCore struct {
 	pace  time.Duration // of the fastest tenth when nothing waits
 	over  int           // windows in a row that looked overloaded
 	calm  int           // windows in a row that did not need the limit
+	idle  float64       // requests at hand that wait for something else, as long polls do
 	// When the limit began.
 	wasRate, wasFastest float64
 }
@@ -171,7 +184,8 @@ func (c *limiterCore) see(rules *assay.InboundPolicy, w seen) {
 		c.pace = w.fastest
 	}
 	most := max(4*c.pace, c.pace+rules.MaxDelay) // that an answer may take
-	room := max(least, rate*most.Seconds())
+	c.idle = min(c.idle, float64(w.inFlight))
+	room := c.idle + max(least, rate*most.Seconds())
 	if c.limit == 0 {
 		waits := w.fastest > max(2*c.pace, c.pace+rules.MaxDelay/4)
 		if !waits && float64(w.inFlight) < least {
@@ -189,9 +203,10 @@ func (c *limiterCore) see(rules *assay.InboundPolicy, w seen) {
 		return
 	}
 	switch {
-	case float64(w.inFlight) <= c.limit && rate < 0.6*c.wasRate && float64(w.fastest) > 0.75*c.wasFastest:
-		// Fewer answers, and no faster.
-		*c = limiterCore{pace: w.fastest}
+	case rate < 0.6*c.wasRate && float64(w.fastest) > 0.75*c.wasFastest:
+		// Fewer answers, and no faster. An application that is overloaded goes on at
+		// its pace while what waits already is answered.
+		*c = limiterCore{pace: w.fastest, idle: float64(w.inFlight)}
 	case w.fastest > most:
 		c.limit, c.calm = min(c.limit, room), 0
 	case w.refused > 0:
@@ -199,7 +214,7 @@ func (c *limiterCore) see(rules *assay.InboundPolicy, w seen) {
 		c.limit, c.calm = min(max(room, c.limit/2), 2*c.limit), 0
 	default:
 		if c.calm++; c.calm >= 10 && float64(w.inFlight) < c.limit/2 {
-			*c = limiterCore{pace: c.pace}
+			*c = limiterCore{pace: c.pace, idle: c.idle}
 		}
 	}
 }

@@ -60,7 +60,7 @@ func (a *app) after(d time.Duration, do func()) { heap.Push(&a.events, event{a.n
 func (a *app) send(r request) {
 	r.came = a.now
 	switch {
-	case !a.l.Admit():
+	case !a.l.Admit(a.now):
 		a.refused++
 		if r.again {
 			a.after(10*time.Millisecond, func() { a.send(r) })
@@ -206,6 +206,22 @@ func TestNothingWaits(t *testing.T) {
 			t.Errorf("%d were refused", a.refused)
 		}
 	})
+	t.Run("long polls in an overload", func(t *testing.T) {
+		a := newApp(4, true)
+		for range 2000 {
+			a.send(request{work: 60 * time.Second, free: true, again: true})
+		}
+		a.load(500, 10*time.Second, a.around(2*time.Millisecond))
+		a.run(10 * time.Second)
+		a.took = a.took[:0]
+		a.load(8000, 60*time.Second, a.around(2*time.Millisecond)) // four times what it can do
+		a.run(60 * time.Second)
+		good, _ := a.good(60 * time.Second)
+		t.Logf("%.0f/s of 2000/s", good)
+		if good < 500 {
+			t.Errorf("%.0f good answers a second: the polls hold the limit", good)
+		}
+	})
 	t.Run("a pause", func(t *testing.T) {
 		a := newApp(4, true)
 		a.load(500, 20*time.Second, a.around(2*time.Millisecond))
@@ -242,11 +258,11 @@ func TestMaxConcurrency(t *testing.T) {
 	rules := (*assay.TrafficPolicy)(nil).WithDefaults().Inbound
 	rules.MaxConcurrency = 2
 	l.Set(rules)
-	if !l.Admit() || !l.Admit() || l.Admit() {
+	if !l.Admit(1) || !l.Admit(1) || l.Admit(1) {
 		t.Error("two at once, and no more")
 	}
 	l.Done(1, 1)
-	if !l.Admit() || l.InFlight() != 2 {
+	if !l.Admit(1) || l.InFlight() != 2 {
 		t.Error("one left, so one may come")
 	}
 }

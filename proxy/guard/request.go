@@ -2,6 +2,14 @@ package guard
 
 import "time"
 
+var epoch = time.Now()
+
+// Now is the clock on which guards are told the time.
+func Now() time.Duration { return time.Since(epoch) }
+
+// At puts a time on that clock.
+func At(t time.Time) time.Duration { return t.Sub(epoch) }
+
 // Request is what one request is allowed. A field that is zero is not set: a rule's
 // Request is laid over its service's, and what neither sets is the default.
 type Request struct {

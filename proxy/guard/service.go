@@ -89,7 +89,7 @@ func (in *Inbound) Admit(now time.Duration) Verdict {
 		in.counts.Count(RateLimited)
 		return TooFast
 	}
-	if !in.Limiter.Admit() {
+	if !in.Limiter.Admit(now) {
 		in.counts.Count(Shed)
 		return Overloaded
 	}

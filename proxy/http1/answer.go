@@ -456,6 +456,8 @@ func statusText(status int) string {
 		return "Content Too Large"
 	case 414:
 		return "URI Too Long"
+	case 429:
+		return "Too Many Requests"
 	case 417:
 		return "Expectation Failed"
 	case 431:

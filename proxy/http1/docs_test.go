@@ -19,7 +19,7 @@ func TestDocumentedRefusals(t *testing.T) {
 			t.Errorf("docs/http1.md has no row with %q", cell)
 		}
 	}
-	for _, f := range []*Failure{failRefused, failOverloaded, failDenied, failBroken, failBadRequest, failUnknown, failDispatch, failUnreachable, failAppReset, failStalled} {
+	for _, f := range []*Failure{failRefused, failOverloaded, failDenied, failLimited, failTimeout, failTryTimeout, failBroken, failBadRequest, failUnknown, failDispatch, failUnreachable, failAppReset, failStalled} {
 		saw := fmt.Sprint(f.Status)
 		if f.Reset {
 			saw = "reset"

@@ -61,6 +61,16 @@ type Observer interface {
 	End(x *Exchange)
 }
 
+// Guard protects an application from its clients.
+type Guard interface {
+	// Admit is asked before anything of a request reaches the application. Any code
+	// but 0 refuses it, unread. Times are guard.Now's.
+	Admit(now time.Duration) mux.Code
+	// Answered is called once for what was admitted: when the response began, so many
+	// after the request, or with a negative time when there will be none.
+	Answered(took, now time.Duration)
+}
+
 // Dispatcher finds an upstream for each request of one application connection.
 type Dispatcher interface {
 	// Dispatch chooses an upstream and passes data, fin and h to its session's Open,
@@ -99,6 +109,7 @@ func (f *Failure) Error() string { return f.Text }
 var (
 	failRefused     = &Failure{Status: 503, Reason: "refused", Text: "no upstream accepted the request, and none has read it; it can be sent again when one is ready"}
 	failOverloaded  = &Failure{Status: 503, Reason: "overloaded", Text: "the upstream is at its limit and has not read the request; it can be sent again later", RetryAfter: 1}
+	failLimited     = &Failure{Status: 429, Reason: "rate-limited", Text: "the upstream takes no more requests in a second and has not read this one; a higher rateLimit in its TrafficPolicy would allow it", RetryAfter: 1}
 	failDenied      = &Failure{Status: 403, Reason: "denied", Text: "a rule at the upstream forbids this client; a rule that names its identity would allow it"}
 	failBroken      = &Failure{Status: 502, Reason: "broken", Text: "the connection to the upstream's proxy broke before a response; the request may have been acted on"}
 	failBadRequest  = &Failure{Status: 502, Reason: "bad-request", Text: "the upstream's proxy read the request as malformed; the two proxies differ and should run the same version"}
@@ -119,6 +130,8 @@ func failureOf(code mux.Code) *Failure {
 		return failOverloaded
 	case mux.Denied:
 		return failDenied
+	case mux.Limited:
+		return failLimited
 	case mux.Broken, mux.Cancelled:
 		return failBroken
 	case mux.BadRequest:
@@ -146,7 +159,5 @@ const (
 	failUnasked    = "unasked"     // bytes followed a complete response
 )
 
-var epoch = time.Now()
-
-// now is one reading of the monotonic clock.
-func now() time.Duration { return time.Since(epoch) }
+// now is one reading of the monotonic clock that all guards share.
+func now() time.Duration { return guard.Now() }

@@ -18,6 +18,8 @@ type Origin struct {
 	Target netip.AddrPort // the application
 	// Observer is told of the stream's exchanges; nil for nobody.
 	Observer Observer
+	// Guard is asked for each of the stream's requests; nil takes all.
+	Guard Guard
 }
 
 // Backend connects to the application.

@@ -41,6 +41,9 @@ func (x *served) respond(b *backend, p []byte) bool {
 		return x.bad(b, refusal)
 	}
 	keep, fin, whole := true, false, r.whole()
+	if x.admitted && r.inBody && !whole {
+		x.answered(now() - x.Start) // what streams waits for nobody
+	}
 	x.ResponseBytes += int64(end)
 	x.passed = x.passed || r.inBody
 	if whole {

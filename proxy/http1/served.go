@@ -2,6 +2,7 @@ package http1
 
 import (
 	"sync"
+	"time"
 
 	"assay.dev/proxy/mux"
 )
@@ -44,6 +45,7 @@ type served struct {
 	headless bool   // it is in in.heads
 	writing  bool   // somebody writes the stream: it must not be pooled
 	reported bool
+	admitted bool // the guard was not told of an answer yet
 }
 
 // done reports whether nobody will call or look at x again; then x is as good as new,
@@ -124,10 +126,10 @@ func (x *served) receive(p []byte, fin bool) mux.Code {
 			}
 			x.headOver()
 			x.inBody, x.body, end = true, x.req.Body(lim), x.req.Size
-			if err := x.begin(); err != nil {
+			if code := x.begin(); code != 0 {
+				x.lose()
 				x.dead = true
-				x.fail("stopped")
-				return mux.Refused
+				return code
 			}
 		}
 		n, refusal := x.body.Advance(p[end:])
@@ -154,7 +156,7 @@ func (x *served) receive(p []byte, fin bool) mux.Code {
 }
 
 // begin starts the exchange whose head was parsed.
-func (x *served) begin() error {
+func (x *served) begin() mux.Code {
 	x.bound = x.bound || x.req.BoundAuth
 	x.Start = now()
 	if x.origin.Observer != nil {
@@ -162,12 +164,30 @@ func (x *served) begin() error {
 		x.origin.Observer.Begin(&x.Exchange)
 		x.Request = nil
 	}
+	if x.origin.Guard != nil {
+		if code := x.origin.Guard.Admit(x.Start); code != 0 {
+			x.fail(failureOf(code).Reason)
+			return code
+		}
+		x.admitted = true
+	}
 	if x.b != nil {
-		return nil
+		return 0
 	}
 	var err error
-	x.b, x.reused, err = x.in.attach(x, false)
-	return err
+	if x.b, x.reused, err = x.in.attach(x, false); err != nil {
+		x.fail("stopped")
+		return mux.Refused
+	}
+	return 0
+}
+
+// answered tells the guard that the application has answered, or never will.
+func (x *served) answered(took time.Duration) {
+	if x.admitted {
+		x.admitted = false
+		x.origin.Guard.Answered(took, x.Start+max(took, 0))
+	}
 }
 
 // nextRequest prepares for another request on a bound stream.
@@ -338,6 +358,11 @@ func (x *served) report() {
 	}
 	x.reported = true
 	x.Duration = now() - x.Start
+	if x.Status == 0 {
+		x.answered(-1)
+	} else {
+		x.answered(x.Duration)
+	}
 	if x.origin.Observer != nil {
 		x.origin.Observer.End(&x.Exchange)
 	}

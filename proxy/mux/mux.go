@@ -49,9 +49,10 @@ const (
 	Broken                      // the session died under it
 	Denied                      // a rule forbids it; unread
 	Stalled                     // no byte has moved for too long
+	Limited                     // more in a second than the other end takes; unread
 )
 
-var codeNames = [...]string{"", "cancelled", "refused", "unreachable", "app-reset", "bad-request", "overloaded", "broken", "denied", "stalled"}
+var codeNames = [...]string{"", "cancelled", "refused", "unreachable", "app-reset", "bad-request", "overloaded", "broken", "denied", "stalled", "limited"}
 
 // String returns a name that is fit for a metric label; codes of a newer peer are
 // all "unknown".
@@ -64,7 +65,7 @@ func (c Code) String() string {
 
 // Unread reports whether the code promises that nobody has acted on the stream, so
 // that it may be tried elsewhere.
-func (c Code) Unread() bool { return c == Refused || c == Overloaded || c == Denied }
+func (c Code) Unread() bool { return c == Refused || c == Overloaded || c == Denied || c == Limited }
 
 // Config bounds a session. Zero fields take the defaults in parentheses; smaller
 // values than the protocol's minimum take the minimum.
