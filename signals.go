@@ -143,6 +143,28 @@ type Counters struct {
 	HandshakeFailures map[string]uint64 `json:"handshakeFailures,omitempty"` // by reason
 	Detections        map[string]uint64 `json:"detections,omitempty"`        // by outcome
 	Refusals          map[string]uint64 `json:"refusals,omitempty"`          // connections refused, by reason; "kernel-…" by the kernel, with no proxy asked
+	Decisions         []Decided         `json:"decisions,omitempty"`         // of resilience; docs/resilience.md lists them
+	Unfit             []Unfit           `json:"unfit,omitempty"`             // endpoints now, as this proxy sees them; at most MaxUnfit
+}
+
+// Decided counts one kind of decision about one service's requests.
+type Decided struct {
+	Service  string `json:"service,omitempty"` // "NAMESPACE/NAME", "" for an address without a service
+	Decision string `json:"decision"`
+	Count    uint64 `json:"count"`
+}
+
+// MaxUnfit bounds the endpoints of Counters.Unfit.
+const MaxUnfit = 64
+
+// Unfit is an endpoint that a client's proxy found wanting.
+type Unfit struct {
+	Service  string    `json:"service"`
+	Workload string    `json:"workload"` // Workload.ID
+	Addr     string    `json:"addr"`     // with the port
+	Ejected  bool      `json:"ejected"`  // it is given nothing; otherwise too many others are ejected
+	Why      string    `json:"why"`
+	Until    time.Time `json:"until,omitzero"` // when a request probes it
 }
 
 // Add counts other, of the same key, into s.

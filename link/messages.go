@@ -75,6 +75,8 @@ type Configure struct {
 	// processes reach their workloads. They are nobody's of the mesh.
 	Gateways []netip.Addr `json:"gateways,omitempty"`
 	DNS      DNS          `json:"dns"`
+	// Zone is where the workload's host is; endpoints in the same one are preferred.
+	Zone string `json:"zone,omitempty"`
 	// CertificateWait bounds how long a mesh connection waits for the first
 	// certificate. 0 means 2 s.
 	CertificateWait time.Duration `json:"certificateWait,omitempty"`

@@ -175,7 +175,7 @@ func (a *agent) handle(ctx context.Context, conn *link.Conn, m *link.Message) er
 		if !d.Full && !old.hasServices {
 			return errors.New("services: a delta before anything that it could change")
 		}
-		p.snap.Store(old.withServices(d, p.peers.value))
+		p.snap.Store(old.withServices(d, p))
 		a.ack()
 	case link.KindTable:
 		var t link.Table

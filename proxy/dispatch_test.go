@@ -77,7 +77,7 @@ func oneService(t testing.TB) *dispatcher {
 			Addrs: []netip.Addr{netip.MustParseAddr("10.181.7.3")}, Targets: []uint16{8080},
 		}},
 	}
-	p.snap.Store(p.snap.Load().withServices(link.Services{Version: 1, Full: true, Upsert: []assay.Service{svc}}, p.peers.value))
+	p.snap.Store(p.snap.Load().withServices(link.Services{Version: 1, Full: true, Upsert: []assay.Service{svc}}, p))
 	s := &session{p: p, mux: sessions(t), security: assay.MutualTLS, born: time.Now(), life: time.Hour}
 	e := p.snap.Load().services["bank/web"].ports[0].v4.Endpoints()[0]
 	e.Value.(*peer).sessions.Store(&[]*session{s})
@@ -123,7 +123,7 @@ func TestSnapshotKeepsEndpoints(t *testing.T) {
 	was := p.snap.Load().services["bank/web"]
 	svc := was.Service
 	svc.Endpoints = append(svc.Endpoints, assay.Endpoint{Workload: "x", Addrs: []netip.Addr{netip.MustParseAddr("10.181.7.4")}, Targets: []uint16{8080}})
-	next := p.snap.Load().withServices(link.Services{Version: 2, Upsert: []assay.Service{svc}}, p.peers.value)
+	next := p.snap.Load().withServices(link.Services{Version: 2, Upsert: []assay.Service{svc}}, p)
 	now := next.services["bank/web"]
 	if now.ports[0].memory != was.ports[0].memory || now.ports[0].v4.Endpoints()[0] != was.ports[0].v4.Endpoints()[0] {
 		t.Error("an update forgot what was learned")
@@ -132,7 +132,7 @@ func TestSnapshotKeepsEndpoints(t *testing.T) {
 	if now.ports[0].v4.Endpoints()[0] != now.ports[0].v6.Endpoints()[0] {
 		t.Error("one endpoint is two")
 	}
-	if next = next.withServices(link.Services{Version: 3, Remove: []string{"bank/web"}}, p.peers.value); len(next.vips) != 0 || len(next.targets) != 0 {
+	if next = next.withServices(link.Services{Version: 3, Remove: []string{"bank/web"}}, p); len(next.vips) != 0 || len(next.targets) != 0 {
 		t.Error("a removed service can still be found")
 	}
 }
@@ -144,7 +144,7 @@ func TestNeverPlaintextToTheMesh(t *testing.T) {
 	s.MeshPrefixes = []netip.Prefix{netip.MustParsePrefix("10.181.0.0/16"), netip.MustParsePrefix("10.182.0.0/16")}
 	svc := assay.Service{Namespace: "bank", Name: "odd", VIPs: []netip.Addr{netip.MustParseAddr("10.182.0.9")}, Ports: []assay.Port{{Port: 1}},
 		Endpoints: []assay.Endpoint{{Workload: "nobody", Addrs: []netip.Addr{netip.MustParseAddr("203.0.113.9")}, Targets: []uint16{1}}}}
-	snap := s.withServices(link.Services{Version: 2, Full: true, Upsert: []assay.Service{svc}}, p.peers.value)
+	snap := s.withServices(link.Services{Version: 2, Full: true, Upsert: []assay.Service{svc}}, p)
 	for dst, want := range map[string]string{
 		"10.181.9.9:1": refusedUnknown,
 		"10.182.9.9:1": refusedUnknown,

@@ -44,8 +44,9 @@ type dispatcher struct {
 	refused *golden.Series
 	waited  atomic.Int64 // nanoseconds that the last Dispatch took: not the endpoint's fault
 	bound   deadline
-	routed  *routed // what rules made of the request; nil until there were some
-	astray  error   // why the newest snapshot leads nowhere
+	routed  *routed        // what rules made of the request; nil until there were some
+	astray  error          // why the newest snapshot leads nowhere
+	entered *guard.Service // to be left at the request's end
 }
 
 // call is what requests of one connection to one endpoint have in common.
@@ -80,7 +81,7 @@ func (d *dispatcher) Dispatch(ctx context.Context, x *http1.Exchange, data []byt
 		c.series.Undo()
 		if c.endpoint != nil {
 			c.endpoint.Done()
-			c.endpoint.Failed(time.Now())
+			judgeTry(c.endpoint, x, time.Now())
 		}
 		o.forgive(x.Last)
 		x.Tag = nil
@@ -91,7 +92,9 @@ func (d *dispatcher) Dispatch(ctx context.Context, x *http1.Exchange, data []byt
 	if err := d.aim(); err != nil {
 		return mux.Stream{}, 0, err
 	}
-	d.protect(x)
+	if err := d.protect(x); err != nil {
+		return mux.Stream{}, 0, d.failure(err)
+	}
 	start := time.Now()
 	if left, ok := x.Remaining(); ok {
 		d.bound = deadline{ctx, start.Add(left)}
@@ -118,15 +121,22 @@ func (d *dispatcher) Dispatch(ctx context.Context, x *http1.Exchange, data []byt
 
 // protect gives the request what its service allows, and counts it into the service's
 // budget.
-func (d *dispatcher) protect(x *http1.Exchange) {
+func (d *dispatcher) protect(x *http1.Exchange) error {
 	o := d.o
 	x.Policy, x.Guard = nil, &o.p.guard
 	if o.port != nil {
-		x.Policy, x.Guard = o.port.request, o.port.guard
+		x.Policy, x.Guard = o.port.request, o.port.care.guard
 	}
 	switch {
 	case x.Attempt == 0:
 		x.Guard.Budget.Request()
+		ok, counted := x.Guard.Enter()
+		if !ok {
+			return &refusal{refusedCrowded, nil}
+		}
+		if counted {
+			d.entered = x.Guard
+		}
 	case x.Cause != guard.Unread && o.direct != nil:
 		o.spent = false
 	case x.Cause != guard.Unread && len(o.tried) >= o.set.Len():
@@ -135,6 +145,7 @@ func (d *dispatcher) protect(x *http1.Exchange) {
 	if d.routed != nil && d.routed.rule != nil {
 		x.Policy = d.routed.rule.Request.Over(x.Policy)
 	}
+	return nil
 }
 
 // follow takes over a newer snapshot: a connection may live for hours.
@@ -191,6 +202,10 @@ func (d *dispatcher) call(e *balance.Endpoint, s *session) *call {
 // End implements http1.Observer.
 func (d *dispatcher) End(x *http1.Exchange) {
 	now := time.Now()
+	if d.entered != nil {
+		d.entered.Leave()
+		d.entered = nil
+	}
 	d.o.p.malformed(x)
 	if d.routed != nil && d.routed.end(x, now) {
 		return
@@ -210,15 +225,7 @@ func (d *dispatcher) End(x *http1.Exchange) {
 		return
 	}
 	c.endpoint.Done()
-	switch x.Failure {
-	case "":
-		if !x.Tunnel {
-			c.endpoint.Answered(x.Duration-time.Duration(d.waited.Load()), now)
-		}
-	case http1.ClientGone, http1.Aborted:
-	default:
-		c.endpoint.Failed(now)
-	}
+	judge(c.endpoint, x, x.Duration-time.Duration(d.waited.Load()), now)
 }
 
 // observe counts an exchange that ended.
@@ -300,7 +307,20 @@ func (s *session) acceptHTTP(st mux.Stream, open []byte) (mux.Handler, mux.Code)
 		Client:   netip.AddrPortFrom(s.remote.Addr(), 0),
 		Target:   s.local,
 		Observer: s.lastCounted,
+		Guard:    s.protection(),
 	}), 0
+}
+
+// protection guards the port that the session is with, if it is a service's. The
+// session's reader calls it.
+func (s *session) protection() http1.Guard {
+	if snap := s.p.snap.Load(); snap != s.lastSnap {
+		s.lastSnap, s.lastGuard = snap, nil
+		if sp := snap.targets[s.local]; sp != nil {
+			s.lastGuard = sp.care.inbound
+		}
+	}
+	return s.lastGuard
 }
 
 // sameButClientPort compares two headers without bytes 5 and 6.
@@ -319,7 +339,11 @@ func (i *inbound) serveGuestHTTP(first []byte) error {
 	c := &counted{p: i.p, series: series}
 	c.spare.Store(i.app) // dialled for whoever speaks first
 	i.app = nil
-	err := i.p.http.in.Serve(i.ctx, i.conn, first, http1.Origin{Client: netip.AddrPortFrom(i.remote.Addr(), 0), Target: i.dst, Observer: c})
+	origin := http1.Origin{Client: netip.AddrPortFrom(i.remote.Addr(), 0), Target: i.dst, Observer: c}
+	if sp := i.snap.targets[i.dst]; sp != nil {
+		origin.Guard = sp.care.inbound
+	}
+	err := i.p.http.in.Serve(i.ctx, i.conn, first, origin)
 	if app := c.spare.Swap(nil); app != nil {
 		app.Close()
 	}

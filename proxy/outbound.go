@@ -327,7 +327,11 @@ func (o *outbound) drop(code mux.Code) {
 // has read it, and everything that was sent can be sent again.
 func (o *outbound) retry(code mux.Code) error {
 	safe := code == mux.Unreachable || code == mux.Refused || code == mux.Overloaded
-	if safe && o.endpoint != nil {
+	switch {
+	case o.endpoint == nil:
+	case code == mux.Refused || code == mux.Overloaded:
+		o.endpoint.Avoid(time.Now()) // it drains, or has too much to do
+	case code != mux.Denied && code != mux.Limited:
 		o.endpoint.Failed(time.Now())
 	}
 	o.forgive(code)
@@ -387,6 +391,16 @@ func (o *outbound) key() assay.SignalKey {
 
 // relay carries opaque bytes both ways.
 func (o *outbound) relay() error {
+	if o.port != nil {
+		ok, counted := o.port.care.guard.Enter()
+		if !ok {
+			o.drop(mux.Cancelled)
+			return &refusal{refusedCrowded, nil}
+		}
+		if counted {
+			defer o.port.care.guard.Leave()
+		}
+	}
 	if o.pipe == nil {
 		if err := o.open(nil, false); err != nil {
 			return err
@@ -399,6 +413,9 @@ func (o *outbound) relay() error {
 	failed := err != nil
 	if o.endpoint != nil {
 		o.endpoint.Done()
+		if o.pipe.look().anything {
+			o.endpoint.Alive(time.Now())
+		}
 	}
 	series.End(time.Since(o.accepted), failed, time.Now())
 	series.Closed()

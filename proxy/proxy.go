@@ -44,6 +44,7 @@ type Proxy struct {
 	http    httpEngines
 	guard   guard.Service // of requests to addresses that are no service's
 	pipes   kernelPipes
+	decided guard.Registry
 	mirrors chan struct{} // slots for copies of requests
 	sift    chan struct{} // slots for handshakes as a server
 
@@ -87,6 +88,7 @@ func New(conn *link.Conn, o Options) *Proxy {
 		sooner:    make(chan struct{}, 1),
 	}
 	p.snap.Store(&snapshot{})
+	p.guard.Counts = p.decided.Of("")
 	p.creds = newCredentials(p)
 	p.peers = newPeers(p)
 	p.http.in = http1.NewInbound(application{p}, http1.InboundConfig{})
@@ -264,7 +266,9 @@ func (p *Proxy) closeSessions(reason error) {
 
 // report is everything that was counted.
 func (p *Proxy) report() link.Report {
-	return link.Report{Started: p.started, Signals: p.rec.Signals(), Counters: p.rec.Counters()}
+	counters := p.rec.Counters()
+	counters.Decisions, counters.Unfit = p.decided.Decided(), p.unfit()
+	return link.Report{Started: p.started, Signals: p.rec.Signals(), Counters: counters}
 }
 
 // finding tells the agent of something that a person should look at.
@@ -286,6 +290,7 @@ const (
 	refusedNoEndpoint    = "no-ready-endpoint"     // nobody is ready
 	refusedUnknown       = "unknown-mesh-address"  // in a mesh network, not in the table
 	refusedUnreachable   = "peer-unreachable"      // no session with any endpoint
+	refusedCrowded       = "crowded"               // more at once than the service's policy allows one client
 	refusedPeer          = "refused-by-peer"       // the peer's proxy or application did
 	refusedOutside       = "outside-unreachable"   // a plain destination did not answer
 	refusedStrict        = "plaintext-in-strict"   // plaintext from outside the mesh

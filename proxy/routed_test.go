@@ -42,7 +42,7 @@ func routedServices(t testing.TB, dst string, routes []assay.Route, others ...st
 			t.Fatal(err)
 		}
 	}
-	p.snap.Store(p.snap.Load().withServices(d, p.peers.value))
+	p.snap.Store(p.snap.Load().withServices(d, p))
 	for _, svc := range p.snap.Load().services {
 		for _, e := range svc.ports[0].v4.Endpoints() {
 			s := &session{p: p, mux: sessions(t), security: assay.MutualTLS, born: time.Now(), life: time.Hour}
@@ -211,17 +211,17 @@ func TestAddressMeansItsService(t *testing.T) {
 	snap := d.o.snap
 	twin := snap.services["bank/web"].Service
 	twin.Name, twin.VIPs = "twin", nil
-	next := snap.withServices(link.Services{Version: 2, Upsert: []assay.Service{twin}}, d.o.p.peers.value)
+	next := snap.withServices(link.Services{Version: 2, Upsert: []assay.Service{twin}}, d.o.p)
 	if len(next.sole) != 0 {
 		t.Errorf("%v", next.sole)
 	}
 	// A headless one is never meant.
 	twin.Headless = true
-	if next = next.withServices(link.Services{Version: 3, Upsert: []assay.Service{twin}}, d.o.p.peers.value); len(next.sole) == 0 {
+	if next = next.withServices(link.Services{Version: 3, Upsert: []assay.Service{twin}}, d.o.p); len(next.sole) == 0 {
 		t.Error("a headless service hides another")
 	}
 	// Without routes an address is an address.
-	if next = next.withServices(link.Services{Version: 4, RemoveRoutes: []string{routes[0].Key()}}, d.o.p.peers.value); len(next.sole)+len(next.tables) != 0 {
+	if next = next.withServices(link.Services{Version: 4, RemoveRoutes: []string{routes[0].Key()}}, d.o.p); len(next.sole)+len(next.tables) != 0 {
 		t.Error("routes that are gone still count")
 	}
 }
@@ -232,7 +232,7 @@ func TestRoutesChange(t *testing.T) {
 	d := routedServices(t, "10.182.0.1:80", nil, "bank/v1")
 	p, done := d.o.p, make(ended, 1)
 	next := func(s link.Services) {
-		p.snap.Store(p.snap.Load().withServices(s, p.peers.value))
+		p.snap.Store(p.snap.Load().withServices(s, p))
 		if _, err := ask(t, d, getRoot, done); err != nil {
 			t.Error(err)
 		}
@@ -282,7 +282,7 @@ func TestSessionIsKept(t *testing.T) {
 	svc.Endpoints[0].Targets = []uint16{0}
 	d.o.p.snap.Store(d.o.snap.withServices(link.Services{Version: 2, Upsert: []assay.Service{svc}, Routes: webRoute(assay.RouteRule{
 		Backends: []assay.RouteBackend{to("bank/v1", 1), to("bank/v2", 1)}, Session: &assay.RouteSession{Name: "s"}}),
-	}, d.o.p.peers.value))
+	}, d.o.p))
 	for range 20 {
 		if plan, err = ask(t, d, "GET / HTTP/1.1\r\nHost: web\r\nCookie: "+cookie+"\r\n\r\n", done); err == nil {
 			break

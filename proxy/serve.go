@@ -29,7 +29,14 @@ func (s *session) accept(st mux.Stream, open []byte) (mux.Handler, mux.Code) {
 	if err != nil || len(rest) > 0 {
 		return s.refuseHeader()
 	}
-	v := &served{s: s, header: h, stream: st, pipe: newPipe(s.p, nil), accepted: time.Now()}
+	var in *protection
+	if sp := s.p.snap.Load().targets[s.local]; sp != nil {
+		if in = sp.care.inbound; !in.Connect() {
+			s.p.rec.Refusals.Inc(refusedCrowded)
+			return nil, mux.Overloaded
+		}
+	}
+	v := &served{s: s, in: in, header: h, stream: st, pipe: newPipe(s.p, nil), accepted: time.Now()}
 	s.p.begin()
 	s.p.wg.Go(v.run)
 	return v.pipe, 0
@@ -43,6 +50,7 @@ func (s *session) refuseHeader() (mux.Handler, mux.Code) {
 // served is an opaque stream of a peer, and the connection to the application.
 type served struct {
 	s        *session
+	in       *protection // of the port; nil for one that is no service's
 	header   Header
 	stream   mux.Stream
 	pipe     *pipe
@@ -53,6 +61,9 @@ type served struct {
 func (v *served) run() {
 	p := v.s.p
 	defer p.end()
+	if v.in != nil {
+		defer v.in.Disconnect()
+	}
 	app, err := v.dial()
 	series := p.rec.Series(v.key())
 	if err != nil {

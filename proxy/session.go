@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"assay.dev"
+	"assay.dev/proxy/http1"
 	"assay.dev/proxy/mtls"
 	"assay.dev/proxy/mux"
 	"golang.org/x/sys/unix"
@@ -33,6 +34,9 @@ type session struct {
 	// What the last stream of HTTP/1 said, and how it is counted; the reader's.
 	lastOpen    []byte
 	lastCounted *counted
+	// The port's guard, nil for one that is no service's, by the snapshot.
+	lastSnap  *snapshot
+	lastGuard http1.Guard
 }
 
 func (s *session) run() error {

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"assay.dev"
 	"assay.dev/link"
@@ -45,7 +46,7 @@ type servicePort struct {
 	port     uint16 // as dialled
 	declared assay.Protocol
 	memory   *detect.Memory // outlives the snapshot
-	guard    *guard.Service // as does this
+	care     *care          // as does this
 	request  *guard.Request // what a request is allowed
 	// v4 and v6 are the ready endpoints by the family that they are dialled in: the
 	// application's own, when the endpoint has an address of it.
@@ -84,7 +85,7 @@ func (s *snapshot) withTable(t *link.AddressTable, version uint64) *snapshot {
 	return &next
 }
 
-func (s *snapshot) withServices(d link.Services, value func(balance.Want) any) *snapshot {
+func (s *snapshot) withServices(d link.Services, p *Proxy) *snapshot {
 	next := *s
 	next.services = make(map[string]*service, len(s.services)+len(d.Upsert))
 	if !d.Full {
@@ -95,7 +96,7 @@ func (s *snapshot) withServices(d link.Services, value func(balance.Want) any) *
 	}
 	for i := range d.Upsert {
 		svc := &d.Upsert[i]
-		next.services[svc.Key()] = newService(svc, s.services[svc.Key()], value)
+		next.services[svc.Key()] = newService(svc, s.services[svc.Key()], next.Zone, p)
 	}
 	if d.Config != nil {
 		next.settings = *d.Config
@@ -131,20 +132,21 @@ func (s *snapshot) index() {
 	s.names = dns.NewSnapshot(s.settings.Namespace, s.DNS.Domain, list, s.DNS.Upstreams)
 }
 
-func newService(svc *assay.Service, old *service, value func(balance.Want) any) *service {
+func newService(svc *assay.Service, old *service, zone string, p *Proxy) *service {
 	out := &service{Service: *svc}
 	for i, port := range svc.Ports {
 		sp := &servicePort{service: svc.Key(), port: port.Port, declared: port.Protocol}
 		var v4, v6 *balance.Set
 		if old != nil {
 			if was := old.port(port.Port); was != nil {
-				sp.memory, sp.guard, v4, v6 = was.memory, was.guard, was.v4, was.v6
+				sp.memory, sp.care, v4, v6 = was.memory, was.care, was.v4, was.v6
 			}
 		}
 		if sp.memory == nil {
-			sp.memory, sp.guard = new(detect.Memory), new(guard.Service)
+			sp.memory, sp.care = new(detect.Memory), newCare(p.decided.Of(svc.Key()))
 		}
 		var want4, want6 []balance.Want
+		near := svc.Policy == nil || !svc.Policy.AnyZone
 		for _, e := range svc.Endpoints {
 			if i >= len(e.Targets) || e.Targets[i] == 0 || len(e.Addrs) == 0 {
 				continue
@@ -157,13 +159,21 @@ func newService(svc *assay.Service, old *service, value func(balance.Want) any) 
 						break
 					}
 				}
-				return balance.Want{Addr: netip.AddrPortFrom(a, e.Targets[i]), Identity: e.Identity, Workload: e.Workload}
+				return balance.Want{
+					Addr: netip.AddrPortFrom(a, e.Targets[i]), Identity: e.Identity, Workload: e.Workload,
+					Near: near && zone != "" && e.Zone == zone,
+				}
 			}
 			want4, want6 = append(want4, at(true)), append(want6, at(false))
 		}
 		// An endpoint that is in both sets (it has one family) is one endpoint.
-		sp.v4 = balance.New(v4, want4, value)
-		sp.v6 = balance.New(merge(v6, sp.v4), want6, value)
+		sp.v4 = balance.New(v4, want4, p.peers.value)
+		sp.v6 = balance.New(merge(v6, sp.v4), want6, p.peers.value)
+		sp.care.configure(svc.Policy)
+		sp.care.group.Consist(time.Now(), sp.v4, sp.v6)
+		if svc.Policy != nil {
+			sp.request = guard.RequestOf(svc.Policy)
+		}
 		out.ports = append(out.ports, sp)
 	}
 	return out

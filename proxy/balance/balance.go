@@ -70,7 +70,22 @@ func (e *Endpoint) Answered(took time.Duration, now time.Time) {
 	}
 }
 
-// Failed notes that it could not be reached, broke off, or answered that it failed.
+// Erred takes how long it needed to answer that it failed.
+func (e *Endpoint) Erred(took time.Duration, now time.Time) {
+	e.observe(took, now)
+	if g := e.group.Load(); g != nil {
+		g.failed(e, now)
+	}
+}
+
+// Alive notes that it does what it should, where there is no answer to time.
+func (e *Endpoint) Alive(now time.Time) {
+	if g := e.group.Load(); g != nil && !e.calm.Load() {
+		g.answered(e, 0, now)
+	}
+}
+
+// Failed notes that it could not be reached, or broke off.
 func (e *Endpoint) Failed(now time.Time) {
 	e.observe(failure, now)
 	if g := e.group.Load(); g != nil {

@@ -149,6 +149,20 @@ func (g *Group) changed(e *Endpoint, c guard.Change, now time.Time) {
 	g.settle()
 }
 
+// Unfit calls f with each endpoint that is unfit now.
+func (g *Group) Unfit(f func(e *Endpoint, why string, until time.Duration)) {
+	if g.busy.Load() != math.MaxInt64 {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for e := range g.members {
+		if !e.breaker.Fit() {
+			f(e, e.breaker.Why(), e.breaker.Until())
+		}
+	}
+}
+
 // due returns an ejected endpoint of list that is to be probed with this request.
 func (g *Group) due(list []*Endpoint, now time.Time, tried []*Endpoint) *Endpoint {
 	if int64(since(now)) < g.probe.Load() {

@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 //	 +------- the probe ended well / badly ----------------------------+
 type Breaker struct {
 	state  breakerState
+	why    string        // it is not fit
 	row    int           // failures in a row
 	trips  int           // openings in a row
 	until  time.Duration // when the open breaker lets a probe through, or a probe counts as lost
@@ -62,6 +64,9 @@ func (b *Breaker) Probe(l *assay.EjectionPolicy, now time.Duration) bool {
 	return true
 }
 
+// Why says why the endpoint is unfit, "" when it is not.
+func (b *Breaker) Why() string { return b.why }
+
 // Until is when an unfit endpoint may be probed.
 func (b *Breaker) Until() time.Duration { return b.until }
 
@@ -93,9 +98,11 @@ func (b *Breaker) observe(l *assay.EjectionPolicy, failed, slow bool, now time.D
 	} else {
 		b.row++
 	}
-	if !b.tooBad(l) {
+	why := b.tooBad(l)
+	if why == "" {
 		return Same
 	}
+	b.why = why
 	if now-b.closed > l.MaxTime {
 		b.trips = 0 // it was fit for long
 	}
@@ -112,7 +119,7 @@ func (b *Breaker) trip(l *assay.EjectionPolicy, now time.Duration) {
 		}
 	}
 	// A tenth at random, so that what failed together is not probed together.
-	*b = Breaker{state: open, trips: b.trips + 1, until: now + d + time.Duration(rand.Int64N(int64(d)/10+1)), closed: b.closed}
+	*b = Breaker{state: open, why: b.why, trips: b.trips + 1, until: now + d + time.Duration(rand.Int64N(int64(d)/10+1)), closed: b.closed}
 }
 
 // count keeps two halves of the interval.
@@ -133,14 +140,16 @@ func (b *Breaker) count(l *assay.EjectionPolicy, failed, slow bool, now time.Dur
 	}
 }
 
-func (b *Breaker) tooBad(l *assay.EjectionPolicy) bool {
-	if l.ConsecutiveFailures > 0 && b.row >= l.ConsecutiveFailures {
-		return true
-	}
+func (b *Breaker) tooBad(l *assay.EjectionPolicy) string {
 	total := b.total + b.total0
-	if total < l.MinRequests {
-		return false
+	switch {
+	case l.ConsecutiveFailures > 0 && b.row >= l.ConsecutiveFailures:
+		return fmt.Sprintf("%d failures in a row", b.row)
+	case total < l.MinRequests:
+	case l.FailurePercent > 0 && 100*(b.bad+b.bad0) >= l.FailurePercent*total:
+		return fmt.Sprintf("%d of %d requests failed", b.bad+b.bad0, total)
+	case l.SlowerThan > 0 && l.SlowPercent > 0 && 100*(b.slow+b.slow0) > l.SlowPercent*total:
+		return fmt.Sprintf("%d of %d answers took longer than %v", b.slow+b.slow0, total, l.SlowerThan)
 	}
-	return l.FailurePercent > 0 && 100*(b.bad+b.bad0) >= l.FailurePercent*total ||
-		l.SlowerThan > 0 && l.SlowPercent > 0 && 100*(b.slow+b.slow0) > l.SlowPercent*total
+	return ""
 }

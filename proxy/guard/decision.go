@@ -1,6 +1,13 @@
 package guard
 
-import "sync/atomic"
+import (
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"assay.dev"
+)
 
 // Decision names what was decided. The names are stable: they are a metric's labels.
 type Decision uint8
@@ -56,4 +63,48 @@ func (c *Counts) Each(f func(name string, n uint64)) {
 			f(Decision(d).String(), n)
 		}
 	}
+}
+
+// maxServices bounds how many services a Registry counts apart.
+const maxServices = 256
+
+// Registry holds the counts of all services, for as long as the process lives: a
+// service that goes and comes is counted on.
+type Registry struct {
+	mu sync.Mutex
+	m  map[string]*Counts
+}
+
+// Of returns the counts of a service, or of all that are over the bound.
+func (r *Registry) Of(service string) *Counts {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c := r.m[service]; c != nil {
+		return c
+	}
+	if len(r.m) >= maxServices {
+		service = assay.Overflow
+		if c := r.m[service]; c != nil {
+			return c
+		}
+	}
+	if r.m == nil {
+		r.m = map[string]*Counts{}
+	}
+	c := new(Counts)
+	r.m[service] = c
+	return c
+}
+
+// Decided returns all counts that are over 0, sorted.
+func (r *Registry) Decided() []assay.Decided {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []assay.Decided
+	for _, service := range slices.Sorted(maps.Keys(r.m)) {
+		r.m[service].Each(func(name string, n uint64) {
+			out = append(out, assay.Decided{Service: service, Decision: name, Count: n})
+		})
+	}
+	return out
 }

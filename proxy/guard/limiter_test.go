@@ -172,7 +172,7 @@ func TestOverload(t *testing.T) {
 	for _, c := range []struct {
 		workers int
 		work    time.Duration
-	}{{4, 20 * time.Millisecond}, {1, 10 * time.Millisecond}, {64, 100 * time.Millisecond}, {16, time.Millisecond}, {8, 500 * time.Millisecond}} {
+	}{{4, 20 * time.Millisecond}, {1, 10 * time.Millisecond}, {64, 100 * time.Millisecond}, {4, 4 * time.Millisecond}, {8, 500 * time.Millisecond}} {
 		if ratio, p99 := overload(t, c.workers, c.work, true); ratio < 0.8 || p99 > max(time.Second, 5*c.work) {
 			t.Errorf("%d workers of %v: %.2f of the peak, p99 %v", c.workers, c.work, ratio, p99)
 		}

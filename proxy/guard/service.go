@@ -10,8 +10,8 @@ import (
 // Service is what the requests of one client to one port of a service share. A nil
 // Service has no budget and counts nothing.
 type Service struct {
+	Counts   *Counts // may be nil
 	Budget   Budget
-	counts   Counts
 	inFlight atomic.Int64
 	most     atomic.Int64 // 0: unbounded
 }
@@ -22,29 +22,30 @@ func (s *Service) Set(p *assay.TrafficPolicy) {
 	s.most.Store(int64(max(p.MaxConnections, 0)))
 }
 
-// Enter counts a request or connection in, if there is room. Leave counts it out.
-func (s *Service) Enter() bool {
+// Enter counts a request or connection in, if there is room. What is counted must be
+// counted out with Leave; without a bound nothing is.
+func (s *Service) Enter() (ok, counted bool) {
 	most := s.most.Load()
-	if n := s.inFlight.Add(1); most > 0 && n > most {
+	if most == 0 {
+		return true, false
+	}
+	if s.inFlight.Add(1) > most {
 		s.inFlight.Add(-1)
 		s.Count(Crowded)
-		return false
+		return false, false
 	}
-	return true
+	return true, true
 }
 
-// Leave undoes an Enter.
+// Leave undoes an Enter that counted.
 func (s *Service) Leave() { s.inFlight.Add(-1) }
 
 // Count counts a decision.
 func (s *Service) Count(d Decision) {
 	if s != nil {
-		s.counts.Count(d)
+		s.Counts.Count(d)
 	}
 }
-
-// Counts is what was decided.
-func (s *Service) Counts() *Counts { return &s.counts }
 
 // RequestOf is what p allows a request.
 func RequestOf(p *assay.TrafficPolicy) *Request {
@@ -59,9 +60,9 @@ func RequestOf(p *assay.TrafficPolicy) *Request {
 
 // Inbound protects one port of a workload from its clients.
 type Inbound struct {
+	Counts  *Counts // may be nil
 	Limiter Limiter
 	rate    RateLimit
-	counts  Counts
 	conns   atomic.Int64
 	most    atomic.Int64
 }
@@ -86,11 +87,11 @@ func (in *Inbound) Set(p *assay.InboundPolicy) {
 // Admitted must be given back with Limiter.Done.
 func (in *Inbound) Admit(now time.Duration) Verdict {
 	if !in.rate.Take(now) {
-		in.counts.Count(RateLimited)
+		in.Counts.Count(RateLimited)
 		return TooFast
 	}
 	if !in.Limiter.Admit(now) {
-		in.counts.Count(Shed)
+		in.Counts.Count(Shed)
 		return Overloaded
 	}
 	return Admitted
@@ -102,7 +103,7 @@ func (in *Inbound) Connect() bool {
 	most := in.most.Load()
 	if n := in.conns.Add(1); most > 0 && n > most {
 		in.conns.Add(-1)
-		in.counts.Count(TooManyAtOnce)
+		in.Counts.Count(TooManyAtOnce)
 		return false
 	}
 	return true
@@ -110,6 +111,3 @@ func (in *Inbound) Connect() bool {
 
 // Disconnect undoes a Connect.
 func (in *Inbound) Disconnect() { in.conns.Add(-1) }
-
-// Counts is what was decided.
-func (in *Inbound) Counts() *Counts { return &in.counts }

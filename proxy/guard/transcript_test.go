@@ -97,7 +97,7 @@ func TestBudgetTranscripts(t *testing.T) {
 
 func TestRetryTranscripts(t *testing.T) {
 	play(t, "retry", func() func(time.Duration, string, []string) string {
-		p, s := (*Request)(nil), new(Service)
+		p, s := (*Request)(nil), &Service{Counts: new(Counts)}
 		causes := map[string]Cause{"unread": Unread, "broken": Broken, "timed-out": TimedOut, "nothing": 0}
 		return func(now time.Duration, event string, args []string) string {
 			switch event {
@@ -122,7 +122,7 @@ func TestRetryTranscripts(t *testing.T) {
 				return ""
 			case "counts":
 				var list []string
-				s.Counts().Each(func(name string, n uint64) { list = append(list, fmt.Sprint(name, "=", n)) })
+				s.Counts.Each(func(name string, n uint64) { list = append(list, fmt.Sprint(name, "=", n)) })
 				return strings.Join(list, " ")
 			}
 			// attempt NUMBER CAUSE|STATUS METHOD [expires=D]

@@ -227,12 +227,15 @@ func (c *client) moved(x *exchange) int64 {
 // cutShort passes on a half-close in the middle of a body: the application sees it at
 // the same byte, and may still answer.
 func (c *client) cutShort(x *exchange) {
+	c.mu.Lock()
+	x.shut = true // before the application can answer to it
+	c.mu.Unlock()
 	if c.send(x, nil, true) != nil {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	x.shut, x.reqDone = true, true
+	x.reqDone = true
 	c.settle(x)
 }
 

@@ -126,7 +126,8 @@ func (c *client) tryAgain(x *exchange) bool {
 		return x.noRetry()
 	}
 	wait, ok := x.Guard.Retry(x.Policy, guard.Attempt{
-		Number: x.Attempt, Cause: cause, Status: x.Status, Idempotent: c.req.Idempotent, Expires: x.expires,
+		Number: x.Attempt, Cause: cause, Status: x.Status, Idempotent: c.req.Idempotent,
+		Expires: x.Policy.Expires(x.Start, 0), // it may fail before Dispatch has returned
 	}, now())
 	if !ok {
 		return x.noRetry()

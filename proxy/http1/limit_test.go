@@ -14,13 +14,13 @@ import (
 )
 
 func policy(p guard.Request) option {
-	return func(w *world) { w.policy, w.guard = &p, &guard.Service{} }
+	return func(w *world) { w.policy, w.guard = &p, &guard.Service{Counts: new(guard.Counts)} }
 }
 
 // decided returns what was counted, as "name=n".
 func decided(w *world) string {
 	var list []string
-	w.guard.Counts().Each(func(name string, n uint64) { list = append(list, fmt.Sprintf("%s=%d", name, n)) })
+	w.guard.Counts.Each(func(name string, n uint64) { list = append(list, fmt.Sprintf("%s=%d", name, n)) })
 	return strings.Join(list, " ")
 }
 
