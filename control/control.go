@@ -49,6 +49,8 @@ type Config struct {
 	LeafLife time.Duration
 	Log      *slog.Logger     // nil: none
 	Now      func() time.Time // nil: time.Now
+
+	takeover time.Duration // see the constant; 0: that
 }
 
 // Control is an open control. It does its work in Run and in the Serve methods.
@@ -70,6 +72,8 @@ type Control struct {
 	renewing    sync.Mutex
 	renewAt     time.Time // of certificate; guarded by renewing
 	rotateSoon  chan struct{}
+	taken       atomic.Bool    // another control has the store
+	told        string         // of this mesh's roots, to the store; Open's, then showLife's
 	streams     sync.WaitGroup // receivers of Sync streams
 	nobodies    nobodies
 	joining     atomic.Int32
@@ -99,6 +103,9 @@ func Open(ctx context.Context, cfg Config) (_ *Control, err error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.takeover == 0 {
+		cfg.takeover = takeover
+	}
 	if cfg.Store == "" {
 		cfg.Store = "sqlite:" + filepath.Join(cfg.Data, "state.db")
 	}
@@ -117,7 +124,13 @@ func Open(ctx context.Context, cfg Config) (_ *Control, err error) {
 	if c.store, err = store.Open(ctx, cfg.Store); err != nil {
 		return nil, err
 	}
+	if err := c.claim(ctx); err != nil {
+		return nil, err
+	}
 	if c.authority, err = openAuthority(cfg); err != nil {
+		return nil, err
+	}
+	if err := c.sameMesh(ctx); err != nil {
 		return nil, err
 	}
 	c.behind = newBehind(c.store, c.log)
@@ -292,6 +305,7 @@ func (c *Control) Run(ctx context.Context) error {
 	group.Go(func() error { return c.behind.run(ctx) })
 	group.Go(func() error { return c.model.publisher(ctx) })
 	group.Go(func() error { return c.tick(ctx) })
+	group.Go(func() error { return c.showLife(ctx) })
 	if c.cfg.Intent != "" {
 		group.Go(func() error { return c.watch(ctx, c.cfg.Intent) })
 	}
@@ -428,12 +442,12 @@ func (c *Control) Close() error {
 	if c.authority != nil {
 		errs = append(errs, c.authority.Close())
 	}
-	if c.behind != nil {
+	if c.behind != nil && !c.taken.Load() {
 		// What came in after Run had ended, while calls under way came to theirs.
 		errs = append(errs, c.behind.flush(context.Background()))
 	}
 	if c.store != nil {
-		errs = append(errs, c.store.Close())
+		errs = append(errs, c.giveUp(), c.store.Close())
 	}
 	if c.lock != nil {
 		errs = append(errs, c.lock.Close())

@@ -9,6 +9,9 @@
 // when the store is away. So with the store lost nothing new is taken from
 // people, and serving, renewals and discovery go on.
 //
+// Since it serves from memory a store has one control at a time: on a server the others
+// wait, and one that was taken for dead cannot write (holder.go).
+//
 // It trusts a host with the host's own workloads and nothing else: a host's
 // certificate names the host, its join token says which namespaces and services
 // it may run, its prefixes say which addresses, and what is outside is refused
@@ -33,6 +36,7 @@
 // deltas), sync.go (a host's stream), hosts.go (join, renew, issue), access.go and
 // peers.go (who calls and may), operator.go (what people call), apply.go and
 // folder.go (intent), list.go (what people see; package api has the documents), edges.go, check.go,
-// rotate.go (certificates over time), persist.go (the store behind), network.go
+// rotate.go (certificates over time), persist.go (the store behind), holder.go (one control for a store), lease.go (when a
+// host's workloads stop being ready), network.go
 // (addresses).
 package control

@@ -199,6 +199,9 @@ func (db *DB) transact(ctx context.Context, op, key string, fn func(context.Cont
 			}
 			unknown = false // the earlier attempt is dead
 		}
+		if err := t.mine(ctx, op); err != nil {
+			return db.diagnose(err), err
+		}
 		if err := fn(ctx, t); err != nil {
 			return db.diagnose(err), err
 		}

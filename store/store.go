@@ -87,6 +87,7 @@ type engine struct {
 	lock   io.Closer // what makes this process the owner; nil on a server
 	turns  *semaphore.Weighted
 	pruned atomic.Int64 // when old keys were last forgotten, microseconds
+	held   atomic.Pointer[holder]
 	// patience is how long one call keeps retrying.
 	patience time.Duration
 }

@@ -63,6 +63,9 @@ func runControl(ctx context.Context, f controlFlags, log *slog.Logger) (err erro
 		Data: f.data, Store: f.store, TrustDomain: f.trustDomain, Intent: f.config, Translate: kube.Translate,
 		Lease: f.lease, LeafLife: f.leafLife, Viewers: viewers, Log: log,
 	})
+	if err != nil && ctx.Err() != nil {
+		return nil // asked to end while another control held the store
+	}
 	if err != nil {
 		return err
 	}
