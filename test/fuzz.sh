@@ -5,6 +5,7 @@ set -eu
 cd "$(dirname "$0")/.."
 time=${1:-10s}
 count=0
+command -v nginx >/dev/null || echo 'fuzz: nginx is not installed: FuzzReferences compares with net/http only'
 for file in $(git grep -l '^func Fuzz' -- '*_test.go' | grep -v '^examples/'); do
 	dir=./$(dirname "$file")
 	for name in $(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$file"); do
