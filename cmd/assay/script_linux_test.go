@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -40,6 +41,7 @@ func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"assay": main
 // testscript's own commands there are:
 //
 //	host FILE      become a host with the workloads, reports and findings in FILE
+//	await REGEXP COMMAND…  again and again until it says so
 //	clock DURATION let control's clock go on
 //	code N COMMAND run a command that must end with exit code N
 func TestScripts(t *testing.T) {
@@ -63,6 +65,21 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"await": func(ts *testscript.TestScript, neg bool, args []string) {
+				if neg || len(args) < 2 {
+					ts.Fatalf("usage: await REGEXP COMMAND…")
+				}
+				want := regexp.MustCompile(args[0])
+				for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+					err := ts.Exec(args[1], args[2:]...)
+					if err == nil && want.MatchString(ts.ReadFile("stdout")) {
+						return
+					}
+					if time.Now().After(deadline) {
+						ts.Fatalf("%s never says %s: %v\n%s", args[1:], want, err, ts.ReadFile("stdout"))
+					}
+				}
+			},
 			"host": func(ts *testscript.TestScript, neg bool, args []string) {
 				if neg || len(args) != 1 {
 					ts.Fatalf("usage: host FILE")
