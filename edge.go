@@ -10,7 +10,7 @@ type Party struct {
 
 // Edge is who talks to whom, put together from what the proxies at both ends counted.
 // Two edges differ in at least one of Client, Server, Service, Port, Protocol,
-// Security, Reason and Remote.
+// Security, Reason, Remote and RemoteBy.
 type Edge struct {
 	Client   Party    `json:"client"`
 	Server   Party    `json:"server"`
@@ -20,7 +20,8 @@ type Edge struct {
 	Security Security `json:"security"`
 	Reason   string   `json:"reason,omitempty"` // why it is not mutual TLS
 	// Remote is who the end that is nobody of the mesh is: an address or a name.
-	Remote string `json:"remote,omitempty"`
+	Remote   string `json:"remote,omitempty"`
+	RemoteBy string `json:"remoteBy,omitempty"` // as in SignalKey
 	// SeenBy names the ends that counted it: Outbound is the client's proxy, Inbound
 	// the server's. Between meshed workloads it is both, or one of them lies or has
 	// not reported yet.

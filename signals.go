@@ -35,7 +35,8 @@ type SignalKey struct {
 	Reason        string    `json:"reason,omitempty"` // why it is not mutual TLS
 	// Remote says who the peer is when it is nobody of the mesh: an address, or the
 	// name that it was reached by. Bounded like the rest; Overflow is everybody else.
-	Remote string `json:"remote,omitempty"`
+	Remote   string `json:"remote,omitempty"`
+	RemoteBy string `json:"remoteBy,omitempty"` // how a name is known: ByDNS, BySNI …; "": it is an address
 }
 
 // Overflow is the Service, or the Remote, of the series that takes what is over the

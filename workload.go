@@ -57,4 +57,8 @@ type NamespaceConfig struct {
 	Namespace     string   `json:"namespace"`
 	Mode          Mode     `json:"mode"`
 	ExcludedPorts []uint16 `json:"excludedPorts,omitempty"` // pass untouched
+	// Egress is how connections to outside the mesh are treated: Observe (the zero value
+	// too) lets them pass and lists them; Strict refuses what no rule allows.
+	Egress Mode         `json:"egress,omitempty"`
+	Allow  []EgressRule `json:"allow,omitempty"` // in the order of their names
 }

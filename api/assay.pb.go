@@ -1617,6 +1617,8 @@ type NamespaceConfig struct {
 	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	Mode          string                 `protobuf:"bytes,2,opt,name=mode,proto3" json:"mode,omitempty"`
 	ExcludedPorts []uint32               `protobuf:"varint,3,rep,packed,name=excluded_ports,json=excludedPorts,proto3" json:"excluded_ports,omitempty"`
+	Egress        string                 `protobuf:"bytes,4,opt,name=egress,proto3" json:"egress,omitempty"` // observe, strict; empty is observe
+	Allow         []*EgressRule          `protobuf:"bytes,5,rep,name=allow,proto3" json:"allow,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1672,6 +1674,97 @@ func (x *NamespaceConfig) GetExcludedPorts() []uint32 {
 	return nil
 }
 
+func (x *NamespaceConfig) GetEgress() string {
+	if x != nil {
+		return x.Egress
+	}
+	return ""
+}
+
+func (x *NamespaceConfig) GetAllow() []*EgressRule {
+	if x != nil {
+		return x.Allow
+	}
+	return nil
+}
+
+// EgressRule allows connections to outside the mesh.
+type EgressRule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Accounts      []string               `protobuf:"bytes,2,rep,name=accounts,proto3" json:"accounts,omitempty"`
+	Hosts         []string               `protobuf:"bytes,3,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	Addresses     []string               `protobuf:"bytes,4,rep,name=addresses,proto3" json:"addresses,omitempty"` // prefixes
+	Ports         []uint32               `protobuf:"varint,5,rep,packed,name=ports,proto3" json:"ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EgressRule) Reset() {
+	*x = EgressRule{}
+	mi := &file_assay_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EgressRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EgressRule) ProtoMessage() {}
+
+func (x *EgressRule) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EgressRule.ProtoReflect.Descriptor instead.
+func (*EgressRule) Descriptor() ([]byte, []int) {
+	return file_assay_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *EgressRule) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EgressRule) GetAccounts() []string {
+	if x != nil {
+		return x.Accounts
+	}
+	return nil
+}
+
+func (x *EgressRule) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+func (x *EgressRule) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *EgressRule) GetPorts() []uint32 {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
 type Service struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
@@ -1686,7 +1779,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_assay_proto_msgTypes[21]
+	mi := &file_assay_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1698,7 +1791,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[21]
+	mi := &file_assay_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1711,7 +1804,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{21}
+	return file_assay_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Service) GetNamespace() string {
@@ -1767,7 +1860,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_assay_proto_msgTypes[22]
+	mi := &file_assay_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1779,7 +1872,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[22]
+	mi := &file_assay_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1792,7 +1885,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{22}
+	return file_assay_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Port) GetName() string {
@@ -1828,7 +1921,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_assay_proto_msgTypes[23]
+	mi := &file_assay_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1840,7 +1933,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[23]
+	mi := &file_assay_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1853,7 +1946,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{23}
+	return file_assay_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Endpoint) GetWorkload() string {
@@ -1895,7 +1988,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_assay_proto_msgTypes[24]
+	mi := &file_assay_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1907,7 +2000,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[24]
+	mi := &file_assay_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1920,7 +2013,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{24}
+	return file_assay_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Route) GetJson() []byte {
@@ -1944,7 +2037,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_assay_proto_msgTypes[25]
+	mi := &file_assay_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1956,7 +2049,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[25]
+	mi := &file_assay_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1969,7 +2062,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{25}
+	return file_assay_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Finding) GetTime() int64 {
@@ -2032,7 +2125,7 @@ type WorkloadReport struct {
 
 func (x *WorkloadReport) Reset() {
 	*x = WorkloadReport{}
-	mi := &file_assay_proto_msgTypes[26]
+	mi := &file_assay_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2044,7 +2137,7 @@ func (x *WorkloadReport) String() string {
 func (*WorkloadReport) ProtoMessage() {}
 
 func (x *WorkloadReport) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[26]
+	mi := &file_assay_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2057,7 +2150,7 @@ func (x *WorkloadReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadReport.ProtoReflect.Descriptor instead.
 func (*WorkloadReport) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{26}
+	return file_assay_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *WorkloadReport) GetWorkloadId() string {
@@ -2136,7 +2229,7 @@ type Balance struct {
 
 func (x *Balance) Reset() {
 	*x = Balance{}
-	mi := &file_assay_proto_msgTypes[27]
+	mi := &file_assay_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2148,7 +2241,7 @@ func (x *Balance) String() string {
 func (*Balance) ProtoMessage() {}
 
 func (x *Balance) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[27]
+	mi := &file_assay_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2161,7 +2254,7 @@ func (x *Balance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Balance.ProtoReflect.Descriptor instead.
 func (*Balance) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{27}
+	return file_assay_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Balance) GetSince() int64 {
@@ -2205,7 +2298,7 @@ type BalanceWay struct {
 
 func (x *BalanceWay) Reset() {
 	*x = BalanceWay{}
-	mi := &file_assay_proto_msgTypes[28]
+	mi := &file_assay_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2217,7 +2310,7 @@ func (x *BalanceWay) String() string {
 func (*BalanceWay) ProtoMessage() {}
 
 func (x *BalanceWay) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[28]
+	mi := &file_assay_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2230,7 +2323,7 @@ func (x *BalanceWay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalanceWay.ProtoReflect.Descriptor instead.
 func (*BalanceWay) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{28}
+	return file_assay_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *BalanceWay) GetLink() *FrameCount {
@@ -2278,7 +2371,7 @@ type FrameCount struct {
 
 func (x *FrameCount) Reset() {
 	*x = FrameCount{}
-	mi := &file_assay_proto_msgTypes[29]
+	mi := &file_assay_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2290,7 +2383,7 @@ func (x *FrameCount) String() string {
 func (*FrameCount) ProtoMessage() {}
 
 func (x *FrameCount) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[29]
+	mi := &file_assay_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2303,7 +2396,7 @@ func (x *FrameCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FrameCount.ProtoReflect.Descriptor instead.
 func (*FrameCount) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{29}
+	return file_assay_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *FrameCount) GetPackets() uint64 {
@@ -2344,13 +2437,14 @@ type Signals struct {
 	Remote        string                 `protobuf:"bytes,20,opt,name=remote,proto3" json:"remote,omitempty"`                         // who a peer is that is nobody of the mesh
 	PacketsIn     uint64                 `protobuf:"varint,21,opt,name=packets_in,json=packetsIn,proto3" json:"packets_in,omitempty"` // of traffic beside the proxy only
 	PacketsOut    uint64                 `protobuf:"varint,22,opt,name=packets_out,json=packetsOut,proto3" json:"packets_out,omitempty"`
+	RemoteBy      string                 `protobuf:"bytes,23,opt,name=remote_by,json=remoteBy,proto3" json:"remote_by,omitempty"` // how its name is known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Signals) Reset() {
 	*x = Signals{}
-	mi := &file_assay_proto_msgTypes[30]
+	mi := &file_assay_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2362,7 +2456,7 @@ func (x *Signals) String() string {
 func (*Signals) ProtoMessage() {}
 
 func (x *Signals) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[30]
+	mi := &file_assay_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2375,7 +2469,7 @@ func (x *Signals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Signals.ProtoReflect.Descriptor instead.
 func (*Signals) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{30}
+	return file_assay_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Signals) GetDirection() string {
@@ -2532,6 +2626,13 @@ func (x *Signals) GetPacketsOut() uint64 {
 	return 0
 }
 
+func (x *Signals) GetRemoteBy() string {
+	if x != nil {
+		return x.RemoteBy
+	}
+	return ""
+}
+
 type File struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // for error messages
@@ -2542,7 +2643,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_assay_proto_msgTypes[31]
+	mi := &file_assay_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2554,7 +2655,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[31]
+	mi := &file_assay_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2567,7 +2668,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{31}
+	return file_assay_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *File) GetName() string {
@@ -2595,7 +2696,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_assay_proto_msgTypes[32]
+	mi := &file_assay_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2607,7 +2708,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[32]
+	mi := &file_assay_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2620,7 +2721,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{32}
+	return file_assay_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ApplyRequest) GetFiles() []*File {
@@ -2653,7 +2754,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_assay_proto_msgTypes[33]
+	mi := &file_assay_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2665,7 +2766,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[33]
+	mi := &file_assay_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2678,7 +2779,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{33}
+	return file_assay_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ApplyResponse) GetChanges() []*Change {
@@ -2700,7 +2801,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_assay_proto_msgTypes[34]
+	mi := &file_assay_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2712,7 +2813,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[34]
+	mi := &file_assay_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2725,7 +2826,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{34}
+	return file_assay_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Change) GetKind() string {
@@ -2767,7 +2868,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_assay_proto_msgTypes[35]
+	mi := &file_assay_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2779,7 +2880,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[35]
+	mi := &file_assay_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2792,7 +2893,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{35}
+	return file_assay_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DeleteRequest) GetKind() string {
@@ -2824,7 +2925,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_assay_proto_msgTypes[36]
+	mi := &file_assay_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2836,7 +2937,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[36]
+	mi := &file_assay_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2849,10 +2950,10 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{36}
+	return file_assay_proto_rawDescGZIP(), []int{37}
 }
 
-// Kinds: services, workloads, namespaces, meshconfigs, httproutes, grpcroutes, referencegrants, hosts, certificates, signals, edges,
+// Kinds: services, workloads, namespaces, meshconfigs, egresses, httproutes, grpcroutes, referencegrants, hosts, certificates, signals, edges,
 // findings, audit, tokens, bundle.
 type ListRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2865,7 +2966,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_assay_proto_msgTypes[37]
+	mi := &file_assay_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2877,7 +2978,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[37]
+	mi := &file_assay_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2890,7 +2991,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{37}
+	return file_assay_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListRequest) GetKind() string {
@@ -2924,7 +3025,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_assay_proto_msgTypes[38]
+	mi := &file_assay_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2936,7 +3037,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[38]
+	mi := &file_assay_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2949,7 +3050,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{38}
+	return file_assay_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListResponse) GetItems() [][]byte {
@@ -2976,7 +3077,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_assay_proto_msgTypes[39]
+	mi := &file_assay_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2988,7 +3089,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[39]
+	mi := &file_assay_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3001,7 +3102,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{39}
+	return file_assay_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CreateTokenRequest) GetCovers() []string {
@@ -3028,7 +3129,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_assay_proto_msgTypes[40]
+	mi := &file_assay_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3040,7 +3141,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[40]
+	mi := &file_assay_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3053,7 +3154,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{40}
+	return file_assay_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -3082,7 +3183,7 @@ type IssueOperatorRequest struct {
 
 func (x *IssueOperatorRequest) Reset() {
 	*x = IssueOperatorRequest{}
-	mi := &file_assay_proto_msgTypes[41]
+	mi := &file_assay_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3094,7 +3195,7 @@ func (x *IssueOperatorRequest) String() string {
 func (*IssueOperatorRequest) ProtoMessage() {}
 
 func (x *IssueOperatorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[41]
+	mi := &file_assay_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3107,7 +3208,7 @@ func (x *IssueOperatorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueOperatorRequest.ProtoReflect.Descriptor instead.
 func (*IssueOperatorRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{41}
+	return file_assay_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *IssueOperatorRequest) GetName() string {
@@ -3148,7 +3249,7 @@ type IssueOperatorResponse struct {
 
 func (x *IssueOperatorResponse) Reset() {
 	*x = IssueOperatorResponse{}
-	mi := &file_assay_proto_msgTypes[42]
+	mi := &file_assay_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3160,7 +3261,7 @@ func (x *IssueOperatorResponse) String() string {
 func (*IssueOperatorResponse) ProtoMessage() {}
 
 func (x *IssueOperatorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[42]
+	mi := &file_assay_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3173,7 +3274,7 @@ func (x *IssueOperatorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueOperatorResponse.ProtoReflect.Descriptor instead.
 func (*IssueOperatorResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{42}
+	return file_assay_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *IssueOperatorResponse) GetChain() [][]byte {
@@ -3199,7 +3300,7 @@ type RotateRequest struct {
 
 func (x *RotateRequest) Reset() {
 	*x = RotateRequest{}
-	mi := &file_assay_proto_msgTypes[43]
+	mi := &file_assay_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3211,7 +3312,7 @@ func (x *RotateRequest) String() string {
 func (*RotateRequest) ProtoMessage() {}
 
 func (x *RotateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[43]
+	mi := &file_assay_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3224,7 +3325,7 @@ func (x *RotateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateRequest.ProtoReflect.Descriptor instead.
 func (*RotateRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{43}
+	return file_assay_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RotateRequest) GetDeadlineSeconds() int64 {
@@ -3243,7 +3344,7 @@ type RotateResponse struct {
 
 func (x *RotateResponse) Reset() {
 	*x = RotateResponse{}
-	mi := &file_assay_proto_msgTypes[44]
+	mi := &file_assay_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3255,7 +3356,7 @@ func (x *RotateResponse) String() string {
 func (*RotateResponse) ProtoMessage() {}
 
 func (x *RotateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[44]
+	mi := &file_assay_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3268,7 +3369,7 @@ func (x *RotateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateResponse.ProtoReflect.Descriptor instead.
 func (*RotateResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{44}
+	return file_assay_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RotateResponse) GetBundleVersion() uint64 {
@@ -3287,7 +3388,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_assay_proto_msgTypes[45]
+	mi := &file_assay_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3299,7 +3400,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[45]
+	mi := &file_assay_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3312,7 +3413,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{45}
+	return file_assay_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CheckRequest) GetExpirySeconds() int64 {
@@ -3331,7 +3432,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_assay_proto_msgTypes[46]
+	mi := &file_assay_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3343,7 +3444,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[46]
+	mi := &file_assay_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3356,7 +3457,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{46}
+	return file_assay_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *CheckResponse) GetFindings() []*Finding {
@@ -3497,11 +3598,20 @@ const file_assay_proto_rawDesc = "" +
 	"\x05ready\x18\x06 \x01(\bR\x05ready\x12\x1e\n" +
 	"\n" +
 	"advertise6\x18\a \x01(\fR\n" +
-	"advertise6\"j\n" +
+	"advertise6\"\xae\x01\n" +
 	"\x0fNamespaceConfig\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\tR\x04mode\x12%\n" +
-	"\x0eexcluded_ports\x18\x03 \x03(\rR\rexcludedPorts\"\xc3\x01\n" +
+	"\x0eexcluded_ports\x18\x03 \x03(\rR\rexcludedPorts\x12\x16\n" +
+	"\x06egress\x18\x04 \x01(\tR\x06egress\x12*\n" +
+	"\x05allow\x18\x05 \x03(\v2\x14.assay.v1.EgressRuleR\x05allow\"\x86\x01\n" +
+	"\n" +
+	"EgressRule\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\baccounts\x18\x02 \x03(\tR\baccounts\x12\x14\n" +
+	"\x05hosts\x18\x03 \x03(\tR\x05hosts\x12\x1c\n" +
+	"\taddresses\x18\x04 \x03(\tR\taddresses\x12\x14\n" +
+	"\x05ports\x18\x05 \x03(\rR\x05ports\"\xc3\x01\n" +
 	"\aService\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -3571,7 +3681,7 @@ const file_assay_proto_rawDesc = "" +
 	"\n" +
 	"FrameCount\x12\x18\n" +
 	"\apackets\x18\x01 \x01(\x04R\apackets\x12\x14\n" +
-	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"\xe8\x04\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"\x85\x05\n" +
 	"\aSignals\x12\x1c\n" +
 	"\tdirection\x18\x01 \x01(\tR\tdirection\x12\x12\n" +
 	"\x04peer\x18\x02 \x01(\tR\x04peer\x12%\n" +
@@ -3599,7 +3709,8 @@ const file_assay_proto_rawDesc = "" +
 	"\n" +
 	"packets_in\x18\x15 \x01(\x04R\tpacketsIn\x12\x1f\n" +
 	"\vpackets_out\x18\x16 \x01(\x04R\n" +
-	"packetsOut\".\n" +
+	"packetsOut\x12\x1b\n" +
+	"\tremote_by\x18\x17 \x01(\tR\bremoteBy\".\n" +
 	"\x04File\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04yaml\x18\x02 \x01(\fR\x04yaml\"c\n" +
@@ -3676,7 +3787,7 @@ func file_assay_proto_rawDescGZIP() []byte {
 	return file_assay_proto_rawDescData
 }
 
-var file_assay_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_assay_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_assay_proto_goTypes = []any{
 	(*JoinRequest)(nil),           // 0: assay.v1.JoinRequest
 	(*JoinResponse)(nil),          // 1: assay.v1.JoinResponse
@@ -3699,38 +3810,39 @@ var file_assay_proto_goTypes = []any{
 	(*Workload)(nil),              // 18: assay.v1.Workload
 	(*Host)(nil),                  // 19: assay.v1.Host
 	(*NamespaceConfig)(nil),       // 20: assay.v1.NamespaceConfig
-	(*Service)(nil),               // 21: assay.v1.Service
-	(*Port)(nil),                  // 22: assay.v1.Port
-	(*Endpoint)(nil),              // 23: assay.v1.Endpoint
-	(*Route)(nil),                 // 24: assay.v1.Route
-	(*Finding)(nil),               // 25: assay.v1.Finding
-	(*WorkloadReport)(nil),        // 26: assay.v1.WorkloadReport
-	(*Balance)(nil),               // 27: assay.v1.Balance
-	(*BalanceWay)(nil),            // 28: assay.v1.BalanceWay
-	(*FrameCount)(nil),            // 29: assay.v1.FrameCount
-	(*Signals)(nil),               // 30: assay.v1.Signals
-	(*File)(nil),                  // 31: assay.v1.File
-	(*ApplyRequest)(nil),          // 32: assay.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 33: assay.v1.ApplyResponse
-	(*Change)(nil),                // 34: assay.v1.Change
-	(*DeleteRequest)(nil),         // 35: assay.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 36: assay.v1.DeleteResponse
-	(*ListRequest)(nil),           // 37: assay.v1.ListRequest
-	(*ListResponse)(nil),          // 38: assay.v1.ListResponse
-	(*CreateTokenRequest)(nil),    // 39: assay.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 40: assay.v1.CreateTokenResponse
-	(*IssueOperatorRequest)(nil),  // 41: assay.v1.IssueOperatorRequest
-	(*IssueOperatorResponse)(nil), // 42: assay.v1.IssueOperatorResponse
-	(*RotateRequest)(nil),         // 43: assay.v1.RotateRequest
-	(*RotateResponse)(nil),        // 44: assay.v1.RotateResponse
-	(*CheckRequest)(nil),          // 45: assay.v1.CheckRequest
-	(*CheckResponse)(nil),         // 46: assay.v1.CheckResponse
-	nil,                           // 47: assay.v1.HostHello.KnownEntry
-	nil,                           // 48: assay.v1.Workload.LabelsEntry
-	nil,                           // 49: assay.v1.WorkloadReport.HandshakeFailuresEntry
-	nil,                           // 50: assay.v1.WorkloadReport.DetectionsEntry
-	nil,                           // 51: assay.v1.WorkloadReport.RefusalsEntry
-	nil,                           // 52: assay.v1.BalanceWay.ControlEntry
+	(*EgressRule)(nil),            // 21: assay.v1.EgressRule
+	(*Service)(nil),               // 22: assay.v1.Service
+	(*Port)(nil),                  // 23: assay.v1.Port
+	(*Endpoint)(nil),              // 24: assay.v1.Endpoint
+	(*Route)(nil),                 // 25: assay.v1.Route
+	(*Finding)(nil),               // 26: assay.v1.Finding
+	(*WorkloadReport)(nil),        // 27: assay.v1.WorkloadReport
+	(*Balance)(nil),               // 28: assay.v1.Balance
+	(*BalanceWay)(nil),            // 29: assay.v1.BalanceWay
+	(*FrameCount)(nil),            // 30: assay.v1.FrameCount
+	(*Signals)(nil),               // 31: assay.v1.Signals
+	(*File)(nil),                  // 32: assay.v1.File
+	(*ApplyRequest)(nil),          // 33: assay.v1.ApplyRequest
+	(*ApplyResponse)(nil),         // 34: assay.v1.ApplyResponse
+	(*Change)(nil),                // 35: assay.v1.Change
+	(*DeleteRequest)(nil),         // 36: assay.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 37: assay.v1.DeleteResponse
+	(*ListRequest)(nil),           // 38: assay.v1.ListRequest
+	(*ListResponse)(nil),          // 39: assay.v1.ListResponse
+	(*CreateTokenRequest)(nil),    // 40: assay.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),   // 41: assay.v1.CreateTokenResponse
+	(*IssueOperatorRequest)(nil),  // 42: assay.v1.IssueOperatorRequest
+	(*IssueOperatorResponse)(nil), // 43: assay.v1.IssueOperatorResponse
+	(*RotateRequest)(nil),         // 44: assay.v1.RotateRequest
+	(*RotateResponse)(nil),        // 45: assay.v1.RotateResponse
+	(*CheckRequest)(nil),          // 46: assay.v1.CheckRequest
+	(*CheckResponse)(nil),         // 47: assay.v1.CheckResponse
+	nil,                           // 48: assay.v1.HostHello.KnownEntry
+	nil,                           // 49: assay.v1.Workload.LabelsEntry
+	nil,                           // 50: assay.v1.WorkloadReport.HandshakeFailuresEntry
+	nil,                           // 51: assay.v1.WorkloadReport.DetectionsEntry
+	nil,                           // 52: assay.v1.WorkloadReport.RefusalsEntry
+	nil,                           // 53: assay.v1.BalanceWay.ControlEntry
 }
 var file_assay_proto_depIdxs = []int32{
 	15, // 0: assay.v1.JoinResponse.bundle:type_name -> assay.v1.Bundle
@@ -3738,10 +3850,10 @@ var file_assay_proto_depIdxs = []int32{
 	6,  // 2: assay.v1.HostUpdate.hello:type_name -> assay.v1.HostHello
 	18, // 3: assay.v1.HostUpdate.workload_up:type_name -> assay.v1.Workload
 	8,  // 4: assay.v1.HostUpdate.bundle_ack:type_name -> assay.v1.BundleAck
-	26, // 5: assay.v1.HostUpdate.report:type_name -> assay.v1.WorkloadReport
-	25, // 6: assay.v1.HostUpdate.finding:type_name -> assay.v1.Finding
+	27, // 5: assay.v1.HostUpdate.report:type_name -> assay.v1.WorkloadReport
+	26, // 6: assay.v1.HostUpdate.finding:type_name -> assay.v1.Finding
 	7,  // 7: assay.v1.HostUpdate.synced:type_name -> assay.v1.Synced
-	47, // 8: assay.v1.HostHello.known:type_name -> assay.v1.HostHello.KnownEntry
+	48, // 8: assay.v1.HostHello.known:type_name -> assay.v1.HostHello.KnownEntry
 	10, // 9: assay.v1.ControlUpdate.welcome:type_name -> assay.v1.Welcome
 	13, // 10: assay.v1.ControlUpdate.delta:type_name -> assay.v1.Delta
 	15, // 11: assay.v1.ControlUpdate.bundle:type_name -> assay.v1.Bundle
@@ -3749,57 +3861,58 @@ var file_assay_proto_depIdxs = []int32{
 	12, // 13: assay.v1.ControlUpdate.refused:type_name -> assay.v1.Refused
 	14, // 14: assay.v1.Delta.upsert:type_name -> assay.v1.Resource
 	18, // 15: assay.v1.Resource.workload:type_name -> assay.v1.Workload
-	21, // 16: assay.v1.Resource.service:type_name -> assay.v1.Service
+	22, // 16: assay.v1.Resource.service:type_name -> assay.v1.Service
 	20, // 17: assay.v1.Resource.namespace:type_name -> assay.v1.NamespaceConfig
 	19, // 18: assay.v1.Resource.host:type_name -> assay.v1.Host
-	24, // 19: assay.v1.Resource.route:type_name -> assay.v1.Route
-	48, // 20: assay.v1.Workload.labels:type_name -> assay.v1.Workload.LabelsEntry
+	25, // 19: assay.v1.Resource.route:type_name -> assay.v1.Route
+	49, // 20: assay.v1.Workload.labels:type_name -> assay.v1.Workload.LabelsEntry
 	17, // 21: assay.v1.Workload.artifacts:type_name -> assay.v1.Artifact
-	22, // 22: assay.v1.Service.ports:type_name -> assay.v1.Port
-	23, // 23: assay.v1.Service.endpoints:type_name -> assay.v1.Endpoint
-	30, // 24: assay.v1.WorkloadReport.signals:type_name -> assay.v1.Signals
-	49, // 25: assay.v1.WorkloadReport.handshake_failures:type_name -> assay.v1.WorkloadReport.HandshakeFailuresEntry
-	50, // 26: assay.v1.WorkloadReport.detections:type_name -> assay.v1.WorkloadReport.DetectionsEntry
-	51, // 27: assay.v1.WorkloadReport.refusals:type_name -> assay.v1.WorkloadReport.RefusalsEntry
-	27, // 28: assay.v1.WorkloadReport.balance:type_name -> assay.v1.Balance
-	28, // 29: assay.v1.Balance.in:type_name -> assay.v1.BalanceWay
-	28, // 30: assay.v1.Balance.out:type_name -> assay.v1.BalanceWay
-	29, // 31: assay.v1.BalanceWay.link:type_name -> assay.v1.FrameCount
-	29, // 32: assay.v1.BalanceWay.proxy:type_name -> assay.v1.FrameCount
-	29, // 33: assay.v1.BalanceWay.exceptions:type_name -> assay.v1.FrameCount
-	52, // 34: assay.v1.BalanceWay.control:type_name -> assay.v1.BalanceWay.ControlEntry
-	31, // 35: assay.v1.ApplyRequest.files:type_name -> assay.v1.File
-	34, // 36: assay.v1.ApplyResponse.changes:type_name -> assay.v1.Change
-	15, // 37: assay.v1.IssueOperatorResponse.bundle:type_name -> assay.v1.Bundle
-	25, // 38: assay.v1.CheckResponse.findings:type_name -> assay.v1.Finding
-	29, // 39: assay.v1.BalanceWay.ControlEntry.value:type_name -> assay.v1.FrameCount
-	0,  // 40: assay.v1.Hosts.Join:input_type -> assay.v1.JoinRequest
-	2,  // 41: assay.v1.Hosts.Renew:input_type -> assay.v1.RenewRequest
-	5,  // 42: assay.v1.Hosts.Sync:input_type -> assay.v1.HostUpdate
-	3,  // 43: assay.v1.Hosts.Issue:input_type -> assay.v1.IssueRequest
-	32, // 44: assay.v1.Operator.Apply:input_type -> assay.v1.ApplyRequest
-	35, // 45: assay.v1.Operator.Delete:input_type -> assay.v1.DeleteRequest
-	37, // 46: assay.v1.Operator.List:input_type -> assay.v1.ListRequest
-	39, // 47: assay.v1.Operator.CreateToken:input_type -> assay.v1.CreateTokenRequest
-	41, // 48: assay.v1.Operator.IssueOperator:input_type -> assay.v1.IssueOperatorRequest
-	43, // 49: assay.v1.Operator.Rotate:input_type -> assay.v1.RotateRequest
-	45, // 50: assay.v1.Operator.Check:input_type -> assay.v1.CheckRequest
-	1,  // 51: assay.v1.Hosts.Join:output_type -> assay.v1.JoinResponse
-	1,  // 52: assay.v1.Hosts.Renew:output_type -> assay.v1.JoinResponse
-	9,  // 53: assay.v1.Hosts.Sync:output_type -> assay.v1.ControlUpdate
-	4,  // 54: assay.v1.Hosts.Issue:output_type -> assay.v1.IssueResponse
-	33, // 55: assay.v1.Operator.Apply:output_type -> assay.v1.ApplyResponse
-	36, // 56: assay.v1.Operator.Delete:output_type -> assay.v1.DeleteResponse
-	38, // 57: assay.v1.Operator.List:output_type -> assay.v1.ListResponse
-	40, // 58: assay.v1.Operator.CreateToken:output_type -> assay.v1.CreateTokenResponse
-	42, // 59: assay.v1.Operator.IssueOperator:output_type -> assay.v1.IssueOperatorResponse
-	44, // 60: assay.v1.Operator.Rotate:output_type -> assay.v1.RotateResponse
-	46, // 61: assay.v1.Operator.Check:output_type -> assay.v1.CheckResponse
-	51, // [51:62] is the sub-list for method output_type
-	40, // [40:51] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	21, // 22: assay.v1.NamespaceConfig.allow:type_name -> assay.v1.EgressRule
+	23, // 23: assay.v1.Service.ports:type_name -> assay.v1.Port
+	24, // 24: assay.v1.Service.endpoints:type_name -> assay.v1.Endpoint
+	31, // 25: assay.v1.WorkloadReport.signals:type_name -> assay.v1.Signals
+	50, // 26: assay.v1.WorkloadReport.handshake_failures:type_name -> assay.v1.WorkloadReport.HandshakeFailuresEntry
+	51, // 27: assay.v1.WorkloadReport.detections:type_name -> assay.v1.WorkloadReport.DetectionsEntry
+	52, // 28: assay.v1.WorkloadReport.refusals:type_name -> assay.v1.WorkloadReport.RefusalsEntry
+	28, // 29: assay.v1.WorkloadReport.balance:type_name -> assay.v1.Balance
+	29, // 30: assay.v1.Balance.in:type_name -> assay.v1.BalanceWay
+	29, // 31: assay.v1.Balance.out:type_name -> assay.v1.BalanceWay
+	30, // 32: assay.v1.BalanceWay.link:type_name -> assay.v1.FrameCount
+	30, // 33: assay.v1.BalanceWay.proxy:type_name -> assay.v1.FrameCount
+	30, // 34: assay.v1.BalanceWay.exceptions:type_name -> assay.v1.FrameCount
+	53, // 35: assay.v1.BalanceWay.control:type_name -> assay.v1.BalanceWay.ControlEntry
+	32, // 36: assay.v1.ApplyRequest.files:type_name -> assay.v1.File
+	35, // 37: assay.v1.ApplyResponse.changes:type_name -> assay.v1.Change
+	15, // 38: assay.v1.IssueOperatorResponse.bundle:type_name -> assay.v1.Bundle
+	26, // 39: assay.v1.CheckResponse.findings:type_name -> assay.v1.Finding
+	30, // 40: assay.v1.BalanceWay.ControlEntry.value:type_name -> assay.v1.FrameCount
+	0,  // 41: assay.v1.Hosts.Join:input_type -> assay.v1.JoinRequest
+	2,  // 42: assay.v1.Hosts.Renew:input_type -> assay.v1.RenewRequest
+	5,  // 43: assay.v1.Hosts.Sync:input_type -> assay.v1.HostUpdate
+	3,  // 44: assay.v1.Hosts.Issue:input_type -> assay.v1.IssueRequest
+	33, // 45: assay.v1.Operator.Apply:input_type -> assay.v1.ApplyRequest
+	36, // 46: assay.v1.Operator.Delete:input_type -> assay.v1.DeleteRequest
+	38, // 47: assay.v1.Operator.List:input_type -> assay.v1.ListRequest
+	40, // 48: assay.v1.Operator.CreateToken:input_type -> assay.v1.CreateTokenRequest
+	42, // 49: assay.v1.Operator.IssueOperator:input_type -> assay.v1.IssueOperatorRequest
+	44, // 50: assay.v1.Operator.Rotate:input_type -> assay.v1.RotateRequest
+	46, // 51: assay.v1.Operator.Check:input_type -> assay.v1.CheckRequest
+	1,  // 52: assay.v1.Hosts.Join:output_type -> assay.v1.JoinResponse
+	1,  // 53: assay.v1.Hosts.Renew:output_type -> assay.v1.JoinResponse
+	9,  // 54: assay.v1.Hosts.Sync:output_type -> assay.v1.ControlUpdate
+	4,  // 55: assay.v1.Hosts.Issue:output_type -> assay.v1.IssueResponse
+	34, // 56: assay.v1.Operator.Apply:output_type -> assay.v1.ApplyResponse
+	37, // 57: assay.v1.Operator.Delete:output_type -> assay.v1.DeleteResponse
+	39, // 58: assay.v1.Operator.List:output_type -> assay.v1.ListResponse
+	41, // 59: assay.v1.Operator.CreateToken:output_type -> assay.v1.CreateTokenResponse
+	43, // 60: assay.v1.Operator.IssueOperator:output_type -> assay.v1.IssueOperatorResponse
+	45, // 61: assay.v1.Operator.Rotate:output_type -> assay.v1.RotateResponse
+	47, // 62: assay.v1.Operator.Check:output_type -> assay.v1.CheckResponse
+	52, // [52:63] is the sub-list for method output_type
+	41, // [41:52] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_assay_proto_init() }
@@ -3836,7 +3949,7 @@ func file_assay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_assay_proto_rawDesc), len(file_assay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   53,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

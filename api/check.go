@@ -21,6 +21,7 @@ const (
 	maxCounters  = 1024
 	maxCovers    = 256
 	maxRoots     = 16
+	maxEgress    = 1024
 	maxText      = 4096    // a path, a reason, a sentence
 	maxDER       = 1 << 16 // a certificate
 	maxRoute     = 4 << 20 // a route as JSON

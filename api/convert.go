@@ -194,7 +194,11 @@ func HostName(s string) (string, error) {
 
 // FromNamespaceConfig writes c.
 func FromNamespaceConfig(c *assay.NamespaceConfig) *NamespaceConfig {
-	return &NamespaceConfig{Namespace: c.Namespace, Mode: string(c.Mode), ExcludedPorts: fromPorts(c.ExcludedPorts)}
+	m := &NamespaceConfig{Namespace: c.Namespace, Mode: string(c.Mode), ExcludedPorts: fromPorts(c.ExcludedPorts), Egress: string(c.Egress)}
+	for i := range c.Allow {
+		m.Allow = append(m.Allow, fromEgressRule(&c.Allow[i]))
+	}
+	return m
 }
 
 // Noun reads a namespace's configuration.
@@ -210,7 +214,47 @@ func (m *NamespaceConfig) Noun() (assay.NamespaceConfig, error) {
 	if c.ExcludedPorts, err = ports(m.GetExcludedPorts(), false); err != nil {
 		return assay.NamespaceConfig{}, fmt.Errorf("namespace %s: excluded %w", c.Namespace, err)
 	}
+	if c.Egress = assay.Mode(m.GetEgress()); c.Egress != "" && c.Egress != assay.Observe && c.Egress != assay.Strict {
+		return assay.NamespaceConfig{}, fmt.Errorf("namespace %s: egress %q, want observe or strict", c.Namespace, c.Egress)
+	}
+	if err := checkLen("egress rules", len(m.GetAllow()), maxEgress); err != nil {
+		return assay.NamespaceConfig{}, fmt.Errorf("namespace %s: %w", c.Namespace, err)
+	}
+	for _, r := range m.GetAllow() {
+		rule, err := r.noun()
+		if err != nil {
+			return assay.NamespaceConfig{}, fmt.Errorf("namespace %s: egress rule %q: %w", c.Namespace, r.GetName(), err)
+		}
+		c.Allow = append(c.Allow, rule)
+	}
 	return c, nil
+}
+
+func fromEgressRule(r *assay.EgressRule) *EgressRule {
+	return &EgressRule{Name: r.Name, Accounts: r.Accounts, Hosts: r.Hosts, Addresses: FromPrefixes(r.Addresses), Ports: fromPorts(r.Ports)}
+}
+
+func (m *EgressRule) noun() (assay.EgressRule, error) {
+	r := assay.EgressRule{Name: m.GetName(), Accounts: m.GetAccounts(), Hosts: m.GetHosts()}
+	if err := errors.Join(checkLen("accounts", len(r.Accounts), maxCovers), checkLen("hosts", len(r.Hosts), maxCovers),
+		checkLen("addresses", len(m.GetAddresses()), maxCovers), checkName("name", r.Name)); err != nil {
+		return r, err
+	}
+	for _, h := range r.Hosts {
+		if !assay.ValidHost(h) {
+			return r, fmt.Errorf("host %q: not a name", h)
+		}
+	}
+	for _, a := range m.GetAddresses() {
+		p, err := netip.ParsePrefix(a)
+		if err != nil {
+			return r, err
+		}
+		r.Addresses = append(r.Addresses, p.Masked())
+	}
+	var err error
+	r.Ports, err = ports(m.GetPorts(), false)
+	return r, err
 }
 
 // FromService writes s.
@@ -384,7 +428,7 @@ func FromReport(r *Report) *WorkloadReport {
 func fromSignals(s *assay.Signals) *Signals {
 	m := &Signals{
 		Direction: string(s.Direction), Peer: s.Peer.String(), PeerArtifacts: string(s.PeerArtifacts),
-		Service: s.Service, Port: uint32(s.Port), Protocol: string(s.Protocol), Security: string(s.Security), Reason: s.Reason, Remote: s.Remote,
+		Service: s.Service, Port: uint32(s.Port), Protocol: string(s.Protocol), Security: string(s.Security), Reason: s.Reason, Remote: s.Remote, RemoteBy: s.RemoteBy,
 		Requests: s.Requests, Failures: s.Failures, Opened: s.Opened, BytesIn: s.BytesIn, BytesOut: s.BytesOut,
 		Open: s.Open, InFlight: s.InFlight, LatencySum: int64(s.Latency.Sum),
 		FirstSeen: FromTime(s.FirstSeen), LastSeen: FromTime(s.LastSeen), PacketsIn: s.PacketsIn, PacketsOut: s.PacketsOut,
@@ -443,7 +487,7 @@ func (m *Signals) noun() (s assay.Signals, err error) {
 	s = assay.Signals{
 		SignalKey: assay.SignalKey{
 			Direction: assay.Direction(m.GetDirection()), Service: m.GetService(), Port: uint16(m.GetPort()),
-			Security: assay.Security(m.GetSecurity()), Reason: m.GetReason(), Remote: m.GetRemote(),
+			Security: assay.Security(m.GetSecurity()), Reason: m.GetReason(), Remote: m.GetRemote(), RemoteBy: m.GetRemoteBy(),
 		},
 		Requests: m.GetRequests(), Failures: m.GetFailures(), Opened: m.GetOpened(), BytesIn: m.GetBytesIn(), BytesOut: m.GetBytesOut(),
 		Open: m.GetOpen(), InFlight: m.GetInFlight(), Latency: assay.Latency{Sum: time.Duration(m.GetLatencySum())},
@@ -455,7 +499,7 @@ func (m *Signals) noun() (s assay.Signals, err error) {
 	if s.Security != assay.MutualTLS && s.Security != assay.Plaintext {
 		return s, fmt.Errorf("signals: security %q", s.Security)
 	}
-	if m.GetPort() > 65535 || len(s.Service) > 2*63+1 || len(s.Reason) > 256 || len(s.Remote) > 512 || len(m.GetLatency()) > assay.LatencyBuckets {
+	if m.GetPort() > 65535 || len(s.Service) > 2*63+1 || len(s.Reason) > 256 || len(s.Remote) > 512 || len(s.RemoteBy) > 64 || len(m.GetLatency()) > assay.LatencyBuckets {
 		return s, fmt.Errorf("signals of %q: port, service, reason or histogram out of bounds", s.Service)
 	}
 	copy(s.Latency.Buckets[:], m.GetLatency())

@@ -130,7 +130,9 @@ func (c *Control) checkMesh(within time.Duration) []assay.Finding {
 		out = append(out, checkBalance(r)...)
 	}
 	for i := range edges {
-		if e := &edges[i]; e.Security == assay.Plaintext && !assay.Beside(e.Reason) && now.Sub(e.LastSeen) < time.Hour {
+		e := &edges[i]
+		// What was refused did not pass, and what an Egress allows was meant to.
+		if e.Security == assay.Plaintext && !assay.Beside(e.Reason) && e.Reason != assay.ReasonEgress && e.Opened+e.Requests > e.Failures && now.Sub(e.LastSeen) < time.Hour {
 			out = append(out, assay.Finding{Time: e.LastSeen, Kind: "plaintext", Subject: end(e.Client, e.Remote) + " -> " + cmp.Or(e.Service, end(e.Server, e.Remote)),
 				Detail: fmt.Sprintf("port %d, %s: %d connections, %s", e.Port, cmp.Or(string(e.Protocol), "undetected"), e.Opened, cmp.Or(e.Reason, "no reason given"))})
 		}

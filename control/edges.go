@@ -16,7 +16,8 @@ type edgeKey struct {
 	port           uint16
 	protocol       assay.Protocol
 	security       assay.Security
-	reason, remote string
+	reason         string
+	remote, by     string
 }
 
 // tally is what one end counted on an edge, over all its workloads.
@@ -67,7 +68,7 @@ func (m *model) edges() []assay.Edge {
 		for i := range r.Signals {
 			s := &r.Signals[i]
 			peer := assay.Party{Identity: s.Peer, Artifacts: s.PeerArtifacts}
-			k := edgeKey{self, peer, s.Service, s.Port, s.Protocol, s.Security, s.Reason, s.Remote}
+			k := edgeKey{self, peer, s.Service, s.Port, s.Protocol, s.Security, s.Reason, s.Remote, s.RemoteBy}
 			inbound := s.Direction == assay.Inbound
 			if inbound {
 				k.client, k.server = peer, self
@@ -91,7 +92,7 @@ func (m *model) edges() []assay.Edge {
 			edge = e.inbound.Edge
 		}
 		edge.Client, edge.Server, edge.Service, edge.Port = k.client, k.server, k.service, k.port
-		edge.Protocol, edge.Security, edge.Reason, edge.Remote = k.protocol, k.security, k.reason, k.remote
+		edge.Protocol, edge.Security, edge.Reason, edge.Remote, edge.RemoteBy = k.protocol, k.security, k.reason, k.remote, k.by
 		if e.outbound.seen {
 			edge.SeenBy = append(edge.SeenBy, assay.Outbound)
 		}
@@ -105,7 +106,7 @@ func (m *model) edges() []assay.Edge {
 			strings.Compare(a.Client.Identity.String(), b.Client.Identity.String()),
 			strings.Compare(a.Server.Identity.String(), b.Server.Identity.String()),
 			cmp.Compare(a.Service, b.Service), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Protocol, b.Protocol),
-			cmp.Compare(a.Security, b.Security), cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Remote, b.Remote),
+			cmp.Compare(a.Security, b.Security), cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Remote, b.Remote), cmp.Compare(a.RemoteBy, b.RemoteBy),
 			cmp.Compare(a.Client.Artifacts, b.Client.Artifacts), cmp.Compare(a.Server.Artifacts, b.Server.Artifacts))
 	})
 	return out

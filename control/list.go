@@ -30,6 +30,7 @@ var lists = map[string]func(*Control) []item{
 	"workloads":       (*Control).listWorkloads,
 	"namespaces":      (*Control).listNamespaces,
 	"meshconfigs":     (*Control).listMeshConfigs,
+	"egresses":        func(c *Control) []item { return c.listObjects("Egress") },
 	"httproutes":      func(c *Control) []item { return c.listObjects("HTTPRoute") },
 	"grpcroutes":      func(c *Control) []item { return c.listObjects("GRPCRoute") },
 	"referencegrants": func(c *Control) []item { return c.listObjects("ReferenceGrant") },

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -23,6 +24,7 @@ type Catalog struct {
 	declared   map[string]*DeclaredService
 	declaredNS map[string][]*DeclaredService // by namespace
 	configs    map[string]assay.NamespaceConfig
+	egress     map[string][]assay.EgressRule // by namespace
 	workloads  map[string]*assay.Workload
 	byNS       map[string]map[string]*assay.Workload // namespace -> ID
 	members    map[string]map[string]*assay.Workload // service key -> ID: who belongs to it
@@ -84,7 +86,18 @@ func (c *Catalog) SetIntent(in Intent) error {
 	for ns := range c.configs {
 		c.touchedNS[ns] = true
 	}
-	c.declared, c.configs = declared, configs
+	egress := map[string][]assay.EgressRule{}
+	for _, e := range in.Egress {
+		egress[e.Namespace] = append(egress[e.Namespace], e.EgressRule)
+		c.touchedNS[e.Namespace] = true
+	}
+	for ns := range c.egress {
+		c.touchedNS[ns] = true
+	}
+	for _, rules := range egress {
+		slices.SortFunc(rules, func(a, b assay.EgressRule) int { return cmp.Compare(a.Name, b.Name) })
+	}
+	c.declared, c.configs, c.egress = declared, configs, egress
 	clear(c.declaredNS)
 	for _, s := range declared {
 		c.declaredNS[s.Namespace] = append(c.declaredNS[s.Namespace], s)
@@ -314,7 +327,7 @@ func (c *Catalog) Changes(vips VIPs) Changes {
 		case !exists && had:
 			delete(c.namespaces, ns)
 			out.RemovedNamespaces = append(out.RemovedNamespaces, ns)
-		case exists && (!had || old.Mode != config.Mode || !slices.Equal(old.ExcludedPorts, config.ExcludedPorts)):
+		case exists && (!had || !reflect.DeepEqual(old, config)):
 			c.namespaces[ns] = config
 			out.Namespaces = append(out.Namespaces, config)
 		}
@@ -329,9 +342,10 @@ func (c *Catalog) Changes(vips VIPs) Changes {
 func (c *Catalog) namespace(ns string) (assay.NamespaceConfig, bool) {
 	if config, ok := c.configs[ns]; ok {
 		config.ExcludedPorts = slices.Compact(slices.Sorted(slices.Values(config.ExcludedPorts)))
+		config.Allow = c.egress[ns]
 		return config, true
 	}
-	return assay.NamespaceConfig{Namespace: ns, Mode: assay.Observe}, len(c.byNS[ns]) > 0
+	return assay.NamespaceConfig{Namespace: ns, Mode: assay.Observe, Allow: c.egress[ns]}, len(c.byNS[ns])+len(c.egress[ns]) > 0
 }
 
 func compareEndpoints(a, b assay.Endpoint) int { return cmp.Compare(a.Workload, b.Workload) }

@@ -36,6 +36,13 @@ type Intent struct {
 	Namespaces []assay.NamespaceConfig // one MeshConfig each; at most one per namespace
 	Routes     []DeclaredRoute
 	Grants     []ReferenceGrant
+	Egress     []DeclaredEgress
+}
+
+// DeclaredEgress is a rule of one namespace.
+type DeclaredEgress struct {
+	Namespace string
+	assay.EgressRule
 }
 
 // DeclaredService is a service that somebody wrote down. Workloads belong to it
@@ -62,6 +69,9 @@ type DeclaredPort struct {
 	assay.Port
 	Target uint16 // the workload's port; 0 means Port.Port
 }
+
+// maxEgress bounds the rules of one namespace: each of its proxies has all of them.
+const maxEgress = 256
 
 // Validate reports the first thing in the intent that no snapshot could hold.
 // A translator has found the same with file and line before; this is what keeps
@@ -111,7 +121,32 @@ func (in *Intent) Validate() error {
 		case n.Mode != assay.Observe && n.Mode != assay.Strict:
 			return fmt.Errorf("mesh configuration of namespace %s: mode %q, want observe or strict", n.Namespace, n.Mode)
 		}
+		if n.Egress != "" && n.Egress != assay.Observe && n.Egress != assay.Strict {
+			return fmt.Errorf("mesh configuration of namespace %s: egress %q, want observe or strict", n.Namespace, n.Egress)
+		}
 		mesh[n.Namespace] = true
+	}
+	rules, count := map[string]bool{}, map[string]int{}
+	for i := range in.Egress {
+		e := &in.Egress[i]
+		key := e.Namespace + "/" + e.Name
+		switch {
+		case !assay.ValidName(e.Namespace) || !assay.ValidName(e.Name):
+			return fmt.Errorf("egress %q: namespace and name may hold a-z, 0-9 and '-', 63 characters at most", key)
+		case rules[key]:
+			return fmt.Errorf("egress %s: declared twice", key)
+		case len(e.Ports) == 0 || len(e.Hosts)+len(e.Addresses) == 0:
+			return fmt.Errorf("egress %s: hosts or addresses, and ports, are needed", key)
+		}
+		for _, h := range e.Hosts {
+			if !assay.ValidHost(h) {
+				return fmt.Errorf("egress %s: host %q: not a name", key, h)
+			}
+		}
+		rules[key] = true
+		if count[e.Namespace]++; count[e.Namespace] > maxEgress {
+			return fmt.Errorf("namespace %s: more than %d Egress", e.Namespace, maxEgress)
+		}
 	}
 	return nil
 }

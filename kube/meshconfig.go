@@ -36,6 +36,12 @@ func (d *document) meshConfig() {
 	default:
 		d.at("spec.mode", "%q: want observe or strict", in.Spec.Mode)
 	}
+	switch mode := assay.Mode(in.Spec.Egress); mode {
+	case assay.Observe, assay.Strict, "":
+		out.Egress = mode
+	default:
+		d.at("spec.egress", "%q: want observe or strict", in.Spec.Egress)
+	}
 	for i, p := range in.Spec.ExcludedPorts {
 		path := fmt.Sprintf("spec.excludedPorts[%d]", i)
 		switch {
@@ -51,7 +57,7 @@ func (d *document) meshConfig() {
 		d.at("spec.excludedPorts", "%d ports; %d are supported", len(in.Spec.ExcludedPorts), maxExcluded)
 	}
 	slices.Sort(out.ExcludedPorts)
-	kept := v1alpha1.MeshConfigSpec{Mode: string(out.Mode)}
+	kept := v1alpha1.MeshConfigSpec{Mode: string(out.Mode), Egress: string(out.Egress)}
 	for _, p := range out.ExcludedPorts {
 		kept.ExcludedPorts = append(kept.ExcludedPorts, int32(p))
 	}

@@ -135,6 +135,7 @@ type kind struct {
 var kinds = []kind{
 	{"v1", "Service", serviceType, (*document).service},
 	{v1alpha1.APIVersion, "MeshConfig", meshConfigType, (*document).meshConfig},
+	{v1alpha1.APIVersion, "Egress", egressType, (*document).egress},
 	{gatewayV1, "HTTPRoute", httpRouteType, (*document).httpRoute},
 	{gatewayV1, "GRPCRoute", grpcRouteType, (*document).grpcRoute},
 	{gatewayV1, "ReferenceGrant", referenceGrantType, (*document).referenceGrant},

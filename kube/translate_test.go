@@ -74,7 +74,10 @@ func describe(intent discovery.Intent, objects []discovery.Object, err error) st
 		}
 	}
 	for _, n := range intent.Namespaces {
-		fmt.Fprintf(&b, "namespace %s %s excluded=%v\n", n.Namespace, n.Mode, n.ExcludedPorts)
+		fmt.Fprintf(&b, "namespace %s %s excluded=%v egress=%q\n", n.Namespace, n.Mode, n.ExcludedPorts, n.Egress)
+	}
+	for _, e := range intent.Egress {
+		fmt.Fprintf(&b, "egress %s/%s accounts=%q hosts=%q addresses=%v ports=%v\n", e.Namespace, e.Name, e.Accounts, e.Hosts, e.Addresses, e.Ports)
 	}
 	for _, r := range intent.Routes {
 		describeRoute(&b, &r)
@@ -110,7 +113,7 @@ func checkTranslation(t *testing.T, files []discovery.File) {
 	if err := intent.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	if len(objects) != len(intent.Services)+len(intent.Namespaces)+len(intent.Routes)+len(intent.Grants) {
+	if len(objects) != len(intent.Services)+len(intent.Namespaces)+len(intent.Routes)+len(intent.Grants)+len(intent.Egress) {
 		t.Fatalf("%d objects, %d services, %d namespaces, %d routes, %d grants", len(objects), len(intent.Services), len(intent.Namespaces), len(intent.Routes), len(intent.Grants))
 	}
 	// What is stored means the same, and is in its normal form already.

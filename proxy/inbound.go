@@ -275,7 +275,7 @@ func (i *inbound) plaintext(first []byte) error {
 	app := i.app
 	stop := context.AfterFunc(i.ctx, func() { abort(app) })
 	defer stop()
-	series := i.p.rec.Series(i.key(reasonOutside))
+	series := i.p.rec.Series(i.key(assay.ReasonOutside))
 	series.Opened(i.accepted)
 	series.Begin()
 	ok := i.p.splice(app, i.conn, series)

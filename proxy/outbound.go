@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"assay.dev"
 	"assay.dev/proxy/balance"
 	"assay.dev/proxy/detect"
+	"assay.dev/proxy/egress"
 	"assay.dev/proxy/golden"
 	"assay.dev/proxy/mux"
 	"assay.dev/proxy/route"
@@ -35,6 +37,7 @@ type outbound struct {
 	target
 	rules   *route.Table // for requests to port; nil: there are none
 	outside bool
+	beyond  egress.Decision // about who is there
 
 	protocol assay.Protocol
 	outcome  detect.Outcome
@@ -382,7 +385,11 @@ func (o *outbound) key() assay.SignalKey {
 	}
 	switch {
 	case o.outside:
-		key.Security, key.Reason = assay.Plaintext, reasonOutside
+		key.Security, key.Reason = assay.Plaintext, assay.ReasonOutside
+		if o.beyond.Listed {
+			key.Reason = assay.ReasonEgress
+		}
+		key.Remote, key.RemoteBy = o.p.shown.name(cmp.Or(o.beyond.Name, o.dst.Addr().String())), o.beyond.By
 	case o.direct != nil:
 		key.Peer = o.direct.key.id
 	}
@@ -486,26 +493,6 @@ func (o *outbound) pump(series *golden.Series) error {
 }
 
 var errPeerReset = errors.New("the peer reset the connection")
-
-// passThrough carries a connection to where there is no mesh.
-func (o *outbound) passThrough() error {
-	o.protocol = assay.Opaque
-	ctx, cancel := context.WithTimeout(o.ctx, 2*time.Minute) // the kernel gives up by itself in about this time
-	peer, err := dialNetwork(ctx, o.dst, o.snap.OwnMark)
-	cancel()
-	if err != nil {
-		return &refusal{refusedOutside, err}
-	}
-	stop := context.AfterFunc(o.ctx, func() { abort(peer) })
-	defer stop()
-	series := o.series()
-	series.Opened(o.accepted)
-	series.Begin()
-	ok := o.p.splice(o.conn, peer, series)
-	series.End(time.Since(o.accepted), !ok, time.Now())
-	series.Closed()
-	return nil
-}
 
 // refuse resets the application's connection and says why.
 func (o *outbound) refuse(err error) {

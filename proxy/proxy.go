@@ -14,6 +14,7 @@ import (
 	"assay.dev"
 	"assay.dev/link"
 	"assay.dev/proxy/dns"
+	"assay.dev/proxy/egress"
 	"assay.dev/proxy/golden"
 	"assay.dev/proxy/guard"
 	"assay.dev/proxy/http1"
@@ -41,6 +42,8 @@ type Proxy struct {
 	agent   *agent
 	rec     *golden.Recorder
 	names   *dns.Server
+	known   *egress.Names // of addresses outside
+	shown   remotes
 	http    httpEngines
 	guard   guard.Service // of requests to addresses that are no service's
 	pipes   kernelPipes
@@ -89,11 +92,12 @@ func New(conn *link.Conn, o Options) *Proxy {
 	}
 	p.snap.Store(&snapshot{})
 	p.guard.Counts = p.decided.Of("")
+	p.known = egress.NewNames(time.Now)
 	p.creds = newCredentials(p)
 	p.peers = newPeers(p)
 	p.http.in = http1.NewInbound(application{p}, http1.InboundConfig{})
 	p.agent = newAgent(p, conn, o.Notes)
-	p.names = dns.NewServer(dns.Options{Snapshot: func() *dns.Snapshot { return p.snap.Load().names }, Log: o.Log})
+	p.names = dns.NewServer(dns.Options{Snapshot: func() *dns.Snapshot { return p.snap.Load().names }, Log: o.Log, Answered: p.known.Add})
 	return p
 }
 
@@ -293,6 +297,8 @@ const (
 	refusedCrowded       = "crowded"               // more at once than the service's policy allows one client
 	refusedPeer          = "refused-by-peer"       // the peer's proxy or application did
 	refusedOutside       = "outside-unreachable"   // a plain destination did not answer
+	refusedUnlisted      = "egress-unlisted"       // no Egress allows it, where egress is strict
+	refusedUnproven      = "egress-unproven"       // a name that an Egress allows, and another's address
 	refusedStrict        = "plaintext-in-strict"   // plaintext from outside the mesh
 	refusedFromMeshed    = "plaintext-from-meshed" // plaintext from a meshed address
 	refusedForeign       = "not-our-address"       // an inbound connection to somebody else

@@ -153,7 +153,6 @@ func (pe *peer) connectLocal() (*session, error) {
 // Reasons why a connection is not under mutual TLS.
 const (
 	reasonHairpin = "hairpin" // it never leaves the workload
-	reasonOutside = "outside" // the other end is not meshed
 )
 
 // refusal is an error with the reason that it is counted under.

@@ -12,6 +12,7 @@ import (
 	"assay.dev/proxy/balance"
 	"assay.dev/proxy/detect"
 	"assay.dev/proxy/dns"
+	"assay.dev/proxy/egress"
 	"assay.dev/proxy/guard"
 	"assay.dev/proxy/route"
 )
@@ -29,6 +30,7 @@ type snapshot struct {
 	sole            map[netip.AddrPort]*servicePort // soleTargets
 	table           *link.AddressTable
 	names           *dns.Snapshot
+	egress          *egress.Policy
 	servicesVersion uint64
 	hasServices     bool
 	tableVersion    uint64
@@ -129,6 +131,7 @@ func (s *snapshot) index() {
 		}
 	}
 	s.sole = s.soleTargets()
+	s.egress = egress.NewPolicy(&s.settings, s.Identity.Account)
 	s.names = dns.NewSnapshot(s.settings.Namespace, s.DNS.Domain, list, s.DNS.Upstreams)
 }
 

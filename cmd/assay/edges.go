@@ -184,11 +184,12 @@ type edgeID struct {
 	port           uint16
 	protocol       assay.Protocol
 	security       assay.Security
-	reason, remote string
+	reason         string
+	remote, by     string
 }
 
 func idOf(e assay.Edge) edgeID {
-	return edgeID{e.Client, e.Server, e.Service, e.Port, e.Protocol, e.Security, e.Reason, e.Remote}
+	return edgeID{e.Client, e.Server, e.Service, e.Port, e.Protocol, e.Security, e.Reason, e.Remote, e.RemoteBy}
 }
 
 func edgeRows(before, docs []assay.Edge, span time.Duration) []edgeRow {

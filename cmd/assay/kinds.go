@@ -31,6 +31,7 @@ var kinds = []kind{
 	{"workloads", []string{"workload", "wl"}, "", tableOf(workloadColumns)},
 	{"namespaces", []string{"namespace", "ns"}, "", tableOf(namespaceColumns)},
 	{"meshconfigs", []string{"meshconfig", "mc"}, "MeshConfig", tableOf(meshConfigColumns)},
+	{"egresses", []string{"egress"}, "Egress", tableOf(egressColumns)},
 	{"httproutes", []string{"httproute"}, "HTTPRoute", tableOf(routeColumns)},
 	{"grpcroutes", []string{"grpcroute"}, "GRPCRoute", tableOf(routeColumns)},
 	{"referencegrants", []string{"referencegrant", "refgrant"}, "ReferenceGrant", tableOf(objectColumns)},
@@ -148,9 +149,42 @@ var namespaceColumns = []column[api.NamespaceView]{
 	col("NAME", func(n api.NamespaceView) string { return n.Namespace }),
 	col("MODE", func(n api.NamespaceView) string { return string(n.Mode) }),
 	col("EXCLUDED PORTS", func(n api.NamespaceView) string { return join(n.ExcludedPorts, portNumber) }),
+	col("EGRESS", func(n api.NamespaceView) string { return cmp.Or(string(n.Egress), string(assay.Observe)) }),
 	col("WORKLOADS", func(n api.NamespaceView) string { return strconv.Itoa(n.Workloads) }),
 	col("SERVICES", func(n api.NamespaceView) string { return strconv.Itoa(n.Services) }),
 	col("DECLARED", func(n api.NamespaceView) string { return yesNo(n.Declared) }),
+}
+
+// egressColumns show what an Egress allows.
+var egressColumns = []column[api.ObjectView]{
+	col("NAMESPACE", func(o api.ObjectView) string { return o.Namespace }),
+	col("NAME", func(o api.ObjectView) string { return o.Name }),
+	col("TO", func(o api.ObjectView) string {
+		s := egressSpec(o)
+		return strings.Join(slices.Concat(s.Hosts, s.Addresses), ",")
+	}),
+	col("PORTS", func(o api.ObjectView) string { return join(egressSpec(o).Ports, portNumber) }),
+	col("ACCOUNTS", func(o api.ObjectView) string { return cmp.Or(strings.Join(egressSpec(o).Accounts, ","), "all") }),
+	col("SOURCE", func(o api.ObjectView) string { return o.Source }),
+	col("IN EFFECT", func(o api.ObjectView) string { return yesNo(o.Status.InEffect) }),
+	timed("CHANGED", func(o api.ObjectView, now time.Time) string { return age(now, o.Changed) }),
+	wide("GENERATION", func(o api.ObjectView) string { return strconv.FormatInt(o.Generation, 10) }),
+	wide("PROBLEM", func(o api.ObjectView) string { return o.Status.Problem }),
+}
+
+type egressManifest struct {
+	Accounts  []string `json:"accounts"`
+	Hosts     []string `json:"hosts"`
+	Addresses []string `json:"addresses"`
+	Ports     []uint16 `json:"ports"`
+}
+
+func egressSpec(o api.ObjectView) egressManifest {
+	var m struct {
+		Spec egressManifest `json:"spec"`
+	}
+	json.Unmarshal(o.Manifest, &m) // control checked it
+	return m.Spec
 }
 
 var meshConfigColumns = []column[api.ObjectView]{
@@ -158,6 +192,7 @@ var meshConfigColumns = []column[api.ObjectView]{
 	col("NAME", func(o api.ObjectView) string { return o.Name }),
 	col("MODE", func(o api.ObjectView) string { return meshSpec(o).Mode }),
 	col("EXCLUDED PORTS", func(o api.ObjectView) string { return join(meshSpec(o).ExcludedPorts, portNumber) }),
+	col("EGRESS", func(o api.ObjectView) string { return cmp.Or(meshSpec(o).Egress, string(assay.Observe)) }),
 	col("SOURCE", func(o api.ObjectView) string { return o.Source }),
 	col("IN EFFECT", func(o api.ObjectView) string { return yesNo(o.Status.InEffect) }),
 	timed("CHANGED", func(o api.ObjectView, now time.Time) string { return age(now, o.Changed) }),
@@ -167,6 +202,7 @@ var meshConfigColumns = []column[api.ObjectView]{
 
 type meshConfigSpec struct {
 	Mode          string   `json:"mode"`
+	Egress        string   `json:"egress"`
 	ExcludedPorts []uint16 `json:"excludedPorts"`
 }
 
@@ -273,6 +309,9 @@ func edgeServer(e assay.Edge) string {
 		remote := oneLine(e.Remote)
 		if e.Port != 0 {
 			remote = net.JoinHostPort(remote, strconv.Itoa(int(e.Port)))
+		}
+		if e.RemoteBy != "" {
+			remote += " (" + oneLine(e.RemoteBy) + ")"
 		}
 		return "outside: " + remote
 	}

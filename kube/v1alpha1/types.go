@@ -28,6 +28,37 @@ type MeshConfigSpec struct {
 	// ExcludedPorts are TCP ports, 1 to 65535, whose connections are not captured in
 	// this namespace, in either direction. They pass as they are.
 	ExcludedPorts []int32 `json:"excludedPorts,omitempty"`
+	// Egress is "observe" (the default): TCP connections to outside the mesh pass,
+	// counted and shown as exceptions; or "strict": those that no Egress of the
+	// namespace allows are refused and recorded.
+	Egress string `json:"egress,omitempty"`
+}
+
+// Egress allows TCP connections from a namespace to outside the mesh. All of a
+// namespace count together.
+type Egress struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+	Spec              EgressSpec `json:"spec"`
+}
+
+// EgressSpec is the content of an Egress: hosts or addresses, and ports.
+type EgressSpec struct {
+	// Accounts are the workloads that may; none: all of the namespace.
+	Accounts []string `json:"accounts,omitempty"`
+	// Hosts are DNS names. "*.example.com" is any name below example.com.
+	Hosts []string `json:"hosts,omitempty"`
+	// Addresses are addresses or prefixes in CIDR form, for what has no name.
+	Addresses []string `json:"addresses,omitempty"`
+	// Ports are TCP ports, 1 to 65535; at least one.
+	Ports []int32 `json:"ports"`
+}
+
+// EgressList is a list of them.
+type EgressList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []Egress `json:"items"`
 }
 
 // MeshConfigList is a list of them.

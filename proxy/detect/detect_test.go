@@ -271,3 +271,38 @@ func FuzzClientHello(f *testing.F) {
 		}
 	})
 }
+
+func TestServerName(t *testing.T) {
+	whole := hello(t, "h2")
+	if name, state := ServerName(whole); name != "x" || state != HelloForeign {
+		t.Errorf("%q, %d", name, state)
+	}
+	for n := range len(whole) {
+		if name, state := ServerName(whole[:n]); name != "" || state != HelloMore {
+			t.Fatalf("%d of %d bytes: %q, %d", n, len(whole), name, state)
+		}
+	}
+	if name, state := ServerName([]byte("GET / HTTP/1.1\r\n")); name != "" || state != HelloNone {
+		t.Errorf("text: %q, %d", name, state)
+	}
+	// A hello of nothing but the extension, in ways that no client sends it.
+	with := func(ext string) []byte {
+		body := "\x03\x03" + strings.Repeat("r", 32) + "\x00" + "\x00\x02\x13\x01" + "\x01\x00" + string([]byte{byte(len(ext) >> 8), byte(len(ext))}) + ext
+		msg := "\x01\x00" + string([]byte{byte(len(body) >> 8), byte(len(body))}) + body
+		return []byte("\x16\x03\x01" + string([]byte{byte(len(msg) >> 8), byte(len(msg))}) + msg)
+	}
+	one := "\x00\x00\x00\x06\x00\x04\x00\x00\x01a"
+	for in, want := range map[string]Hello{
+		one:                                    HelloForeign,
+		"":                                     HelloForeign,
+		one + one:                              HelloNone, // twice
+		"\x00\x00\x00\x02\x00\x00":             HelloNone, // empty list
+		"\x00\x00\x00\x05\x00\x03\x00\x00\x00": HelloNone, // empty name
+		"\x00\x00\x00\x0a\x00\x08\x00\x00\x01a\x00\x00\x01b": HelloNone, // two names
+		"\x00\x00\x00\x06\x00\x04\x00\x00\x09a":              HelloNone, // cut
+	} {
+		if _, state := ServerName(with(in)); state != want {
+			t.Errorf("%q: %d, want %d", in, state, want)
+		}
+	}
+}

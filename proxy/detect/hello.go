@@ -26,30 +26,7 @@ const (
 // ClientHello that offers alpn. It reads the message to its end and strictly, across
 // records, and copies nothing.
 func ClientHello(p []byte, alpn string) Hello {
-	if len(p) == 0 {
-		return HelloMore
-	}
-	if len(p) > MaxHello {
-		p = p[:MaxHello]
-	}
-	// A message that fits one record, which all but the strangest do, is read in place.
-	r := records{p: p}
-	var fixed [4]byte
-	for i := range fixed {
-		b, state := r.next()
-		if state != HelloOurs {
-			return state
-		}
-		fixed[i] = b
-	}
-	if fixed[0] != typeClientHello {
-		return HelloNone
-	}
-	n := int(fixed[1])<<16 | int(fixed[2])<<8 | int(fixed[3])
-	if n > MaxHello {
-		return HelloNone
-	}
-	body, state := r.take(n)
+	body, state := helloBody(p)
 	if state != HelloOurs {
 		return state
 	}
@@ -61,6 +38,49 @@ func ClientHello(p []byte, alpn string) Hello {
 		return HelloOurs
 	}
 	return HelloForeign
+}
+
+// ServerName looks in p, as ClientHello does, for the name that the client asks for (RFC
+// 6066 section 3). The state is HelloMore while the hello is not complete, HelloNone
+// when it is none, else HelloForeign; the name is "" when there is none.
+func ServerName(p []byte) (string, Hello) {
+	body, state := helloBody(p)
+	if state != HelloOurs {
+		return "", state
+	}
+	name, ok := serverName(body)
+	if !ok {
+		return "", HelloNone
+	}
+	return string(name), HelloForeign
+}
+
+// helloBody returns a ClientHello's content, and HelloOurs when it is complete.
+func helloBody(p []byte) ([]byte, Hello) {
+	if len(p) == 0 {
+		return nil, HelloMore
+	}
+	if len(p) > MaxHello {
+		p = p[:MaxHello]
+	}
+	// A message that fits one record, which all but the strangest do, is read in place.
+	r := records{p: p}
+	var fixed [4]byte
+	for i := range fixed {
+		b, state := r.next()
+		if state != HelloOurs {
+			return nil, state
+		}
+		fixed[i] = b
+	}
+	if fixed[0] != typeClientHello {
+		return nil, HelloNone
+	}
+	n := int(fixed[1])<<16 | int(fixed[2])<<8 | int(fixed[3])
+	if n > MaxHello {
+		return nil, HelloNone
+	}
+	return r.take(n)
 }
 
 // records walks the payload of handshake records.
@@ -121,20 +141,9 @@ func (r *records) take(n int) ([]byte, Hello) {
 // offers reads a ClientHello (RFC 8446 section 4.1.2) for an ALPN extension (RFC
 // 7301) that names alpn.
 func offers(m []byte, alpn string) (found, ok bool) {
-	c := cursor{m}
-	c.skip(2 + 32) // legacy_version, random
-	c.vector8()    // legacy_session_id
-	c.vector16()   // cipher_suites
-	c.vector8()    // legacy_compression_methods
-	if c.b == nil {
-		return false, false
-	}
-	if len(c.b) == 0 {
-		return false, true // before extensions were invented
-	}
-	ext := cursor{c.vector16()}
-	if c.b == nil || len(c.b) != 0 {
-		return false, false
+	ext, ok := extensions(m)
+	if !ok || ext.b == nil {
+		return false, ok
 	}
 	seen := false
 	for len(ext.b) > 0 {
@@ -161,6 +170,62 @@ func offers(m []byte, alpn string) (found, ok bool) {
 		}
 	}
 	return found, ext.b != nil
+}
+
+// extensions skips to them; without any the cursor is nil.
+func extensions(m []byte) (ext cursor, ok bool) {
+	c := cursor{m}
+	c.skip(2 + 32) // legacy_version, random
+	c.vector8()    // legacy_session_id
+	c.vector16()   // cipher_suites
+	c.vector8()    // legacy_compression_methods
+	if c.b == nil {
+		return cursor{}, false
+	}
+	if len(c.b) == 0 {
+		return cursor{}, true // before extensions were invented
+	}
+	ext = cursor{c.vector16()}
+	return ext, c.b != nil && len(c.b) == 0
+}
+
+// serverName reads a ClientHello for the server_name extension.
+func serverName(m []byte) (name []byte, ok bool) {
+	ext, ok := extensions(m)
+	if !ok || ext.b == nil {
+		return nil, ok
+	}
+	seen := false
+	for len(ext.b) > 0 {
+		kind := ext.uint16()
+		body := ext.vector16()
+		if ext.b == nil {
+			return nil, false
+		}
+		if kind != 0 {
+			continue
+		}
+		list := cursor{body}
+		names := cursor{list.vector16()}
+		if seen || list.b == nil || len(list.b) != 0 || len(names.b) == 0 {
+			return nil, false
+		}
+		seen = true
+		for len(names.b) > 0 {
+			kind := names.skip(1)
+			one := names.vector16()
+			if names.b == nil || len(one) == 0 {
+				return nil, false
+			}
+			if kind[0] == 0 { // host_name; there is no other kind
+				if name != nil {
+					return nil, false
+				}
+				name = one
+			}
+		}
+	}
+	return name, true
 }
 
 // cursor reads from the front; b is nil once it read past the end.

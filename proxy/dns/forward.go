@@ -42,6 +42,9 @@ func (s *Server) forward(ctx context.Context, r *request, tcp bool) ([]byte, err
 		}
 		if e == nil {
 			binary.BigEndian.PutUint16(msg, r.header.ID)
+			if s.answered != nil {
+				given(msg, s.answered)
+			}
 			return msg, nil
 		}
 		if ctx.Err() != nil {
@@ -128,4 +131,80 @@ func answers(msg []byte, id uint16, q dnsmessage.Question) bool {
 		return h.RCode != dnsmessage.RCodeSuccess // some refuse without repeating the question
 	}
 	return err == nil && got.Type == q.Type && got.Class == q.Class && strings.EqualFold(got.Name.String(), q.Name.String())
+}
+
+// given tells of each address that an answer gives to the name that was asked for, by
+// way of aliases too (RFC 1034 section 3.6.2), with the shortest TTL on the way.
+func given(msg []byte, tell func(name string, addr netip.Addr, ttl time.Duration)) {
+	var parser dnsmessage.Parser
+	h, err := parser.Start(msg)
+	if err != nil || h.RCode != dnsmessage.RCodeSuccess {
+		return
+	}
+	q, err := parser.Question()
+	if err != nil || q.Class != dnsmessage.ClassINET || q.Type != dnsmessage.TypeA && q.Type != dnsmessage.TypeAAAA || parser.SkipAllQuestions() != nil {
+		return
+	}
+	name, asked := q.Name.String(), q.Name.String()
+	ttl := uint32(1<<31 - 1)
+	for range maxAnswers {
+		h, err := parser.AnswerHeader()
+		if err != nil {
+			return
+		}
+		ours := strings.EqualFold(h.Name.String(), name) && h.Class == dnsmessage.ClassINET
+		switch {
+		case ours && h.Type == dnsmessage.TypeCNAME:
+			r, err := parser.CNAMEResource()
+			if err != nil {
+				return
+			}
+			name, ttl = r.CNAME.String(), min(ttl, h.TTL)
+		case ours && h.Type == dnsmessage.TypeA:
+			r, err := parser.AResource()
+			if err != nil {
+				return
+			}
+			tell(asked, netip.AddrFrom4(r.A), time.Duration(min(ttl, h.TTL))*time.Second)
+		case ours && h.Type == dnsmessage.TypeAAAA:
+			r, err := parser.AAAAResource()
+			if err != nil {
+				return
+			}
+			tell(asked, netip.AddrFrom16(r.AAAA).Unmap(), time.Duration(min(ttl, h.TTL))*time.Second)
+		default:
+			if parser.SkipAnswer() != nil {
+				return
+			}
+		}
+	}
+}
+
+// Resolve asks the upstreams for a name's addresses of one family; what they say,
+// Options.Answered hears.
+func (s *Server) Resolve(ctx context.Context, name string, ipv6 bool) error {
+	if s.snapshot() == nil {
+		return errNoUpstream
+	}
+	n, err := dnsmessage.NewName(strings.TrimSuffix(name, ".") + ".")
+	if err != nil {
+		return err
+	}
+	q := dnsmessage.Question{Name: n, Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET}
+	if ipv6 {
+		q.Type = dnsmessage.TypeAAAA
+	}
+	m := dnsmessage.Message{Header: dnsmessage.Header{RecursionDesired: true}, Questions: []dnsmessage.Question{q}}
+	query, err := m.Pack()
+	if err != nil {
+		return err
+	}
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	_, err = s.forward(ctx, &request{question: q, query: query, limit: plainUDP}, false)
+	return err
 }

@@ -28,6 +28,9 @@ const (
 type Options struct {
 	Snapshot func() *Snapshot // the current one; nil: not known yet
 	Log      *slog.Logger
+	// Answered, when there is one, hears which address an upstream gave for a name that
+	// was asked for. It must not wait.
+	Answered func(name string, addr netip.Addr, ttl time.Duration)
 }
 
 // Server answers queries on sockets that it is given.
@@ -36,11 +39,12 @@ type Server struct {
 	log      *slog.Logger
 	mark     atomic.Uint32
 	slots    chan struct{}
+	answered func(name string, addr netip.Addr, ttl time.Duration)
 }
 
 // NewServer makes a server.
 func NewServer(o Options) *Server {
-	return &Server{snapshot: o.Snapshot, log: o.Log, slots: make(chan struct{}, maxForwards)}
+	return &Server{snapshot: o.Snapshot, log: o.Log, slots: make(chan struct{}, maxForwards), answered: o.Answered}
 }
 
 // SetMark sets the mark of the sockets that upstreams are asked through.
