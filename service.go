@@ -44,6 +44,9 @@ type Port struct {
 	Name     string   `json:"name,omitempty"`
 	Port     uint16   `json:"port"`
 	Protocol Protocol `json:"protocol,omitempty"` // from appProtocol; wins over detection
+	// ProxyProtocol begins each connection to the application with a PROXY protocol
+	// header of version 2, which names the client. Never with a protocol of HTTP.
+	ProxyProtocol bool `json:"proxyProtocol,omitempty"`
 }
 
 // Endpoint is one workload behind a service.

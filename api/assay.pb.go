@@ -1854,6 +1854,7 @@ type Port struct {
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Port          uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
 	Protocol      string                 `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	ProxyProtocol bool                   `protobuf:"varint,4,opt,name=proxy_protocol,json=proxyProtocol,proto3" json:"proxy_protocol,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1907,6 +1908,13 @@ func (x *Port) GetProtocol() string {
 		return x.Protocol
 	}
 	return ""
+}
+
+func (x *Port) GetProxyProtocol() bool {
+	if x != nil {
+		return x.ProxyProtocol
+	}
+	return false
 }
 
 type Endpoint struct {
@@ -3618,11 +3626,12 @@ const file_assay_proto_rawDesc = "" +
 	"\x04vips\x18\x03 \x03(\fR\x04vips\x12\x1a\n" +
 	"\bheadless\x18\x04 \x01(\bR\bheadless\x12$\n" +
 	"\x05ports\x18\x05 \x03(\v2\x0e.assay.v1.PortR\x05ports\x120\n" +
-	"\tendpoints\x18\x06 \x03(\v2\x12.assay.v1.EndpointR\tendpoints\"J\n" +
+	"\tendpoints\x18\x06 \x03(\v2\x12.assay.v1.EndpointR\tendpoints\"q\n" +
 	"\x04Port\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
-	"\bprotocol\x18\x03 \x01(\tR\bprotocol\"r\n" +
+	"\bprotocol\x18\x03 \x01(\tR\bprotocol\x12%\n" +
+	"\x0eproxy_protocol\x18\x04 \x01(\bR\rproxyProtocol\"r\n" +
 	"\bEndpoint\x12\x1a\n" +
 	"\bworkload\x18\x01 \x01(\tR\bworkload\x12\x1a\n" +
 	"\bidentity\x18\x02 \x01(\tR\bidentity\x12\x14\n" +

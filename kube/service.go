@@ -30,6 +30,7 @@ func (d *document) service() {
 	if len(in.Spec.Ports) == 0 {
 		d.missing("spec.ports", "a service needs at least one port")
 	}
+	announce := d.proxyProtocol()
 	var kept serviceSpec
 	names, numbers := map[string]int{}, map[int32]int{}
 	for i, p := range in.Spec.Ports {
@@ -45,6 +46,9 @@ func (d *document) service() {
 			d.missing(path+".name", "each of several ports needs a name")
 		}
 		declared, keep := d.servicePort(path, p)
+		if declared.ProxyProtocol = announce; announce && declared.Protocol != assay.Opaque && declared.Protocol != assay.TLS {
+			d.missing(path+".appProtocol", "the PROXY protocol needs an appProtocol that is not HTTP, for instance tcp: requests of several clients share a connection there")
+		}
 		out.Ports = append(out.Ports, declared)
 		kept.Ports = append(kept.Ports, keep)
 	}
@@ -57,6 +61,23 @@ func (d *document) service() {
 	}
 	d.intent.Services = append(d.intent.Services, out)
 	d.keep(kept)
+}
+
+// ProxyProtocol is the annotation of a Service whose applications want to be told who
+// their clients are, with a PROXY protocol header of version 2 on each connection.
+const ProxyProtocol = "assay.dev/proxy-protocol"
+
+// proxyProtocol reads it.
+func (d *document) proxyProtocol() bool {
+	switch v, ok := d.meta.Annotations[ProxyProtocol]; {
+	case !ok:
+		return false
+	case v == "v2":
+		return true
+	default:
+		d.at("metadata.annotations."+ProxyProtocol, "%q: want v2", v)
+		return false
+	}
 }
 
 // serviceSpec is the normal form of a service: what it says, without defaults.

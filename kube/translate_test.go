@@ -70,7 +70,7 @@ func describe(intent discovery.Intent, objects []discovery.Object, err error) st
 	for _, s := range intent.Services {
 		fmt.Fprintf(&b, "service %s selector=%v headless=%v\n", s.Key(), s.Selector, s.Headless)
 		for _, p := range s.Ports {
-			fmt.Fprintf(&b, "  port %d name=%q target=%d protocol=%q\n", p.Port.Port, p.Name, p.Target, p.Protocol)
+			fmt.Fprintf(&b, "  port %d name=%q target=%d protocol=%q%s\n", p.Port.Port, p.Name, p.Target, p.Protocol, announced(p.ProxyProtocol))
 		}
 	}
 	for _, n := range intent.Namespaces {
@@ -191,4 +191,11 @@ func TestProtocol(t *testing.T) {
 			t.Errorf("Protocol(%q) is accepted", name)
 		}
 	}
+}
+
+func announced(yes bool) string {
+	if yes {
+		return " proxy-protocol"
+	}
+	return ""
 }

@@ -237,6 +237,9 @@ func (i *inbound) dial() (err error) {
 	if i.app, err = dialAs(ctx, i.remote, i.dst, i.snap.OwnMark); err != nil {
 		return &refusal{refusedApplication, err}
 	}
+	if err := i.snap.announce(i.app, i.remote, i.dst, assay.Identity{}, assay.Plaintext); err != nil {
+		return &refusal{refusedApplication, err}
+	}
 	return nil
 }
 

@@ -23,6 +23,11 @@ func isEOF(err error) bool { return errors.Is(err, io.EOF) }
 // accept takes a stream that a peer opened. It is the session's reader.
 func (s *session) accept(st mux.Stream, open []byte) (mux.Handler, mux.Code) {
 	if isHTTP1(open) {
+		// Connections to the application are shared by requests there: nobody could be
+		// announced on one.
+		if s.p.snap.Load().announced[s.local] {
+			return s.refuseHeader()
+		}
 		return s.acceptHTTP(st, open)
 	}
 	h, rest, err := ParseHeader(open)
@@ -97,7 +102,15 @@ func (v *served) dial() (*net.TCPConn, error) {
 	from := netip.AddrPortFrom(v.s.remote.Addr(), v.header.ClientPort)
 	ctx, cancel := context.WithTimeout(v.s.p.ctx, appDialTimeout)
 	defer cancel()
-	return v.s.p.dialApp(ctx, from, v.s.local)
+	app, err := v.s.p.dialApp(ctx, from, v.s.local)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.s.p.snap.Load().announce(app, from, v.s.local, v.s.peer.Identity, v.s.security); err != nil {
+		abort(app)
+		return nil, err
+	}
+	return app, nil
 }
 
 // dialApp connects to the workload's own application. A workload that calls itself

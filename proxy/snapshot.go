@@ -31,6 +31,7 @@ type snapshot struct {
 	table           *link.AddressTable
 	names           *dns.Snapshot
 	egress          *egress.Policy
+	announced       map[netip.AddrPort]bool // where applications want to be told who comes
 	servicesVersion uint64
 	hasServices     bool
 	tableVersion    uint64
@@ -47,6 +48,7 @@ type servicePort struct {
 	service  string // key
 	port     uint16 // as dialled
 	declared assay.Protocol
+	announce bool           // to the application who its client is
 	memory   *detect.Memory // outlives the snapshot
 	care     *care          // as does this
 	request  *guard.Request // what a request is allowed
@@ -112,7 +114,7 @@ func (s *snapshot) withServices(d link.Services, p *Proxy) *snapshot {
 // index makes the maps that connections and names are looked up in.
 func (s *snapshot) index() {
 	s.vips = make(map[netip.Addr]*service, 2*len(s.services))
-	s.targets = map[netip.AddrPort]*servicePort{}
+	s.targets, s.announced = map[netip.AddrPort]*servicePort{}, map[netip.AddrPort]bool{}
 	list := make([]*assay.Service, 0, len(s.services))
 	for _, key := range slices.Sorted(maps.Keys(s.services)) {
 		svc := s.services[key]
@@ -123,6 +125,9 @@ func (s *snapshot) index() {
 		for _, sp := range svc.ports {
 			for _, set := range []*balance.Set{sp.v4, sp.v6} {
 				for _, e := range set.Endpoints() {
+					if sp.announce {
+						s.announced[e.Addr] = true
+					}
 					if s.targets[e.Addr] == nil {
 						s.targets[e.Addr] = sp
 					}
@@ -138,7 +143,7 @@ func (s *snapshot) index() {
 func newService(svc *assay.Service, old *service, zone string, p *Proxy) *service {
 	out := &service{Service: *svc}
 	for i, port := range svc.Ports {
-		sp := &servicePort{service: svc.Key(), port: port.Port, declared: port.Protocol}
+		sp := &servicePort{service: svc.Key(), port: port.Port, declared: port.Protocol, announce: port.ProxyProtocol}
 		var v4, v6 *balance.Set
 		if old != nil {
 			if was := old.port(port.Port); was != nil {
