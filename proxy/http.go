@@ -343,7 +343,13 @@ func (i *inbound) serveGuestHTTP(first []byte) error {
 	if sp := i.snap.targets[i.dst]; sp != nil {
 		origin.Guard = sp.care.inbound
 	}
-	err := i.p.http.in.Serve(i.ctx, i.conn, first, origin)
+	var err error
+	if g := i.guests(); g != nil {
+		err = i.p.http.in.ServeRouted(i.ctx, i.conn, first, origin, g)
+		g.close()
+	} else {
+		err = i.p.http.in.Serve(i.ctx, i.conn, first, origin)
+	}
 	if app := c.spare.Swap(nil); app != nil {
 		app.Close()
 	}

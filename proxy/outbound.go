@@ -38,6 +38,7 @@ type outbound struct {
 	rules   *route.Table // for requests to port; nil: there are none
 	outside bool
 	beyond  egress.Decision // about who is there
+	handed  bool // not the workload's own: requests of guests that go to somebody else
 
 	protocol assay.Protocol
 	outcome  detect.Outcome
@@ -370,6 +371,9 @@ func (o *outbound) series() *golden.Series {
 	if s := o.session; s != nil {
 		key.Peer, key.PeerArtifacts = s.peer.Identity, s.peer.Artifacts
 		key.Security, key.Reason = s.security, s.reason
+	}
+	if o.handed && key.Reason == "" {
+		key.Reason = reasonHanded
 	}
 	return o.p.rec.Series(key)
 }

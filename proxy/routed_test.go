@@ -292,3 +292,56 @@ func TestSessionIsKept(t *testing.T) {
 		t.Errorf("%+v, %v: the client hears of nobody else", plan, err)
 	}
 }
+
+// TestGuestsFollowRoutes: what rules leave here goes to the application, and the rest on.
+func TestGuestsFollowRoutes(t *testing.T) {
+	d := routedServices(t, "10.181.7.1:8080", webRoute(
+		assay.RouteRule{Matches: []assay.RouteMatch{{Path: assay.PathMatch{Type: assay.PathPrefix, Value: "/moved"}}}, Redirect: &assay.Redirect{Status: 302}},
+		assay.RouteRule{Backends: []assay.RouteBackend{to("bank/web", 9), to("bank/v1", 1)}},
+	), "bank/v1")
+	snap := *d.o.snap
+	snap.Addrs = []netip.Addr{netip.MustParseAddr("10.181.7.1")}
+	d.o.p.snap.Store(&snap)
+	i := &inbound{p: d.o.p, ctx: t.Context(), snap: &snap, remote: netip.MustParseAddrPort("192.0.2.1:5000"), dst: netip.MustParseAddrPort("10.181.7.1:8080")}
+	g := i.guests()
+	if g == nil {
+		t.Fatal("no rule is for guests")
+	}
+	done, here, there := make(ended, 1), 0, 0
+	ask := func(path string) *http1.Plan {
+		head := []byte("GET " + path + " HTTP/1.1\r\nHost: web\r\n\r\n")
+		x := &http1.Exchange{Request: parsed(t, string(head))}
+		g.Begin(x)
+		x.Plan = g.Plan(x, head)
+		switch {
+		case x.Plan == nil || x.Plan.Local:
+			here++
+		case x.Plan.Answer != nil:
+			x.Status = x.Plan.Answer.Status
+		default:
+			if _, _, err := g.Dispatch(t.Context(), x, head, true, done); err != nil {
+				t.Fatal(err)
+			}
+			<-done
+			there++
+		}
+		g.End(x)
+		return x.Plan
+	}
+	for range 1000 {
+		ask("/")
+	}
+	if there < 60 || there > 140 { // 100, deviation 9.5
+		t.Errorf("%d stayed, %d went on", here, there)
+	}
+	if p := ask("/moved"); p.Answer == nil || p.Answer.Fields[0].Value != "http://web:80/moved" && p.Answer.Fields[0].Value != "http://web/moved" {
+		t.Errorf("%+v", p.Answer)
+	}
+	if got := requestsTo(d.o.p); got["bank/v1:80 "+reasonHanded] != uint64(there) || len(got) != 2 {
+		t.Errorf("%v", got)
+	}
+	i.dst = netip.MustParseAddrPort("10.181.7.1:9")
+	if i.guests() != nil {
+		t.Error("rules for a port that has none")
+	}
+}

@@ -113,7 +113,7 @@ func (c *client) dispatch(x *exchange, data []byte, fin bool) bool {
 	}
 	switch {
 	case x.opened: // bound
-	case c.direct != nil:
+	case c.direct != nil && (c.d == nil || x.Plan == nil || x.Plan.Local):
 		n, err = c.openDirect(x, data, fin)
 	default:
 		x.Request = &c.req

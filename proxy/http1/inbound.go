@@ -150,6 +150,15 @@ func (in *Inbound) Serve(ctx context.Context, tcp *net.TCPConn, first []byte, o 
 	return c.run(ctx, &in.direct, tcp, first)
 }
 
+// ServeRouted is Serve for requests that d may plan: what has no plan, or a local one,
+// goes to the application here, and is told to o.Observer; all else is dispatched. d is
+// told of every exchange.
+func (in *Inbound) ServeRouted(ctx context.Context, tcp *net.TCPConn, first []byte, o Origin, d Dispatcher) error {
+	c := &client{direct: in, origin: o, d: d, observer: d}
+	c.planner, _ = d.(Planner)
+	return c.run(ctx, &in.direct, tcp, first)
+}
+
 // Drain does for plaintext clients what Outbound.Drain does. Streams are drained by
 // their sessions.
 func (in *Inbound) Drain(give Give) { in.direct.Drain(give) }

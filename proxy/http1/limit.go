@@ -122,7 +122,7 @@ func (x *exchange) cause() guard.Cause {
 // half-closed nothing is done twice: it may be gone.
 func (c *client) tryAgain(x *exchange) bool {
 	cause := x.cause()
-	if cause == 0 || x.passed || x.reply.interim || c.uploaded || c.d == nil || x.shut && cause != guard.Unread || x.bound {
+	if cause == 0 || x.passed || x.reply.interim || c.uploaded || c.d == nil || x.st.end != nil || x.shut && cause != guard.Unread || x.bound {
 		return x.noRetry()
 	}
 	wait, ok := x.Guard.Retry(x.Policy, guard.Attempt{

@@ -31,6 +31,9 @@ type Plan struct {
 	// first time; nil: there is none. It must not wait. After a request that is not sent to
 	// its end there is no call with fin: End tells.
 	Copy func(p []byte, fin bool)
+	// Local says that the application here is the upstream (Inbound.ServeRouted): there is
+	// no dispatch.
+	Local bool
 }
 
 // Answer is a response of our own that is no failure. It has no body.

@@ -38,6 +38,7 @@ http {
   server {
     listen 8080; listen [::]:8080;
     location / { add_header X-Drop 1; return 200 "%[2]s $request_method $request_uri $http_host set=$http_x_set add=$http_x_add drop=$http_x_drop\n"; }
+    location = /from { return 200 "%[2]s $remote_addr\n"; }
     location /upload { client_max_body_size 64m; proxy_pass http://127.0.0.1:8081; }
   }
   server { listen 127.0.0.1:8081; client_max_body_size 64m; location / { return 200 "%[2]s upload\n"; } }
@@ -114,6 +115,7 @@ func TestRoutes(t *testing.T) {
 		{"session", testSession},
 		{"consumer", testConsumer},
 		{"not http", testNotHTTP},
+		{"guests", testGuests},
 		{"conditions", testConditions},
 	} {
 		t.Run(sub.name, func(t *testing.T) {
@@ -362,6 +364,46 @@ func testNotHTTP(t *testing.T, s *stage) {
 	})
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// testGuests: a client outside the mesh, here a process of the host itself, does not pass the weights by either. What stays
+// with the workload sees its real client.
+func testGuests(t *testing.T, s *stage) {
+	url := fmt.Sprintf("http://%s:8080", s.shop.IPv4)
+	ask := func(args ...string) string {
+		r := s.Exec(t, append([]string{"curl", "-sS", "--max-time", "10"}, args...)...)
+		return r.Stdout + r.Stderr
+	}
+	before := ask(url + "/from")
+	if !strings.HasPrefix(before, "shop ") || strings.Contains(before, s.shop.IPv4.String()) {
+		t.Fatalf("without routes a guest is answered %q", before)
+	}
+	s.apply(t, "r", "default", `
+  parentRefs: [{group: "", kind: Service, name: shop, port: 8080}]
+  rules:
+  - matches: [{path: {value: /moved}}]
+    filters: [{type: RequestRedirect, requestRedirect: {hostname: new.example}}]
+  - filters:
+    - type: ResponseHeaderModifier
+      responseHeaderModifier: {set: [{name: X-Routed, value: "1"}]}
+    backendRefs: [{name: shop, port: 8080}, {name: shop-v2, port: 8080}]
+`)
+	err := lab.WaitFor(t.Context(), 15*time.Second, func() error {
+		if got := ask("-o", "/dev/null", "-w", "%{http_code} %{redirect_url}", url+"/moved"); got != "302 http://new.example:8080/moved" {
+			return fmt.Errorf("a redirect answered %q", got)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := strings.Fields(strings.Repeat(url+"/from ", 60))
+	got := ask(append(args, "-D", "/dev/stderr")...)
+	here := strings.Count(got, before)
+	there := strings.Count(got, fmt.Sprintf("shop-v2 %s\n", s.shop.IPv4))
+	if here+there != 60 || here < 10 || there < 10 || strings.Count(got, "X-Routed: 1\r\n") != 60 {
+		t.Errorf("%d stayed and %d went on, of 60: %q", here, there, got[:min(len(got), 600)])
 	}
 }
 
