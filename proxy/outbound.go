@@ -38,7 +38,7 @@ type outbound struct {
 	rules   *route.Table // for requests to port; nil: there are none
 	outside bool
 	beyond  egress.Decision // about who is there
-	handed  bool // not the workload's own: requests of guests that go to somebody else
+	handed  bool            // not the workload's own: requests of guests that go to somebody else
 
 	protocol assay.Protocol
 	outcome  detect.Outcome

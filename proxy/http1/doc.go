@@ -5,7 +5,8 @@
 // It refuses to repair. A message that two readers could frame differently is
 // refused with an answer of its own (docs/http1.md has the table), because a mesh
 // that normalises is one more reader to disagree with. It never rewrites, adds or
-// strips a field, also not hop-by-hop ones: the two ends are one application talking
+// strips a field on its own account (a Plan is the word of the service's owner, and changes
+// the bytes of the fields that it names alone), also not hop-by-hop ones: the two ends are one application talking
 // to another, so a "Connection: close" travels on and both legs honour it. It does
 // not balance, authorise, dial or count: a Dispatcher, a Backend and an Observer do.
 //
@@ -26,7 +27,7 @@
 // request). The client's side: outbound.go (a connection's life), carry.go (the way of
 // a request), answer.go (the way of its response). The application's side: inbound.go
 // (the pool), backend.go (a connection to the application), served.go and respond.go
-// (the two ways). Between them: exchange.go (what others see of it), stream.go (a mux
+// (the two ways). Between them: exchange.go (what others see of it), plan.go and edit.go (what a route makes of it), stream.go (a mux
 // stream, or a pipe in the process), outlet.go (writes that never wait), buffer.go.
 //
 //	application            client's proxy                 server's proxy            application
