@@ -32,7 +32,8 @@
 // snapshot.go (what it knows), drain.go (its end, and what its successor gets), outbound.go, inbound.go (the steps), sniff.go
 // (waiting for whoever speaks first), peers.go and session.go (sessions with other
 // proxies), pipe.go and splice.go (bytes), http.go (the HTTP/1 engine's two sides),
-// tables.go and routed.go (rules of routes, and what they make of a request), mirror.go
+// tables.go, decision.go and routed.go (rules of routes, what they say of a request, and
+// what HTTP/1 makes of that), mirror.go
 // (copies), guests.go (rules for clients that have no proxy), announce.go (the PROXY
 // protocol), outside.go (what is not meshed), socket.go (marks, source addresses, original
 // destinations), header.go (the

@@ -49,7 +49,7 @@ func (g *guests) here() *balance.Endpoint {
 	if sp == nil {
 		return nil
 	}
-	if e := r.kept(sp, r.backend); e != nil && e.Addr != o.dst {
+	if e := r.kept(o, sp, r.backend); e != nil && e.Addr != o.dst {
 		return nil
 	}
 	for _, e := range sp.endpoints(o.dst.Addr()).Endpoints() {

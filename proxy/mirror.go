@@ -31,7 +31,7 @@ type mirror struct {
 }
 
 // mirror begins a copy; nil when there is nobody to send it to, or no room.
-func (o *outbound) mirror(to *route.Mirror) *mirror {
+func (o *outbound) mirror(to *route.Mirror, proto assay.Protocol) *mirror {
 	sp := o.snap.backend(to.Service, to.Port)
 	if sp == nil || sp.endpoints(o.dst.Addr()).Len() == 0 {
 		o.p.rec.Refusals.Inc(refusedMirror)
@@ -43,9 +43,9 @@ func (o *outbound) mirror(to *route.Mirror) *mirror {
 		o.p.rec.Refusals.Inc(refusedMirror)
 		return nil
 	}
-	own := &outbound{p: o.p, ctx: o.ctx, snap: o.snap, src: o.src, dst: o.dst, accepted: time.Now(), protocol: assay.HTTP1, rules: o.rules}
+	own := &outbound{p: o.p, ctx: o.ctx, snap: o.snap, src: o.src, dst: o.dst, accepted: time.Now(), protocol: proto, rules: o.rules}
 	own.target = target{port: sp, set: sp.endpoints(o.dst.Addr())}
-	h := own.header(assay.HTTP1)
+	h := own.header(proto)
 	h.Port = sp.port
 	m := &mirror{o: own, header: h.AppendTo(make([]byte, 0, maxHeader)), wake: make(chan struct{}, 1)}
 	o.p.wg.Go(m.run)

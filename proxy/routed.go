@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -23,9 +22,7 @@ type routed struct {
 	answered  *golden.Series // of requests that a rule answers by itself
 
 	// Of the request.
-	rule    *route.Rule
-	backend *route.Backend // nil: what was dialled
-	token   route.Token    // that the client brought
+	decision
 	plan    http1.Plan
 	mirrors []*mirror
 	session route.HeadEdit
@@ -62,7 +59,7 @@ func (r *routed) forget() {
 	for _, m := range r.mirrors {
 		m.end()
 	}
-	r.rule, r.backend, r.token, r.plan, r.mirrors = nil, nil, 0, http1.Plan{}, nil
+	r.decision, r.plan, r.mirrors = decision{}, http1.Plan{}, nil
 }
 
 // decide follows the rule that takes the request.
@@ -71,54 +68,20 @@ func (r *routed) decide(req *http1.Request, head []byte) *http1.Plan {
 	r.head = http1.NewHead(head, len(head))
 	v.Method, v.Authority, v.Fields = req.Method, req.Authority, &r.head
 	v.Path, v.Query = req.Path()
-	r.rule = o.rules.Match(v)
-	if r.rule == nil {
-		return r.refuse(404, refusedNoRule, "no rule of the routes of service "+o.port.service+" takes the request; one whose match it meets would")
-	}
-	if c := r.rule.CORS; c != nil {
-		if fields, ok := c.Preflight(v); ok {
-			p.Answer = &http1.Answer{Status: 204, Fields: fields}
-			return p
-		}
-		p.Response[1] = c.Response(v)
-	}
+	r.decision = o.decide(v)
 	switch {
-	case r.rule.Refuse != "":
-		return r.refuse(500, refusedRule, r.about("cannot be followed: "+r.rule.Refuse))
-	case r.rule.Redirect != nil:
-		to := r.rule.Redirect
-		p.Answer = &http1.Answer{Status: to.Status, Fields: []assay.HeaderField{
-			{Name: "Location", Value: string(route.AppendLocation(nil, to, v, "http", o.port.port))},
-		}}
+	case r.refused != nil:
+		p.Failure = r.refused
+		return p
+	case r.status != 0:
+		p.Answer = &http1.Answer{Status: r.status, Fields: r.fields}
 		return p
 	}
-	if r.rule.Session != nil {
-		r.resume()
-	}
-	if r.backend == nil {
-		r.backend = r.rule.Pick(rand.Uint64())
-	}
-	switch b := r.backend; {
-	case b == nil:
-		return r.refuse(500, refusedRule, r.about("has no backend with a weight over 0"))
-	case b.Invalid != "":
-		return r.refuse(500, refusedRule, r.about("sends the request to a backend that cannot be used: "+b.Invalid))
-	case b.Edits != nil:
-		r.edit(req, b.Edits)
+	p.Response[1] = r.response
+	if e := r.backend.Edits; e != nil {
+		r.edit(req, e)
 	}
 	return p
-}
-
-func (r *routed) about(text string) string {
-	return fmt.Sprintf("rule %d of %s %s; see assay describe of it", r.rule.Index, r.rule.Route, text)
-}
-
-func (r *routed) refuse(status int, reason, text string) *http1.Plan {
-	o := r.d.o
-	o.p.rec.Refusals.Inc(reason)
-	o.log(&refusal{reason, errors.New(text)})
-	r.plan.Failure = &http1.Failure{Status: status, Reason: reason, Text: text}
-	return &r.plan
 }
 
 // edit notes what changes of the request and its response, and begins the copies.
@@ -144,7 +107,7 @@ func (r *routed) edit(req *http1.Request, e *route.Edits) {
 		if !m.Takes(rand.Uint64()) || req.Upgrade || req.IsConnect {
 			continue
 		}
-		if started := r.d.o.mirror(m); started != nil {
+		if started := r.d.o.mirror(m, assay.HTTP1); started != nil {
 			r.mirrors = append(r.mirrors, started)
 			p.Copy = r.copy
 		}
@@ -157,52 +120,13 @@ func (r *routed) copy(b []byte, fin bool) {
 	}
 }
 
-// resume finds the endpoint that the client was kept at.
-func (r *routed) resume() {
-	o := r.d.o
-	r.token = r.rule.Session.Token(&r.view, time.Now())
-	if r.token == 0 {
-		return
-	}
-	for i := range r.rule.Backends {
-		b := &r.rule.Backends[i]
-		if b.Weight == 0 || b.Invalid != "" {
-			continue
-		}
-		if e := r.kept(o.snap.backend(b.Service, b.Port), b); e != nil {
-			r.backend = b
-			return
-		}
-	}
-	r.token = 0 // nobody has it any more
-}
-
-// kept returns the endpoint of a backend that the client's token names.
-func (r *routed) kept(sp *servicePort, b *route.Backend) *balance.Endpoint {
-	if sp == nil || r.token == 0 {
-		return nil
-	}
-	for _, e := range sp.endpoints(r.d.o.dst.Addr()).Endpoints() {
-		if route.TokenOf(b, e.Workload) == r.token {
-			return e
-		}
-	}
-	return nil
-}
-
 // chosen is told the endpoint of the request before anything is sent there: a client that
 // is to come back to it hears of it with the response.
 func (r *routed) chosen(e *balance.Endpoint) {
 	r.plan.Response[2] = nil
-	if r.rule == nil || r.rule.Session == nil || r.backend == nil {
-		return
+	if r.keeps(e, &r.session) {
+		r.plan.Response[2] = &r.session
 	}
-	token := route.TokenOf(r.backend, e.Workload)
-	if token == r.token {
-		return
-	}
-	r.session = route.HeadEdit{Append: []assay.HeaderField{r.rule.Session.Field(token, time.Now())}}
-	r.plan.Response[2] = &r.session
 }
 
 // aim points the request at its backend.
@@ -214,10 +138,10 @@ func (d *dispatcher) aim() error {
 	if b := r.backend; b != nil {
 		sp := o.snap.backend(b.Service, b.Port)
 		if sp == nil { // it went a moment ago
-			return r.refuse(500, refusedRule, r.about(fmt.Sprintf("sends the request to %s:%d, which is not there any more", b.Service, b.Port))).Failure
+			return o.gone(&r.decision)
 		}
 		o.target = target{port: sp, set: sp.endpoints(o.dst.Addr())}
-		if e := r.kept(sp, b); e != nil && !slices.Contains(o.tried, e) {
+		if e := r.kept(o, sp, b); e != nil && !slices.Contains(o.tried, e) {
 			o.sticky = e
 		}
 		if o.set.Len() == 0 {
