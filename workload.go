@@ -57,6 +57,8 @@ type NamespaceConfig struct {
 	Namespace     string   `json:"namespace"`
 	Mode          Mode     `json:"mode"`
 	ExcludedPorts []uint16 `json:"excludedPorts,omitempty"` // pass untouched
+	AccessLog     int      `json:"accessLog,omitempty"`     // share of requests in the hosts' access logs, parts per million
+	Traces        bool     `json:"traces,omitempty"`        // requests that a trace context samples make spans
 	// Egress is how connections to outside the mesh are treated: Observe (the zero value
 	// too) lets them pass and lists them; Strict refuses what no rule allows.
 	Egress Mode         `json:"egress,omitempty"`

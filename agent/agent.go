@@ -24,6 +24,11 @@ type Agent struct {
 	digester  attest.Digester
 	outbox    *outbox
 	upgrading chan struct{} // slots for upgrades
+	spans     *spans        // nil: none are sent
+	unlogged  atomic.Uint64 // requests that an access log lacks
+	untraced  atomic.Uint64 // spans that the collector lacks
+	logging   sync.Mutex    // of cfg.AccessLog
+	taps      []assay.Watch // that operators hold open; mu
 
 	dirty     chan struct{} // the snapshot has changed
 	view      atomic.Pointer[view]
@@ -104,6 +109,9 @@ func New(cfg Config) (*Agent, error) {
 		upgrading: make(chan struct{}, maxUpgrading),
 		fresh:     newLatch(), settled: newLatch(), hostReady: newLatch(), ready: newLatch(), snapshot: newSnapshot(0), inUse: map[netip.Addr]bool{},
 	}
+	if cfg.OTLP != "" {
+		a.spans = newSpans(cfg.OTLP, &a.untraced)
+	}
 	a.workloads.m = map[string]*workload{}
 	a.view.Store(&view{})
 	return a, nil
@@ -154,6 +162,9 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	// be known before.
 	a.adopt()
 	g.Go(func() { a.syncLoop(serving) })
+	if a.spans != nil {
+		g.Go(func() { a.spans.run(serving, a.log.Warn) })
+	}
 	g.Go(func() { // once there is a control that certifies successors
 		select {
 		case <-a.fresh.ch:

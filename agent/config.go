@@ -3,9 +3,11 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -59,6 +61,11 @@ type Config struct {
 	// ProxyDrain bounds how long a proxy that an upgrade has replaced goes on with what
 	// cannot move (1 h).
 	ProxyDrain time.Duration
+	// AccessLog takes a line of JSON for each request that a namespace's configuration
+	// asks for. nil: nothing is logged.
+	AccessLog io.Writer
+	// OTLP is the URL of a collector of spans, as in http://127.0.0.1:4318. "": none.
+	OTLP string
 	// EndWorkloads ends all workloads and removes bridge and rules when Run ends.
 	// Otherwise they go on and the next agent adopts them.
 	EndWorkloads bool
@@ -125,6 +132,11 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if len(c.Bridge) > 15 {
 		return c, &assay.Error{Kind: assay.Invalid, Op: "agent", Err: fmt.Errorf("bridge name %q is longer than 15 bytes", c.Bridge)}
+	}
+	if c.OTLP != "" {
+		if u, err := url.Parse(c.OTLP); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+			return c, &assay.Error{Kind: assay.Invalid, Op: "--otlp " + c.OTLP, Err: errors.New("not an address of OTLP over HTTP"), Remedy: "want http://HOST:4318"}
+		}
 	}
 	if c.OwnMark == c.ReturnMark {
 		return c, &assay.Error{Kind: assay.Invalid, Op: "agent", Err: errors.New("the two packet marks are the same")}

@@ -43,6 +43,7 @@ func (a *Agent) syncLoop(ctx context.Context) {
 		began := time.Now()
 		err := a.sync(ctx)
 		a.setConnected(false)
+		a.setTaps(nil)
 		if ctx.Err() != nil {
 			return
 		}
@@ -265,6 +266,11 @@ func (a *Agent) sendBatch(stream hostStream, b batch) error {
 			}
 		}
 	}
+	if b.records != nil {
+		if err := send(&api.HostUpdate{Update: &api.HostUpdate_Records{Records: b.records}}); err != nil {
+			return err
+		}
+	}
 	for _, f := range b.findings {
 		if err := send(&api.HostUpdate{Update: &api.HostUpdate_Finding{Finding: f}}); err != nil {
 			return err
@@ -317,6 +323,8 @@ func (a *Agent) receiveUpdates(stream hostStream, epoch uint64) error {
 			next.bundle = u.GetBundle()
 			a.setBundle(u.GetBundle())
 			a.outbox.ack("", u.GetBundle().GetVersion())
+		case u.GetWatches() != nil:
+			a.setTaps(u.GetWatches())
 		case u.GetAccepted() != nil:
 			if w := a.workload(u.GetAccepted().GetWorkloadId()); w != nil {
 				w.answered(nil)

@@ -41,6 +41,6 @@
 // is); server.go (agent.sock); suspect.go (what a proxy may cost); runner.go and protocol.go (`assay run`); control.go,
 // outbox.go, snapshot.go (the stream); publish.go (views for proxies); beside.go (what
 // passes beside the proxy); ready.go
-// (sockets that listen); resolv.go, relay.go (names); metrics.go; join.go (a host certificate); rootless.go.
+// (sockets that listen); resolv.go, relay.go (names); metrics.go; watch.go, spans.go (single requests); join.go (a host certificate); rootless.go.
 // Sub-packages: netns, capture, meter, attest.
 package agent

@@ -60,7 +60,7 @@ func (a *Agent) scrape(out http.ResponseWriter, r *http.Request) {
 	connected, version, workloads := a.connected, a.snapshot.version, len(list)
 	dropped := a.outbox.droppedFindings()
 	a.mu.Unlock()
-	writeMetrics(b, hostMetrics{connected, version, workloads, dropped}, list)
+	writeMetrics(b, hostMetrics{connected, version, workloads, dropped, a.unlogged.Load(), a.untraced.Load()}, list)
 }
 
 func (o *outbox) droppedFindings() int {
@@ -74,6 +74,8 @@ type hostMetrics struct {
 	version   uint64
 	workloads int
 	dropped   int
+	unlogged  uint64
+	untraced  uint64
 }
 
 // source is one workload's part of the metrics.
@@ -117,6 +119,10 @@ func writeMetrics(out io.Writer, h hostMetrics, list []*workload) {
 	p.sample("assay_workloads", "", float64(h.workloads))
 	p.family("assay_findings_dropped_total", "counter", "Findings that control was never told.")
 	p.sample("assay_findings_dropped_total", "", float64(h.dropped))
+	p.family("assay_access_log_dropped_total", "counter", "Requests that the access log lacks: too many at once, or the disk.")
+	p.sample("assay_access_log_dropped_total", "", float64(h.unlogged))
+	p.family("assay_spans_dropped_total", "counter", "Spans that the collector lacks.")
+	p.sample("assay_spans_dropped_total", "", float64(h.untraced))
 
 	p.family("assay_proxy_connections", "gauge", "Connections of each proxy process; one that was upgraded drains.")
 	for _, s := range sources {

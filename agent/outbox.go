@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"encoding/json"
 	"sync"
 
 	"assay.dev"
@@ -22,6 +23,7 @@ type outbox struct {
 	reports  map[string]bool
 	findings []*api.Finding
 	dropped  int
+	records  *api.Records // nil: none
 }
 
 func newOutbox() *outbox {
@@ -86,13 +88,15 @@ type batch struct {
 	gone        map[string]*api.WorkloadReport
 	acks        map[string]uint64
 	findings    []*api.Finding
+	records     *api.Records
 }
 
 // take empties the outbox; reports only when they are due.
 func (o *outbox) take(reports bool) batch {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	b := batch{gone: o.gone, acks: o.acks, findings: o.findings}
+	b := batch{gone: o.gone, acks: o.acks, findings: o.findings, records: o.records}
+	o.records = nil
 	for id := range o.up {
 		b.up = append(b.up, id)
 	}
@@ -117,4 +121,30 @@ func (o *outbox) restore(findings []*api.Finding) {
 		o.dropped += over
 	}
 	o.mu.Unlock()
+}
+
+// maxOutRecords bounds the records that wait for the stream.
+const maxOutRecords = 1024
+
+// seen takes requests that taps asked for. Those that find no room are counted.
+func (o *outbox) seen(records []assay.Record, dropped map[string]uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.records == nil {
+		o.records = &api.Records{Dropped: map[string]uint64{}}
+	}
+	for id, n := range dropped {
+		o.records.Dropped[id] += n
+	}
+	for i := range records {
+		raw, err := json.Marshal(&records[i])
+		if err == nil && len(o.records.Json) < maxOutRecords {
+			o.records.Json = append(o.records.Json, raw)
+			continue
+		}
+		for _, id := range records[i].Watches {
+			o.records.Dropped[id]++
+		}
+	}
+	o.signal()
 }

@@ -44,6 +44,7 @@ type session struct {
 	namespace  assay.NamespaceConfig
 	table      uint64
 	bundle     uint64
+	watches    []assay.Watch
 
 	mu      sync.Mutex
 	asked   uint64 // ID of the last report-now
@@ -260,6 +261,9 @@ func (s *session) update(v *view, full bool) error {
 	if err := s.updateServices(v, full); err != nil {
 		return err
 	}
+	if err := s.updateWatches(v); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	news := s.current != v.number
 	s.current = v.number
@@ -396,6 +400,12 @@ func (s *session) receive(ctx context.Context, g *sync.WaitGroup) error {
 				continue
 			}
 			s.reported(m.ID, &r)
+		case link.KindRecords:
+			var r link.Records
+			if err := m.Decode(&r); err != nil {
+				return err
+			}
+			s.w.records(&r)
 		case link.KindFinding:
 			var f assay.Finding
 			if err := m.Decode(&f); err != nil {

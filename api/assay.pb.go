@@ -346,6 +346,7 @@ type HostUpdate struct {
 	//	*HostUpdate_Report
 	//	*HostUpdate_Finding
 	//	*HostUpdate_Synced
+	//	*HostUpdate_Records
 	Update        isHostUpdate_Update `protobuf_oneof:"update"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -451,6 +452,15 @@ func (x *HostUpdate) GetSynced() *Synced {
 	return nil
 }
 
+func (x *HostUpdate) GetRecords() *Records {
+	if x != nil {
+		if x, ok := x.Update.(*HostUpdate_Records); ok {
+			return x.Records
+		}
+	}
+	return nil
+}
+
 type isHostUpdate_Update interface {
 	isHostUpdate_Update()
 }
@@ -483,6 +493,10 @@ type HostUpdate_Synced struct {
 	Synced *Synced `protobuf:"bytes,7,opt,name=synced,proto3,oneof"` // all workloads have been sent: forget others of this host
 }
 
+type HostUpdate_Records struct {
+	Records *Records `protobuf:"bytes,8,opt,name=records,proto3,oneof"` // requests that taps asked for
+}
+
 func (*HostUpdate_Hello) isHostUpdate_Update() {}
 
 func (*HostUpdate_WorkloadUp) isHostUpdate_Update() {}
@@ -496,6 +510,8 @@ func (*HostUpdate_Report) isHostUpdate_Update() {}
 func (*HostUpdate_Finding) isHostUpdate_Update() {}
 
 func (*HostUpdate_Synced) isHostUpdate_Update() {}
+
+func (*HostUpdate_Records) isHostUpdate_Update() {}
 
 type HostHello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -680,6 +696,7 @@ type ControlUpdate struct {
 	//	*ControlUpdate_Bundle
 	//	*ControlUpdate_Accepted
 	//	*ControlUpdate_Refused
+	//	*ControlUpdate_Watches
 	Update        isControlUpdate_Update `protobuf_oneof:"update"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -767,6 +784,15 @@ func (x *ControlUpdate) GetRefused() *Refused {
 	return nil
 }
 
+func (x *ControlUpdate) GetWatches() *Watches {
+	if x != nil {
+		if x, ok := x.Update.(*ControlUpdate_Watches); ok {
+			return x.Watches
+		}
+	}
+	return nil
+}
+
 type isControlUpdate_Update interface {
 	isControlUpdate_Update()
 }
@@ -791,6 +817,10 @@ type ControlUpdate_Refused struct {
 	Refused *Refused `protobuf:"bytes,5,opt,name=refused,proto3,oneof"`
 }
 
+type ControlUpdate_Watches struct {
+	Watches *Watches `protobuf:"bytes,6,opt,name=watches,proto3,oneof"` // all taps that are active
+}
+
 func (*ControlUpdate_Welcome) isControlUpdate_Update() {}
 
 func (*ControlUpdate_Delta) isControlUpdate_Update() {}
@@ -800,6 +830,107 @@ func (*ControlUpdate_Bundle) isControlUpdate_Update() {}
 func (*ControlUpdate_Accepted) isControlUpdate_Update() {}
 
 func (*ControlUpdate_Refused) isControlUpdate_Update() {}
+
+func (*ControlUpdate_Watches) isControlUpdate_Update() {}
+
+// Watches replaces the taps that a host's proxies serve. Each is an assay.Watch as JSON.
+type Watches struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Json          [][]byte               `protobuf:"bytes,1,rep,name=json,proto3" json:"json,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Watches) Reset() {
+	*x = Watches{}
+	mi := &file_assay_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Watches) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Watches) ProtoMessage() {}
+
+func (x *Watches) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Watches.ProtoReflect.Descriptor instead.
+func (*Watches) Descriptor() ([]byte, []int) {
+	return file_assay_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Watches) GetJson() [][]byte {
+	if x != nil {
+		return x.Json
+	}
+	return nil
+}
+
+// Records are requests that met a tap: assay.Record as JSON, and how many were left out
+// by tap.
+type Records struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Json          [][]byte               `protobuf:"bytes,1,rep,name=json,proto3" json:"json,omitempty"`
+	Dropped       map[string]uint64      `protobuf:"bytes,2,rep,name=dropped,proto3" json:"dropped,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Records) Reset() {
+	*x = Records{}
+	mi := &file_assay_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Records) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Records) ProtoMessage() {}
+
+func (x *Records) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Records.ProtoReflect.Descriptor instead.
+func (*Records) Descriptor() ([]byte, []int) {
+	return file_assay_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Records) GetJson() [][]byte {
+	if x != nil {
+		return x.Json
+	}
+	return nil
+}
+
+func (x *Records) GetDropped() map[string]uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return nil
+}
 
 type Welcome struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -814,7 +945,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_assay_proto_msgTypes[10]
+	mi := &file_assay_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -826,7 +957,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[10]
+	mi := &file_assay_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -839,7 +970,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{10}
+	return file_assay_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Welcome) GetHostId() string {
@@ -887,7 +1018,7 @@ type Accepted struct {
 
 func (x *Accepted) Reset() {
 	*x = Accepted{}
-	mi := &file_assay_proto_msgTypes[11]
+	mi := &file_assay_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -899,7 +1030,7 @@ func (x *Accepted) String() string {
 func (*Accepted) ProtoMessage() {}
 
 func (x *Accepted) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[11]
+	mi := &file_assay_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -912,7 +1043,7 @@ func (x *Accepted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Accepted.ProtoReflect.Descriptor instead.
 func (*Accepted) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{11}
+	return file_assay_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Accepted) GetWorkloadId() string {
@@ -934,7 +1065,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_assay_proto_msgTypes[12]
+	mi := &file_assay_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -946,7 +1077,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[12]
+	mi := &file_assay_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -959,7 +1090,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{12}
+	return file_assay_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Refused) GetWorkloadId() string {
@@ -995,7 +1126,7 @@ type Delta struct {
 
 func (x *Delta) Reset() {
 	*x = Delta{}
-	mi := &file_assay_proto_msgTypes[13]
+	mi := &file_assay_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1007,7 +1138,7 @@ func (x *Delta) String() string {
 func (*Delta) ProtoMessage() {}
 
 func (x *Delta) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[13]
+	mi := &file_assay_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1020,7 +1151,7 @@ func (x *Delta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delta.ProtoReflect.Descriptor instead.
 func (*Delta) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{13}
+	return file_assay_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Delta) GetVersion() uint64 {
@@ -1071,7 +1202,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_assay_proto_msgTypes[14]
+	mi := &file_assay_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1083,7 +1214,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[14]
+	mi := &file_assay_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1096,7 +1227,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{14}
+	return file_assay_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Resource) GetKey() string {
@@ -1209,7 +1340,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_assay_proto_msgTypes[15]
+	mi := &file_assay_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1221,7 +1352,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[15]
+	mi := &file_assay_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1234,7 +1365,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{15}
+	return file_assay_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Bundle) GetVersion() uint64 {
@@ -1263,7 +1394,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_assay_proto_msgTypes[16]
+	mi := &file_assay_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1275,7 +1406,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[16]
+	mi := &file_assay_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1288,7 +1419,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{16}
+	return file_assay_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Problem) GetOp() string {
@@ -1324,7 +1455,7 @@ type Artifact struct {
 
 func (x *Artifact) Reset() {
 	*x = Artifact{}
-	mi := &file_assay_proto_msgTypes[17]
+	mi := &file_assay_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1336,7 +1467,7 @@ func (x *Artifact) String() string {
 func (*Artifact) ProtoMessage() {}
 
 func (x *Artifact) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[17]
+	mi := &file_assay_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1349,7 +1480,7 @@ func (x *Artifact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Artifact.ProtoReflect.Descriptor instead.
 func (*Artifact) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{17}
+	return file_assay_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Artifact) GetKind() string {
@@ -1401,7 +1532,7 @@ type Workload struct {
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_assay_proto_msgTypes[18]
+	mi := &file_assay_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1413,7 +1544,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[18]
+	mi := &file_assay_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1426,7 +1557,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{18}
+	return file_assay_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Workload) GetId() string {
@@ -1535,7 +1666,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_assay_proto_msgTypes[19]
+	mi := &file_assay_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1547,7 +1678,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[19]
+	mi := &file_assay_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1560,7 +1691,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{19}
+	return file_assay_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Host) GetId() string {
@@ -1619,13 +1750,15 @@ type NamespaceConfig struct {
 	ExcludedPorts []uint32               `protobuf:"varint,3,rep,packed,name=excluded_ports,json=excludedPorts,proto3" json:"excluded_ports,omitempty"`
 	Egress        string                 `protobuf:"bytes,4,opt,name=egress,proto3" json:"egress,omitempty"` // observe, strict; empty is observe
 	Allow         []*EgressRule          `protobuf:"bytes,5,rep,name=allow,proto3" json:"allow,omitempty"`
+	AccessLog     uint32                 `protobuf:"varint,6,opt,name=access_log,json=accessLog,proto3" json:"access_log,omitempty"`
+	Traces        bool                   `protobuf:"varint,7,opt,name=traces,proto3" json:"traces,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NamespaceConfig) Reset() {
 	*x = NamespaceConfig{}
-	mi := &file_assay_proto_msgTypes[20]
+	mi := &file_assay_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1637,7 +1770,7 @@ func (x *NamespaceConfig) String() string {
 func (*NamespaceConfig) ProtoMessage() {}
 
 func (x *NamespaceConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[20]
+	mi := &file_assay_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1650,7 +1783,7 @@ func (x *NamespaceConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamespaceConfig.ProtoReflect.Descriptor instead.
 func (*NamespaceConfig) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{20}
+	return file_assay_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *NamespaceConfig) GetNamespace() string {
@@ -1688,6 +1821,20 @@ func (x *NamespaceConfig) GetAllow() []*EgressRule {
 	return nil
 }
 
+func (x *NamespaceConfig) GetAccessLog() uint32 {
+	if x != nil {
+		return x.AccessLog
+	}
+	return 0
+}
+
+func (x *NamespaceConfig) GetTraces() bool {
+	if x != nil {
+		return x.Traces
+	}
+	return false
+}
+
 // EgressRule allows connections to outside the mesh.
 type EgressRule struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1702,7 +1849,7 @@ type EgressRule struct {
 
 func (x *EgressRule) Reset() {
 	*x = EgressRule{}
-	mi := &file_assay_proto_msgTypes[21]
+	mi := &file_assay_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1714,7 +1861,7 @@ func (x *EgressRule) String() string {
 func (*EgressRule) ProtoMessage() {}
 
 func (x *EgressRule) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[21]
+	mi := &file_assay_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1727,7 +1874,7 @@ func (x *EgressRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressRule.ProtoReflect.Descriptor instead.
 func (*EgressRule) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{21}
+	return file_assay_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *EgressRule) GetName() string {
@@ -1779,7 +1926,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_assay_proto_msgTypes[22]
+	mi := &file_assay_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1791,7 +1938,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[22]
+	mi := &file_assay_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1804,7 +1951,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{22}
+	return file_assay_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Service) GetNamespace() string {
@@ -1861,7 +2008,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_assay_proto_msgTypes[23]
+	mi := &file_assay_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1873,7 +2020,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[23]
+	mi := &file_assay_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1886,7 +2033,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{23}
+	return file_assay_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Port) GetName() string {
@@ -1929,7 +2076,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_assay_proto_msgTypes[24]
+	mi := &file_assay_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1941,7 +2088,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[24]
+	mi := &file_assay_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1954,7 +2101,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{24}
+	return file_assay_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Endpoint) GetWorkload() string {
@@ -1996,7 +2143,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_assay_proto_msgTypes[25]
+	mi := &file_assay_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2008,7 +2155,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[25]
+	mi := &file_assay_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2021,7 +2168,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{25}
+	return file_assay_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Route) GetJson() []byte {
@@ -2045,7 +2192,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_assay_proto_msgTypes[26]
+	mi := &file_assay_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2057,7 +2204,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[26]
+	mi := &file_assay_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2070,7 +2217,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{26}
+	return file_assay_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Finding) GetTime() int64 {
@@ -2133,7 +2280,7 @@ type WorkloadReport struct {
 
 func (x *WorkloadReport) Reset() {
 	*x = WorkloadReport{}
-	mi := &file_assay_proto_msgTypes[27]
+	mi := &file_assay_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2145,7 +2292,7 @@ func (x *WorkloadReport) String() string {
 func (*WorkloadReport) ProtoMessage() {}
 
 func (x *WorkloadReport) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[27]
+	mi := &file_assay_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2158,7 +2305,7 @@ func (x *WorkloadReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadReport.ProtoReflect.Descriptor instead.
 func (*WorkloadReport) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{27}
+	return file_assay_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WorkloadReport) GetWorkloadId() string {
@@ -2237,7 +2384,7 @@ type Balance struct {
 
 func (x *Balance) Reset() {
 	*x = Balance{}
-	mi := &file_assay_proto_msgTypes[28]
+	mi := &file_assay_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2249,7 +2396,7 @@ func (x *Balance) String() string {
 func (*Balance) ProtoMessage() {}
 
 func (x *Balance) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[28]
+	mi := &file_assay_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2262,7 +2409,7 @@ func (x *Balance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Balance.ProtoReflect.Descriptor instead.
 func (*Balance) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{28}
+	return file_assay_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Balance) GetSince() int64 {
@@ -2306,7 +2453,7 @@ type BalanceWay struct {
 
 func (x *BalanceWay) Reset() {
 	*x = BalanceWay{}
-	mi := &file_assay_proto_msgTypes[29]
+	mi := &file_assay_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2318,7 +2465,7 @@ func (x *BalanceWay) String() string {
 func (*BalanceWay) ProtoMessage() {}
 
 func (x *BalanceWay) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[29]
+	mi := &file_assay_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2331,7 +2478,7 @@ func (x *BalanceWay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalanceWay.ProtoReflect.Descriptor instead.
 func (*BalanceWay) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{29}
+	return file_assay_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *BalanceWay) GetLink() *FrameCount {
@@ -2379,7 +2526,7 @@ type FrameCount struct {
 
 func (x *FrameCount) Reset() {
 	*x = FrameCount{}
-	mi := &file_assay_proto_msgTypes[30]
+	mi := &file_assay_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +2538,7 @@ func (x *FrameCount) String() string {
 func (*FrameCount) ProtoMessage() {}
 
 func (x *FrameCount) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[30]
+	mi := &file_assay_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +2551,7 @@ func (x *FrameCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FrameCount.ProtoReflect.Descriptor instead.
 func (*FrameCount) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{30}
+	return file_assay_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *FrameCount) GetPackets() uint64 {
@@ -2452,7 +2599,7 @@ type Signals struct {
 
 func (x *Signals) Reset() {
 	*x = Signals{}
-	mi := &file_assay_proto_msgTypes[31]
+	mi := &file_assay_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2464,7 +2611,7 @@ func (x *Signals) String() string {
 func (*Signals) ProtoMessage() {}
 
 func (x *Signals) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[31]
+	mi := &file_assay_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2477,7 +2624,7 @@ func (x *Signals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Signals.ProtoReflect.Descriptor instead.
 func (*Signals) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{31}
+	return file_assay_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Signals) GetDirection() string {
@@ -2651,7 +2798,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_assay_proto_msgTypes[32]
+	mi := &file_assay_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2663,7 +2810,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[32]
+	mi := &file_assay_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2676,7 +2823,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{32}
+	return file_assay_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *File) GetName() string {
@@ -2704,7 +2851,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_assay_proto_msgTypes[33]
+	mi := &file_assay_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2716,7 +2863,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[33]
+	mi := &file_assay_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2729,7 +2876,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{33}
+	return file_assay_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ApplyRequest) GetFiles() []*File {
@@ -2762,7 +2909,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_assay_proto_msgTypes[34]
+	mi := &file_assay_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2774,7 +2921,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[34]
+	mi := &file_assay_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2787,7 +2934,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{34}
+	return file_assay_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ApplyResponse) GetChanges() []*Change {
@@ -2809,7 +2956,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_assay_proto_msgTypes[35]
+	mi := &file_assay_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2821,7 +2968,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[35]
+	mi := &file_assay_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2834,7 +2981,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{35}
+	return file_assay_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Change) GetKind() string {
@@ -2876,7 +3023,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_assay_proto_msgTypes[36]
+	mi := &file_assay_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2888,7 +3035,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[36]
+	mi := &file_assay_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2901,7 +3048,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{36}
+	return file_assay_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DeleteRequest) GetKind() string {
@@ -2933,7 +3080,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_assay_proto_msgTypes[37]
+	mi := &file_assay_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2945,7 +3092,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[37]
+	mi := &file_assay_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2958,7 +3105,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{37}
+	return file_assay_proto_rawDescGZIP(), []int{39}
 }
 
 // Kinds: services, workloads, namespaces, meshconfigs, egresses, httproutes, grpcroutes, referencegrants, hosts, certificates, signals, edges,
@@ -2974,7 +3121,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_assay_proto_msgTypes[38]
+	mi := &file_assay_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2986,7 +3133,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[38]
+	mi := &file_assay_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2999,7 +3146,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{38}
+	return file_assay_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListRequest) GetKind() string {
@@ -3033,7 +3180,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_assay_proto_msgTypes[39]
+	mi := &file_assay_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3045,7 +3192,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[39]
+	mi := &file_assay_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3058,7 +3205,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{39}
+	return file_assay_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListResponse) GetItems() [][]byte {
@@ -3085,7 +3232,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_assay_proto_msgTypes[40]
+	mi := &file_assay_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3097,7 +3244,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[40]
+	mi := &file_assay_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3110,7 +3257,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{40}
+	return file_assay_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CreateTokenRequest) GetCovers() []string {
@@ -3137,7 +3284,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_assay_proto_msgTypes[41]
+	mi := &file_assay_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3149,7 +3296,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[41]
+	mi := &file_assay_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3162,7 +3309,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{41}
+	return file_assay_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -3191,7 +3338,7 @@ type IssueOperatorRequest struct {
 
 func (x *IssueOperatorRequest) Reset() {
 	*x = IssueOperatorRequest{}
-	mi := &file_assay_proto_msgTypes[42]
+	mi := &file_assay_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3203,7 +3350,7 @@ func (x *IssueOperatorRequest) String() string {
 func (*IssueOperatorRequest) ProtoMessage() {}
 
 func (x *IssueOperatorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[42]
+	mi := &file_assay_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3216,7 +3363,7 @@ func (x *IssueOperatorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueOperatorRequest.ProtoReflect.Descriptor instead.
 func (*IssueOperatorRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{42}
+	return file_assay_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *IssueOperatorRequest) GetName() string {
@@ -3257,7 +3404,7 @@ type IssueOperatorResponse struct {
 
 func (x *IssueOperatorResponse) Reset() {
 	*x = IssueOperatorResponse{}
-	mi := &file_assay_proto_msgTypes[43]
+	mi := &file_assay_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3269,7 +3416,7 @@ func (x *IssueOperatorResponse) String() string {
 func (*IssueOperatorResponse) ProtoMessage() {}
 
 func (x *IssueOperatorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[43]
+	mi := &file_assay_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3282,7 +3429,7 @@ func (x *IssueOperatorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueOperatorResponse.ProtoReflect.Descriptor instead.
 func (*IssueOperatorResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{43}
+	return file_assay_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *IssueOperatorResponse) GetChain() [][]byte {
@@ -3308,7 +3455,7 @@ type RotateRequest struct {
 
 func (x *RotateRequest) Reset() {
 	*x = RotateRequest{}
-	mi := &file_assay_proto_msgTypes[44]
+	mi := &file_assay_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3320,7 +3467,7 @@ func (x *RotateRequest) String() string {
 func (*RotateRequest) ProtoMessage() {}
 
 func (x *RotateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[44]
+	mi := &file_assay_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3333,7 +3480,7 @@ func (x *RotateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateRequest.ProtoReflect.Descriptor instead.
 func (*RotateRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{44}
+	return file_assay_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RotateRequest) GetDeadlineSeconds() int64 {
@@ -3352,7 +3499,7 @@ type RotateResponse struct {
 
 func (x *RotateResponse) Reset() {
 	*x = RotateResponse{}
-	mi := &file_assay_proto_msgTypes[45]
+	mi := &file_assay_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3364,7 +3511,7 @@ func (x *RotateResponse) String() string {
 func (*RotateResponse) ProtoMessage() {}
 
 func (x *RotateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[45]
+	mi := &file_assay_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3377,12 +3524,108 @@ func (x *RotateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateResponse.ProtoReflect.Descriptor instead.
 func (*RotateResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{45}
+	return file_assay_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RotateResponse) GetBundleVersion() uint64 {
 	if x != nil {
 		return x.BundleVersion
+	}
+	return 0
+}
+
+type TapRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Watch         []byte                 `protobuf:"bytes,1,opt,name=watch,proto3" json:"watch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TapRequest) Reset() {
+	*x = TapRequest{}
+	mi := &file_assay_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TapRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TapRequest) ProtoMessage() {}
+
+func (x *TapRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TapRequest.ProtoReflect.Descriptor instead.
+func (*TapRequest) Descriptor() ([]byte, []int) {
+	return file_assay_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *TapRequest) GetWatch() []byte {
+	if x != nil {
+		return x.Watch
+	}
+	return nil
+}
+
+type TapEvent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Record        []byte                 `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"`    // assay.Record as JSON; empty: only dropped
+	Dropped       uint64                 `protobuf:"varint,2,opt,name=dropped,proto3" json:"dropped,omitempty"` // requests that met the tap and were left out since the last event
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TapEvent) Reset() {
+	*x = TapEvent{}
+	mi := &file_assay_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TapEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TapEvent) ProtoMessage() {}
+
+func (x *TapEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TapEvent.ProtoReflect.Descriptor instead.
+func (*TapEvent) Descriptor() ([]byte, []int) {
+	return file_assay_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *TapEvent) GetRecord() []byte {
+	if x != nil {
+		return x.Record
+	}
+	return nil
+}
+
+func (x *TapEvent) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
 	}
 	return 0
 }
@@ -3396,7 +3639,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_assay_proto_msgTypes[46]
+	mi := &file_assay_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3408,7 +3651,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[46]
+	mi := &file_assay_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3421,7 +3664,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{46}
+	return file_assay_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *CheckRequest) GetExpirySeconds() int64 {
@@ -3440,7 +3683,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_assay_proto_msgTypes[47]
+	mi := &file_assay_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3452,7 +3695,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[47]
+	mi := &file_assay_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3465,7 +3708,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{47}
+	return file_assay_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *CheckResponse) GetFindings() []*Finding {
@@ -3501,7 +3744,7 @@ const file_assay_proto_rawDesc = "" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\x12\x19\n" +
 	"\brenew_at\x18\x02 \x01(\x03R\arenewAt\x12\x18\n" +
 	"\arefused\x18\x03 \x01(\tR\arefused\x12\x16\n" +
-	"\x06remedy\x18\x04 \x01(\tR\x06remedy\"\xe6\x02\n" +
+	"\x06remedy\x18\x04 \x01(\tR\x06remedy\"\x95\x03\n" +
 	"\n" +
 	"HostUpdate\x12+\n" +
 	"\x05hello\x18\x01 \x01(\v2\x13.assay.v1.HostHelloH\x00R\x05hello\x125\n" +
@@ -3512,7 +3755,8 @@ const file_assay_proto_rawDesc = "" +
 	"bundle_ack\x18\x04 \x01(\v2\x13.assay.v1.BundleAckH\x00R\tbundleAck\x122\n" +
 	"\x06report\x18\x05 \x01(\v2\x18.assay.v1.WorkloadReportH\x00R\x06report\x12-\n" +
 	"\afinding\x18\x06 \x01(\v2\x11.assay.v1.FindingH\x00R\afinding\x12*\n" +
-	"\x06synced\x18\a \x01(\v2\x10.assay.v1.SyncedH\x00R\x06syncedB\b\n" +
+	"\x06synced\x18\a \x01(\v2\x10.assay.v1.SyncedH\x00R\x06synced\x12-\n" +
+	"\arecords\x18\b \x01(\v2\x11.assay.v1.RecordsH\x00R\arecordsB\b\n" +
 	"\x06update\"\x82\x02\n" +
 	"\tHostHello\x12\x14\n" +
 	"\x05build\x18\x01 \x01(\tR\x05build\x12\x1b\n" +
@@ -3531,14 +3775,23 @@ const file_assay_proto_rawDesc = "" +
 	"\tBundleAck\x12\x1f\n" +
 	"\vworkload_id\x18\x01 \x01(\tR\n" +
 	"workloadId\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\x04R\aversion\"\xfe\x01\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\"\xad\x02\n" +
 	"\rControlUpdate\x12-\n" +
 	"\awelcome\x18\x01 \x01(\v2\x11.assay.v1.WelcomeH\x00R\awelcome\x12'\n" +
 	"\x05delta\x18\x02 \x01(\v2\x0f.assay.v1.DeltaH\x00R\x05delta\x12*\n" +
 	"\x06bundle\x18\x03 \x01(\v2\x10.assay.v1.BundleH\x00R\x06bundle\x120\n" +
 	"\baccepted\x18\x04 \x01(\v2\x12.assay.v1.AcceptedH\x00R\baccepted\x12-\n" +
-	"\arefused\x18\x05 \x01(\v2\x11.assay.v1.RefusedH\x00R\arefusedB\b\n" +
-	"\x06update\"\x9c\x01\n" +
+	"\arefused\x18\x05 \x01(\v2\x11.assay.v1.RefusedH\x00R\arefused\x12-\n" +
+	"\awatches\x18\x06 \x01(\v2\x11.assay.v1.WatchesH\x00R\awatchesB\b\n" +
+	"\x06update\"\x1d\n" +
+	"\aWatches\x12\x12\n" +
+	"\x04json\x18\x01 \x03(\fR\x04json\"\x93\x01\n" +
+	"\aRecords\x12\x12\n" +
+	"\x04json\x18\x01 \x03(\fR\x04json\x128\n" +
+	"\adropped\x18\x02 \x03(\v2\x1e.assay.v1.Records.DroppedEntryR\adropped\x1a:\n" +
+	"\fDroppedEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x9c\x01\n" +
 	"\aWelcome\x12\x17\n" +
 	"\ahost_id\x18\x01 \x01(\tR\x06hostId\x12!\n" +
 	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x12\x1a\n" +
@@ -3606,13 +3859,16 @@ const file_assay_proto_rawDesc = "" +
 	"\x05ready\x18\x06 \x01(\bR\x05ready\x12\x1e\n" +
 	"\n" +
 	"advertise6\x18\a \x01(\fR\n" +
-	"advertise6\"\xae\x01\n" +
+	"advertise6\"\xe5\x01\n" +
 	"\x0fNamespaceConfig\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\tR\x04mode\x12%\n" +
 	"\x0eexcluded_ports\x18\x03 \x03(\rR\rexcludedPorts\x12\x16\n" +
 	"\x06egress\x18\x04 \x01(\tR\x06egress\x12*\n" +
-	"\x05allow\x18\x05 \x03(\v2\x14.assay.v1.EgressRuleR\x05allow\"\x86\x01\n" +
+	"\x05allow\x18\x05 \x03(\v2\x14.assay.v1.EgressRuleR\x05allow\x12\x1d\n" +
+	"\n" +
+	"access_log\x18\x06 \x01(\rR\taccessLog\x12\x16\n" +
+	"\x06traces\x18\a \x01(\bR\x06traces\"\x86\x01\n" +
 	"\n" +
 	"EgressRule\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
@@ -3765,7 +4021,13 @@ const file_assay_proto_rawDesc = "" +
 	"\rRotateRequest\x12)\n" +
 	"\x10deadline_seconds\x18\x01 \x01(\x03R\x0fdeadlineSeconds\"7\n" +
 	"\x0eRotateResponse\x12%\n" +
-	"\x0ebundle_version\x18\x01 \x01(\x04R\rbundleVersion\"5\n" +
+	"\x0ebundle_version\x18\x01 \x01(\x04R\rbundleVersion\"\"\n" +
+	"\n" +
+	"TapRequest\x12\x14\n" +
+	"\x05watch\x18\x01 \x01(\fR\x05watch\"<\n" +
+	"\bTapEvent\x12\x16\n" +
+	"\x06record\x18\x01 \x01(\fR\x06record\x12\x18\n" +
+	"\adropped\x18\x02 \x01(\x04R\adropped\"5\n" +
 	"\fCheckRequest\x12%\n" +
 	"\x0eexpiry_seconds\x18\x01 \x01(\x03R\rexpirySeconds\">\n" +
 	"\rCheckResponse\x12-\n" +
@@ -3774,14 +4036,15 @@ const file_assay_proto_rawDesc = "" +
 	"\x04Join\x12\x15.assay.v1.JoinRequest\x1a\x16.assay.v1.JoinResponse\x127\n" +
 	"\x05Renew\x12\x16.assay.v1.RenewRequest\x1a\x16.assay.v1.JoinResponse\x129\n" +
 	"\x04Sync\x12\x14.assay.v1.HostUpdate\x1a\x17.assay.v1.ControlUpdate(\x010\x01\x128\n" +
-	"\x05Issue\x12\x16.assay.v1.IssueRequest\x1a\x17.assay.v1.IssueResponse2\xcd\x03\n" +
+	"\x05Issue\x12\x16.assay.v1.IssueRequest\x1a\x17.assay.v1.IssueResponse2\x80\x04\n" +
 	"\bOperator\x128\n" +
 	"\x05Apply\x12\x16.assay.v1.ApplyRequest\x1a\x17.assay.v1.ApplyResponse\x12;\n" +
 	"\x06Delete\x12\x17.assay.v1.DeleteRequest\x1a\x18.assay.v1.DeleteResponse\x125\n" +
 	"\x04List\x12\x15.assay.v1.ListRequest\x1a\x16.assay.v1.ListResponse\x12J\n" +
 	"\vCreateToken\x12\x1c.assay.v1.CreateTokenRequest\x1a\x1d.assay.v1.CreateTokenResponse\x12P\n" +
 	"\rIssueOperator\x12\x1e.assay.v1.IssueOperatorRequest\x1a\x1f.assay.v1.IssueOperatorResponse\x12;\n" +
-	"\x06Rotate\x12\x17.assay.v1.RotateRequest\x1a\x18.assay.v1.RotateResponse\x128\n" +
+	"\x06Rotate\x12\x17.assay.v1.RotateRequest\x1a\x18.assay.v1.RotateResponse\x121\n" +
+	"\x03Tap\x12\x14.assay.v1.TapRequest\x1a\x12.assay.v1.TapEvent0\x01\x128\n" +
 	"\x05Check\x12\x16.assay.v1.CheckRequest\x1a\x17.assay.v1.CheckResponseB\x0fZ\rassay.dev/apib\x06proto3"
 
 var (
@@ -3796,7 +4059,7 @@ func file_assay_proto_rawDescGZIP() []byte {
 	return file_assay_proto_rawDescData
 }
 
-var file_assay_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
+var file_assay_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_assay_proto_goTypes = []any{
 	(*JoinRequest)(nil),           // 0: assay.v1.JoinRequest
 	(*JoinResponse)(nil),          // 1: assay.v1.JoinResponse
@@ -3808,120 +4071,130 @@ var file_assay_proto_goTypes = []any{
 	(*Synced)(nil),                // 7: assay.v1.Synced
 	(*BundleAck)(nil),             // 8: assay.v1.BundleAck
 	(*ControlUpdate)(nil),         // 9: assay.v1.ControlUpdate
-	(*Welcome)(nil),               // 10: assay.v1.Welcome
-	(*Accepted)(nil),              // 11: assay.v1.Accepted
-	(*Refused)(nil),               // 12: assay.v1.Refused
-	(*Delta)(nil),                 // 13: assay.v1.Delta
-	(*Resource)(nil),              // 14: assay.v1.Resource
-	(*Bundle)(nil),                // 15: assay.v1.Bundle
-	(*Problem)(nil),               // 16: assay.v1.Problem
-	(*Artifact)(nil),              // 17: assay.v1.Artifact
-	(*Workload)(nil),              // 18: assay.v1.Workload
-	(*Host)(nil),                  // 19: assay.v1.Host
-	(*NamespaceConfig)(nil),       // 20: assay.v1.NamespaceConfig
-	(*EgressRule)(nil),            // 21: assay.v1.EgressRule
-	(*Service)(nil),               // 22: assay.v1.Service
-	(*Port)(nil),                  // 23: assay.v1.Port
-	(*Endpoint)(nil),              // 24: assay.v1.Endpoint
-	(*Route)(nil),                 // 25: assay.v1.Route
-	(*Finding)(nil),               // 26: assay.v1.Finding
-	(*WorkloadReport)(nil),        // 27: assay.v1.WorkloadReport
-	(*Balance)(nil),               // 28: assay.v1.Balance
-	(*BalanceWay)(nil),            // 29: assay.v1.BalanceWay
-	(*FrameCount)(nil),            // 30: assay.v1.FrameCount
-	(*Signals)(nil),               // 31: assay.v1.Signals
-	(*File)(nil),                  // 32: assay.v1.File
-	(*ApplyRequest)(nil),          // 33: assay.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 34: assay.v1.ApplyResponse
-	(*Change)(nil),                // 35: assay.v1.Change
-	(*DeleteRequest)(nil),         // 36: assay.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 37: assay.v1.DeleteResponse
-	(*ListRequest)(nil),           // 38: assay.v1.ListRequest
-	(*ListResponse)(nil),          // 39: assay.v1.ListResponse
-	(*CreateTokenRequest)(nil),    // 40: assay.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 41: assay.v1.CreateTokenResponse
-	(*IssueOperatorRequest)(nil),  // 42: assay.v1.IssueOperatorRequest
-	(*IssueOperatorResponse)(nil), // 43: assay.v1.IssueOperatorResponse
-	(*RotateRequest)(nil),         // 44: assay.v1.RotateRequest
-	(*RotateResponse)(nil),        // 45: assay.v1.RotateResponse
-	(*CheckRequest)(nil),          // 46: assay.v1.CheckRequest
-	(*CheckResponse)(nil),         // 47: assay.v1.CheckResponse
-	nil,                           // 48: assay.v1.HostHello.KnownEntry
-	nil,                           // 49: assay.v1.Workload.LabelsEntry
-	nil,                           // 50: assay.v1.WorkloadReport.HandshakeFailuresEntry
-	nil,                           // 51: assay.v1.WorkloadReport.DetectionsEntry
-	nil,                           // 52: assay.v1.WorkloadReport.RefusalsEntry
-	nil,                           // 53: assay.v1.BalanceWay.ControlEntry
+	(*Watches)(nil),               // 10: assay.v1.Watches
+	(*Records)(nil),               // 11: assay.v1.Records
+	(*Welcome)(nil),               // 12: assay.v1.Welcome
+	(*Accepted)(nil),              // 13: assay.v1.Accepted
+	(*Refused)(nil),               // 14: assay.v1.Refused
+	(*Delta)(nil),                 // 15: assay.v1.Delta
+	(*Resource)(nil),              // 16: assay.v1.Resource
+	(*Bundle)(nil),                // 17: assay.v1.Bundle
+	(*Problem)(nil),               // 18: assay.v1.Problem
+	(*Artifact)(nil),              // 19: assay.v1.Artifact
+	(*Workload)(nil),              // 20: assay.v1.Workload
+	(*Host)(nil),                  // 21: assay.v1.Host
+	(*NamespaceConfig)(nil),       // 22: assay.v1.NamespaceConfig
+	(*EgressRule)(nil),            // 23: assay.v1.EgressRule
+	(*Service)(nil),               // 24: assay.v1.Service
+	(*Port)(nil),                  // 25: assay.v1.Port
+	(*Endpoint)(nil),              // 26: assay.v1.Endpoint
+	(*Route)(nil),                 // 27: assay.v1.Route
+	(*Finding)(nil),               // 28: assay.v1.Finding
+	(*WorkloadReport)(nil),        // 29: assay.v1.WorkloadReport
+	(*Balance)(nil),               // 30: assay.v1.Balance
+	(*BalanceWay)(nil),            // 31: assay.v1.BalanceWay
+	(*FrameCount)(nil),            // 32: assay.v1.FrameCount
+	(*Signals)(nil),               // 33: assay.v1.Signals
+	(*File)(nil),                  // 34: assay.v1.File
+	(*ApplyRequest)(nil),          // 35: assay.v1.ApplyRequest
+	(*ApplyResponse)(nil),         // 36: assay.v1.ApplyResponse
+	(*Change)(nil),                // 37: assay.v1.Change
+	(*DeleteRequest)(nil),         // 38: assay.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 39: assay.v1.DeleteResponse
+	(*ListRequest)(nil),           // 40: assay.v1.ListRequest
+	(*ListResponse)(nil),          // 41: assay.v1.ListResponse
+	(*CreateTokenRequest)(nil),    // 42: assay.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),   // 43: assay.v1.CreateTokenResponse
+	(*IssueOperatorRequest)(nil),  // 44: assay.v1.IssueOperatorRequest
+	(*IssueOperatorResponse)(nil), // 45: assay.v1.IssueOperatorResponse
+	(*RotateRequest)(nil),         // 46: assay.v1.RotateRequest
+	(*RotateResponse)(nil),        // 47: assay.v1.RotateResponse
+	(*TapRequest)(nil),            // 48: assay.v1.TapRequest
+	(*TapEvent)(nil),              // 49: assay.v1.TapEvent
+	(*CheckRequest)(nil),          // 50: assay.v1.CheckRequest
+	(*CheckResponse)(nil),         // 51: assay.v1.CheckResponse
+	nil,                           // 52: assay.v1.HostHello.KnownEntry
+	nil,                           // 53: assay.v1.Records.DroppedEntry
+	nil,                           // 54: assay.v1.Workload.LabelsEntry
+	nil,                           // 55: assay.v1.WorkloadReport.HandshakeFailuresEntry
+	nil,                           // 56: assay.v1.WorkloadReport.DetectionsEntry
+	nil,                           // 57: assay.v1.WorkloadReport.RefusalsEntry
+	nil,                           // 58: assay.v1.BalanceWay.ControlEntry
 }
 var file_assay_proto_depIdxs = []int32{
-	15, // 0: assay.v1.JoinResponse.bundle:type_name -> assay.v1.Bundle
-	17, // 1: assay.v1.IssueRequest.artifacts:type_name -> assay.v1.Artifact
+	17, // 0: assay.v1.JoinResponse.bundle:type_name -> assay.v1.Bundle
+	19, // 1: assay.v1.IssueRequest.artifacts:type_name -> assay.v1.Artifact
 	6,  // 2: assay.v1.HostUpdate.hello:type_name -> assay.v1.HostHello
-	18, // 3: assay.v1.HostUpdate.workload_up:type_name -> assay.v1.Workload
+	20, // 3: assay.v1.HostUpdate.workload_up:type_name -> assay.v1.Workload
 	8,  // 4: assay.v1.HostUpdate.bundle_ack:type_name -> assay.v1.BundleAck
-	27, // 5: assay.v1.HostUpdate.report:type_name -> assay.v1.WorkloadReport
-	26, // 6: assay.v1.HostUpdate.finding:type_name -> assay.v1.Finding
+	29, // 5: assay.v1.HostUpdate.report:type_name -> assay.v1.WorkloadReport
+	28, // 6: assay.v1.HostUpdate.finding:type_name -> assay.v1.Finding
 	7,  // 7: assay.v1.HostUpdate.synced:type_name -> assay.v1.Synced
-	48, // 8: assay.v1.HostHello.known:type_name -> assay.v1.HostHello.KnownEntry
-	10, // 9: assay.v1.ControlUpdate.welcome:type_name -> assay.v1.Welcome
-	13, // 10: assay.v1.ControlUpdate.delta:type_name -> assay.v1.Delta
-	15, // 11: assay.v1.ControlUpdate.bundle:type_name -> assay.v1.Bundle
-	11, // 12: assay.v1.ControlUpdate.accepted:type_name -> assay.v1.Accepted
-	12, // 13: assay.v1.ControlUpdate.refused:type_name -> assay.v1.Refused
-	14, // 14: assay.v1.Delta.upsert:type_name -> assay.v1.Resource
-	18, // 15: assay.v1.Resource.workload:type_name -> assay.v1.Workload
-	22, // 16: assay.v1.Resource.service:type_name -> assay.v1.Service
-	20, // 17: assay.v1.Resource.namespace:type_name -> assay.v1.NamespaceConfig
-	19, // 18: assay.v1.Resource.host:type_name -> assay.v1.Host
-	25, // 19: assay.v1.Resource.route:type_name -> assay.v1.Route
-	49, // 20: assay.v1.Workload.labels:type_name -> assay.v1.Workload.LabelsEntry
-	17, // 21: assay.v1.Workload.artifacts:type_name -> assay.v1.Artifact
-	21, // 22: assay.v1.NamespaceConfig.allow:type_name -> assay.v1.EgressRule
-	23, // 23: assay.v1.Service.ports:type_name -> assay.v1.Port
-	24, // 24: assay.v1.Service.endpoints:type_name -> assay.v1.Endpoint
-	31, // 25: assay.v1.WorkloadReport.signals:type_name -> assay.v1.Signals
-	50, // 26: assay.v1.WorkloadReport.handshake_failures:type_name -> assay.v1.WorkloadReport.HandshakeFailuresEntry
-	51, // 27: assay.v1.WorkloadReport.detections:type_name -> assay.v1.WorkloadReport.DetectionsEntry
-	52, // 28: assay.v1.WorkloadReport.refusals:type_name -> assay.v1.WorkloadReport.RefusalsEntry
-	28, // 29: assay.v1.WorkloadReport.balance:type_name -> assay.v1.Balance
-	29, // 30: assay.v1.Balance.in:type_name -> assay.v1.BalanceWay
-	29, // 31: assay.v1.Balance.out:type_name -> assay.v1.BalanceWay
-	30, // 32: assay.v1.BalanceWay.link:type_name -> assay.v1.FrameCount
-	30, // 33: assay.v1.BalanceWay.proxy:type_name -> assay.v1.FrameCount
-	30, // 34: assay.v1.BalanceWay.exceptions:type_name -> assay.v1.FrameCount
-	53, // 35: assay.v1.BalanceWay.control:type_name -> assay.v1.BalanceWay.ControlEntry
-	32, // 36: assay.v1.ApplyRequest.files:type_name -> assay.v1.File
-	35, // 37: assay.v1.ApplyResponse.changes:type_name -> assay.v1.Change
-	15, // 38: assay.v1.IssueOperatorResponse.bundle:type_name -> assay.v1.Bundle
-	26, // 39: assay.v1.CheckResponse.findings:type_name -> assay.v1.Finding
-	30, // 40: assay.v1.BalanceWay.ControlEntry.value:type_name -> assay.v1.FrameCount
-	0,  // 41: assay.v1.Hosts.Join:input_type -> assay.v1.JoinRequest
-	2,  // 42: assay.v1.Hosts.Renew:input_type -> assay.v1.RenewRequest
-	5,  // 43: assay.v1.Hosts.Sync:input_type -> assay.v1.HostUpdate
-	3,  // 44: assay.v1.Hosts.Issue:input_type -> assay.v1.IssueRequest
-	33, // 45: assay.v1.Operator.Apply:input_type -> assay.v1.ApplyRequest
-	36, // 46: assay.v1.Operator.Delete:input_type -> assay.v1.DeleteRequest
-	38, // 47: assay.v1.Operator.List:input_type -> assay.v1.ListRequest
-	40, // 48: assay.v1.Operator.CreateToken:input_type -> assay.v1.CreateTokenRequest
-	42, // 49: assay.v1.Operator.IssueOperator:input_type -> assay.v1.IssueOperatorRequest
-	44, // 50: assay.v1.Operator.Rotate:input_type -> assay.v1.RotateRequest
-	46, // 51: assay.v1.Operator.Check:input_type -> assay.v1.CheckRequest
-	1,  // 52: assay.v1.Hosts.Join:output_type -> assay.v1.JoinResponse
-	1,  // 53: assay.v1.Hosts.Renew:output_type -> assay.v1.JoinResponse
-	9,  // 54: assay.v1.Hosts.Sync:output_type -> assay.v1.ControlUpdate
-	4,  // 55: assay.v1.Hosts.Issue:output_type -> assay.v1.IssueResponse
-	34, // 56: assay.v1.Operator.Apply:output_type -> assay.v1.ApplyResponse
-	37, // 57: assay.v1.Operator.Delete:output_type -> assay.v1.DeleteResponse
-	39, // 58: assay.v1.Operator.List:output_type -> assay.v1.ListResponse
-	41, // 59: assay.v1.Operator.CreateToken:output_type -> assay.v1.CreateTokenResponse
-	43, // 60: assay.v1.Operator.IssueOperator:output_type -> assay.v1.IssueOperatorResponse
-	45, // 61: assay.v1.Operator.Rotate:output_type -> assay.v1.RotateResponse
-	47, // 62: assay.v1.Operator.Check:output_type -> assay.v1.CheckResponse
-	52, // [52:63] is the sub-list for method output_type
-	41, // [41:52] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	11, // 8: assay.v1.HostUpdate.records:type_name -> assay.v1.Records
+	52, // 9: assay.v1.HostHello.known:type_name -> assay.v1.HostHello.KnownEntry
+	12, // 10: assay.v1.ControlUpdate.welcome:type_name -> assay.v1.Welcome
+	15, // 11: assay.v1.ControlUpdate.delta:type_name -> assay.v1.Delta
+	17, // 12: assay.v1.ControlUpdate.bundle:type_name -> assay.v1.Bundle
+	13, // 13: assay.v1.ControlUpdate.accepted:type_name -> assay.v1.Accepted
+	14, // 14: assay.v1.ControlUpdate.refused:type_name -> assay.v1.Refused
+	10, // 15: assay.v1.ControlUpdate.watches:type_name -> assay.v1.Watches
+	53, // 16: assay.v1.Records.dropped:type_name -> assay.v1.Records.DroppedEntry
+	16, // 17: assay.v1.Delta.upsert:type_name -> assay.v1.Resource
+	20, // 18: assay.v1.Resource.workload:type_name -> assay.v1.Workload
+	24, // 19: assay.v1.Resource.service:type_name -> assay.v1.Service
+	22, // 20: assay.v1.Resource.namespace:type_name -> assay.v1.NamespaceConfig
+	21, // 21: assay.v1.Resource.host:type_name -> assay.v1.Host
+	27, // 22: assay.v1.Resource.route:type_name -> assay.v1.Route
+	54, // 23: assay.v1.Workload.labels:type_name -> assay.v1.Workload.LabelsEntry
+	19, // 24: assay.v1.Workload.artifacts:type_name -> assay.v1.Artifact
+	23, // 25: assay.v1.NamespaceConfig.allow:type_name -> assay.v1.EgressRule
+	25, // 26: assay.v1.Service.ports:type_name -> assay.v1.Port
+	26, // 27: assay.v1.Service.endpoints:type_name -> assay.v1.Endpoint
+	33, // 28: assay.v1.WorkloadReport.signals:type_name -> assay.v1.Signals
+	55, // 29: assay.v1.WorkloadReport.handshake_failures:type_name -> assay.v1.WorkloadReport.HandshakeFailuresEntry
+	56, // 30: assay.v1.WorkloadReport.detections:type_name -> assay.v1.WorkloadReport.DetectionsEntry
+	57, // 31: assay.v1.WorkloadReport.refusals:type_name -> assay.v1.WorkloadReport.RefusalsEntry
+	30, // 32: assay.v1.WorkloadReport.balance:type_name -> assay.v1.Balance
+	31, // 33: assay.v1.Balance.in:type_name -> assay.v1.BalanceWay
+	31, // 34: assay.v1.Balance.out:type_name -> assay.v1.BalanceWay
+	32, // 35: assay.v1.BalanceWay.link:type_name -> assay.v1.FrameCount
+	32, // 36: assay.v1.BalanceWay.proxy:type_name -> assay.v1.FrameCount
+	32, // 37: assay.v1.BalanceWay.exceptions:type_name -> assay.v1.FrameCount
+	58, // 38: assay.v1.BalanceWay.control:type_name -> assay.v1.BalanceWay.ControlEntry
+	34, // 39: assay.v1.ApplyRequest.files:type_name -> assay.v1.File
+	37, // 40: assay.v1.ApplyResponse.changes:type_name -> assay.v1.Change
+	17, // 41: assay.v1.IssueOperatorResponse.bundle:type_name -> assay.v1.Bundle
+	28, // 42: assay.v1.CheckResponse.findings:type_name -> assay.v1.Finding
+	32, // 43: assay.v1.BalanceWay.ControlEntry.value:type_name -> assay.v1.FrameCount
+	0,  // 44: assay.v1.Hosts.Join:input_type -> assay.v1.JoinRequest
+	2,  // 45: assay.v1.Hosts.Renew:input_type -> assay.v1.RenewRequest
+	5,  // 46: assay.v1.Hosts.Sync:input_type -> assay.v1.HostUpdate
+	3,  // 47: assay.v1.Hosts.Issue:input_type -> assay.v1.IssueRequest
+	35, // 48: assay.v1.Operator.Apply:input_type -> assay.v1.ApplyRequest
+	38, // 49: assay.v1.Operator.Delete:input_type -> assay.v1.DeleteRequest
+	40, // 50: assay.v1.Operator.List:input_type -> assay.v1.ListRequest
+	42, // 51: assay.v1.Operator.CreateToken:input_type -> assay.v1.CreateTokenRequest
+	44, // 52: assay.v1.Operator.IssueOperator:input_type -> assay.v1.IssueOperatorRequest
+	46, // 53: assay.v1.Operator.Rotate:input_type -> assay.v1.RotateRequest
+	48, // 54: assay.v1.Operator.Tap:input_type -> assay.v1.TapRequest
+	50, // 55: assay.v1.Operator.Check:input_type -> assay.v1.CheckRequest
+	1,  // 56: assay.v1.Hosts.Join:output_type -> assay.v1.JoinResponse
+	1,  // 57: assay.v1.Hosts.Renew:output_type -> assay.v1.JoinResponse
+	9,  // 58: assay.v1.Hosts.Sync:output_type -> assay.v1.ControlUpdate
+	4,  // 59: assay.v1.Hosts.Issue:output_type -> assay.v1.IssueResponse
+	36, // 60: assay.v1.Operator.Apply:output_type -> assay.v1.ApplyResponse
+	39, // 61: assay.v1.Operator.Delete:output_type -> assay.v1.DeleteResponse
+	41, // 62: assay.v1.Operator.List:output_type -> assay.v1.ListResponse
+	43, // 63: assay.v1.Operator.CreateToken:output_type -> assay.v1.CreateTokenResponse
+	45, // 64: assay.v1.Operator.IssueOperator:output_type -> assay.v1.IssueOperatorResponse
+	47, // 65: assay.v1.Operator.Rotate:output_type -> assay.v1.RotateResponse
+	49, // 66: assay.v1.Operator.Tap:output_type -> assay.v1.TapEvent
+	51, // 67: assay.v1.Operator.Check:output_type -> assay.v1.CheckResponse
+	56, // [56:68] is the sub-list for method output_type
+	44, // [44:56] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_assay_proto_init() }
@@ -3937,6 +4210,7 @@ func file_assay_proto_init() {
 		(*HostUpdate_Report)(nil),
 		(*HostUpdate_Finding)(nil),
 		(*HostUpdate_Synced)(nil),
+		(*HostUpdate_Records)(nil),
 	}
 	file_assay_proto_msgTypes[9].OneofWrappers = []any{
 		(*ControlUpdate_Welcome)(nil),
@@ -3944,8 +4218,9 @@ func file_assay_proto_init() {
 		(*ControlUpdate_Bundle)(nil),
 		(*ControlUpdate_Accepted)(nil),
 		(*ControlUpdate_Refused)(nil),
+		(*ControlUpdate_Watches)(nil),
 	}
-	file_assay_proto_msgTypes[14].OneofWrappers = []any{
+	file_assay_proto_msgTypes[16].OneofWrappers = []any{
 		(*Resource_Workload)(nil),
 		(*Resource_Service)(nil),
 		(*Resource_Namespace)(nil),
@@ -3958,7 +4233,7 @@ func file_assay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_assay_proto_rawDesc), len(file_assay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   54,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

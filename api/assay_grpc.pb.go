@@ -256,6 +256,7 @@ const (
 	Operator_CreateToken_FullMethodName   = "/assay.v1.Operator/CreateToken"
 	Operator_IssueOperator_FullMethodName = "/assay.v1.Operator/IssueOperator"
 	Operator_Rotate_FullMethodName        = "/assay.v1.Operator/Rotate"
+	Operator_Tap_FullMethodName           = "/assay.v1.Operator/Tap"
 	Operator_Check_FullMethodName         = "/assay.v1.Operator/Check"
 )
 
@@ -281,6 +282,9 @@ type OperatorClient interface {
 	// Rotate begins the replacement of the root: the new one is published, and
 	// signs once every live proxy and host trusts it, or at the deadline.
 	Rotate(ctx context.Context, in *RotateRequest, opts ...grpc.CallOption) (*RotateResponse, error)
+	// Tap sends requests of a service as they end, until the caller has enough. The watch
+	// is an assay.Watch as JSON; control gives it an ID and bounds it.
+	Tap(ctx context.Context, in *TapRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TapEvent], error)
 	// Check returns what is wrong or will be.
 	Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (*CheckResponse, error)
 }
@@ -353,6 +357,25 @@ func (c *operatorClient) Rotate(ctx context.Context, in *RotateRequest, opts ...
 	return out, nil
 }
 
+func (c *operatorClient) Tap(ctx context.Context, in *TapRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TapEvent], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Operator_ServiceDesc.Streams[0], Operator_Tap_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[TapRequest, TapEvent]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Operator_TapClient = grpc.ServerStreamingClient[TapEvent]
+
 func (c *operatorClient) Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (*CheckResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CheckResponse)
@@ -385,6 +408,9 @@ type OperatorServer interface {
 	// Rotate begins the replacement of the root: the new one is published, and
 	// signs once every live proxy and host trusts it, or at the deadline.
 	Rotate(context.Context, *RotateRequest) (*RotateResponse, error)
+	// Tap sends requests of a service as they end, until the caller has enough. The watch
+	// is an assay.Watch as JSON; control gives it an ID and bounds it.
+	Tap(*TapRequest, grpc.ServerStreamingServer[TapEvent]) error
 	// Check returns what is wrong or will be.
 	Check(context.Context, *CheckRequest) (*CheckResponse, error)
 	mustEmbedUnimplementedOperatorServer()
@@ -414,6 +440,9 @@ func (UnimplementedOperatorServer) IssueOperator(context.Context, *IssueOperator
 }
 func (UnimplementedOperatorServer) Rotate(context.Context, *RotateRequest) (*RotateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Rotate not implemented")
+}
+func (UnimplementedOperatorServer) Tap(*TapRequest, grpc.ServerStreamingServer[TapEvent]) error {
+	return status.Error(codes.Unimplemented, "method Tap not implemented")
 }
 func (UnimplementedOperatorServer) Check(context.Context, *CheckRequest) (*CheckResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Check not implemented")
@@ -547,6 +576,17 @@ func _Operator_Rotate_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Operator_Tap_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(TapRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(OperatorServer).Tap(m, &grpc.GenericServerStream[TapRequest, TapEvent]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Operator_TapServer = grpc.ServerStreamingServer[TapEvent]
+
 func _Operator_Check_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CheckRequest)
 	if err := dec(in); err != nil {
@@ -601,6 +641,12 @@ var Operator_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Operator_Check_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Tap",
+			Handler:       _Operator_Tap_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "assay.proto",
 }

@@ -194,7 +194,7 @@ func HostName(s string) (string, error) {
 
 // FromNamespaceConfig writes c.
 func FromNamespaceConfig(c *assay.NamespaceConfig) *NamespaceConfig {
-	m := &NamespaceConfig{Namespace: c.Namespace, Mode: string(c.Mode), ExcludedPorts: fromPorts(c.ExcludedPorts), Egress: string(c.Egress)}
+	m := &NamespaceConfig{Namespace: c.Namespace, Mode: string(c.Mode), ExcludedPorts: fromPorts(c.ExcludedPorts), Egress: string(c.Egress), AccessLog: uint32(c.AccessLog), Traces: c.Traces}
 	for i := range c.Allow {
 		m.Allow = append(m.Allow, fromEgressRule(&c.Allow[i]))
 	}
@@ -203,7 +203,7 @@ func FromNamespaceConfig(c *assay.NamespaceConfig) *NamespaceConfig {
 
 // Noun reads a namespace's configuration.
 func (m *NamespaceConfig) Noun() (assay.NamespaceConfig, error) {
-	c := assay.NamespaceConfig{Namespace: m.GetNamespace(), Mode: assay.Mode(m.GetMode())}
+	c := assay.NamespaceConfig{Namespace: m.GetNamespace(), Mode: assay.Mode(m.GetMode()), AccessLog: int(min(m.GetAccessLog(), 1_000_000)), Traces: m.GetTraces()}
 	if err := checkName("namespace", c.Namespace); err != nil {
 		return assay.NamespaceConfig{}, err
 	}

@@ -49,6 +49,7 @@ var access = map[string]rule{
 	api.Operator_CreateToken_FullMethodName:   {roles: []role{operator}, audited: true},
 	api.Operator_IssueOperator_FullMethodName: {roles: []role{operator}, audited: true},
 	api.Operator_Rotate_FullMethodName:        {roles: []role{operator}, audited: true},
+	api.Operator_Tap_FullMethodName:           {roles: []role{operator}, audited: true}, // it shows what people do
 }
 
 // caller is who calls, as the transport proved it. It is the AuthInfo of every
@@ -144,8 +145,11 @@ func (c *Control) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo
 
 // stream is the same door for streams.
 func (c *Control) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	ctx, _, err := c.admitCall(ss.Context(), info.FullMethod)
+	ctx, k, err := c.admitCall(ss.Context(), info.FullMethod)
 	if err != nil {
+		if access[info.FullMethod].audited {
+			c.record(k, err)
+		}
 		return api.ErrorStatus(err)
 	}
 	return api.ErrorStatus(handler(srv, &serverStream{ss, ctx}))

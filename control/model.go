@@ -57,6 +57,7 @@ type model struct {
 	findings []store.Finding // the oldest first
 	audit    []store.Audit
 	sessions map[*session]bool
+	taps     taps
 	tokens   map[string]store.Token
 	bundle   *api.Bundle
 	routes   map[string][]assay.RouteParentStatus // by Route.Key, with the times of changes

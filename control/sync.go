@@ -45,6 +45,7 @@ type session struct {
 	// The rest is what the stream has not been told. The model's lock guards it.
 	first    *resumption // nil: sent
 	bundle   uint64      // version that was sent
+	taps     uint64      // version of the taps that was sent
 	accepted map[string]bool
 	refused  map[string]*api.Refused
 	seen     map[string]bool // workloads that were reported on this stream
@@ -223,6 +224,10 @@ func (m *model) collect(s *session, due bool) (b batch, err error) {
 		s.bundle = m.bundle.Version
 		b.updates = append(b.updates, &api.ControlUpdate{Update: &api.ControlUpdate_Bundle{Bundle: m.bundle}})
 	}
+	if s.taps != m.taps.version {
+		s.taps = m.taps.version
+		b.updates = append(b.updates, &api.ControlUpdate{Update: &api.ControlUpdate_Watches{Watches: m.taps.message()}})
+	}
 	for _, id := range slices.Sorted(maps.Keys(s.accepted)) {
 		b.updates = append(b.updates, &api.ControlUpdate{Update: &api.ControlUpdate_Accepted{Accepted: &api.Accepted{WorkloadId: id}}})
 	}
@@ -366,6 +371,8 @@ func (m *model) take(s *session, msg *api.HostUpdate) error {
 		if w, ok := m.catalog.Workload(f.Workload); f.Workload == "" || ok && w.Host == s.host {
 			m.findingLocked(f)
 		}
+	case *api.HostUpdate_Records:
+		m.seen(s.host, u.Records)
 	case *api.HostUpdate_Hello:
 		return &assay.Error{Kind: assay.Invalid, Op: "sync host " + s.host, Err: errors.New("a second hello")}
 	}

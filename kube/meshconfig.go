@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strconv"
+	"strings"
 
 	"assay.dev"
 	"assay.dev/kube/v1alpha1"
@@ -57,10 +59,28 @@ func (d *document) meshConfig() {
 		d.at("spec.excludedPorts", "%d ports; %d are supported", len(in.Spec.ExcludedPorts), maxExcluded)
 	}
 	slices.Sort(out.ExcludedPorts)
-	kept := v1alpha1.MeshConfigSpec{Mode: string(out.Mode), Egress: string(out.Egress)}
+	if in.Spec.AccessLog != "" {
+		var ok bool
+		if out.AccessLog, ok = share(in.Spec.AccessLog); !ok {
+			d.at("spec.accessLog", "%q: want a share from 0%% to 100%%, in steps of 0.0001%%", in.Spec.AccessLog)
+		}
+	}
+	out.Traces = in.Spec.Traces
+	kept := v1alpha1.MeshConfigSpec{Mode: string(out.Mode), Egress: string(out.Egress), AccessLog: in.Spec.AccessLog, Traces: in.Spec.Traces}
 	for _, p := range out.ExcludedPorts {
 		kept.ExcludedPorts = append(kept.ExcludedPorts, int32(p))
 	}
 	d.intent.Namespaces = append(d.intent.Namespaces, out)
 	d.keep(kept)
+}
+
+// share reads a percentage as parts per million.
+func share(s string) (ppm int, ok bool) {
+	number, ok := strings.CutSuffix(s, "%")
+	if !ok || strings.Trim(number, "0123456789.") != "" {
+		return 0, false
+	}
+	v, err := strconv.ParseFloat(number, 64)
+	ppm = int(v*10_000 + 0.5)
+	return ppm, err == nil && v <= 100 && (v == 0 || ppm > 0)
 }

@@ -21,6 +21,7 @@ const (
 	KindBundle      Kind = "bundle"      // Bundle
 	KindCertificate Kind = "certificate" // Certificate: the answer to a CSR
 	KindRenew       Kind = "renew"       // empty: make a new key and send a CSR (the artifacts changed)
+	KindWatch       Kind = "watch"       // Watch: which requests to tell of
 	KindReportNow   Kind = "report-now"  // empty: send a Report with the same ID
 	KindDrain       Kind = "drain"       // Drain: finish, then exit; with a descriptor, give connections to the successor on it
 	KindInherit     Kind = "inherit"     // empty, with a descriptor: serve the connections that a predecessor sends on it
@@ -37,6 +38,7 @@ const (
 	KindAck     Kind = "ack"     // Ack: after each services, table, bundle; the kernel lets through what is acknowledged
 	KindReport  Kind = "report"  // Report
 	KindFinding Kind = "finding" // assay.Finding
+	KindRecords Kind = "records" // Records: requests that a watch asked for
 )
 
 // Message is one packet. ID pairs an answer with its question; 0 asks nothing.
@@ -142,6 +144,21 @@ type Connection struct {
 	Role  string `json:"role"`            // of the listener that accepted it
 	First []byte `json:"first,omitempty"` // what was read of the next request
 }
+
+// Watch replaces what a proxy watches for.
+type Watch struct {
+	List []assay.Watch `json:"list"`
+}
+
+// Records are requests that met a watch, and how many more did that its rate or the
+// queue left out.
+type Records struct {
+	List    []assay.Record    `json:"list"`
+	Dropped map[string]uint64 `json:"dropped,omitempty"` // by watch
+}
+
+// MaxRecords bounds the records of one message.
+const MaxRecords = 64
 
 // Hello introduces a proxy.
 type Hello struct {

@@ -214,6 +214,12 @@ func (a *agent) handle(ctx context.Context, conn *link.Conn, m *link.Message) er
 		p.creds.answer(m.ID, c)
 	case link.KindRenew:
 		p.creds.kick()
+	case link.KindWatch:
+		var w link.Watch
+		if err := m.Decode(&w); err != nil {
+			return err
+		}
+		p.watcher.set(w.List)
 	case link.KindReportNow:
 		return conn.Send(link.KindReport, m.ID, p.report())
 	case link.KindDrain:

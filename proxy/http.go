@@ -59,6 +59,13 @@ type call struct {
 // Begin is called when a head was read. Only a stream that carries one request after
 // the other knows by then where it goes.
 func (d *dispatcher) Begin(x *http1.Exchange) {
+	if ws := d.o.p.watches.Load(); ws != nil {
+		service := ""
+		if d.o.port != nil {
+			service = d.o.port.service
+		}
+		ws.begin(x, assay.Outbound, service)
+	}
 	if c, ok := x.Tag.(*call); ok {
 		c.begin()
 	}
@@ -207,10 +214,17 @@ func (d *dispatcher) End(x *http1.Exchange) {
 		d.entered = nil
 	}
 	d.o.p.malformed(x)
+	c, ok := x.Tag.(*call)
+	if x.Note != nil {
+		var s *golden.Series
+		if ok {
+			s = c.series
+		}
+		d.o.p.watcher.end(x, s, d.o.key())
+	}
 	if d.routed != nil && d.routed.end(x, now) {
 		return
 	}
-	c, ok := x.Tag.(*call)
 	if !ok { // refused before it went anywhere
 		if d.refused == nil {
 			key := d.o.key()
@@ -277,9 +291,17 @@ type counted struct {
 	spare  atomic.Pointer[net.TCPConn] // to the application, for the first who dials
 }
 
-func (c *counted) Begin(*http1.Exchange) { c.series.Begin() }
+func (c *counted) Begin(x *http1.Exchange) {
+	if ws := c.p.watches.Load(); ws != nil {
+		ws.begin(x, assay.Inbound, c.series.Key().Service)
+	}
+	c.series.Begin()
+}
 
 func (c *counted) End(x *http1.Exchange) {
+	if x.Note != nil {
+		c.p.watcher.end(x, c.series, assay.SignalKey{})
+	}
 	c.p.malformed(x)
 	observe(c.series, x, time.Now(), true)
 }

@@ -36,14 +36,17 @@ type Proxy struct {
 	build   string
 	started time.Time
 
-	snap    atomic.Pointer[snapshot]
-	creds   *credentials
-	peers   *peers
-	agent   *agent
-	rec     *golden.Recorder
-	names   *dns.Server
-	known   *egress.Names // of addresses outside
-	shown   remotes
+	snap  atomic.Pointer[snapshot]
+	creds *credentials
+	peers *peers
+	agent *agent
+	rec   *golden.Recorder
+	names *dns.Server
+	known *egress.Names // of addresses outside
+	shown remotes
+	// What is watched, nil for nothing, and what was seen.
+	watches atomic.Pointer[watches]
+	watcher *watcher
 	http    httpEngines
 	guard   guard.Service // of requests to addresses that are no service's
 	pipes   kernelPipes
@@ -95,6 +98,7 @@ func New(conn *link.Conn, o Options) *Proxy {
 	p.known = egress.NewNames(time.Now)
 	p.creds = newCredentials(p)
 	p.peers = newPeers(p)
+	p.watcher = newWatcher(p)
 	p.http.in = http1.NewInbound(application{p}, http1.InboundConfig{})
 	p.agent = newAgent(p, conn, o.Notes)
 	p.names = dns.NewServer(dns.Options{Snapshot: func() *dns.Snapshot { return p.snap.Load().names }, Log: o.Log, Answered: p.known.Add})
@@ -108,6 +112,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.ctx = ctx
 	p.wg.Go(func() { p.creds.run(ctx) })
 	p.wg.Go(func() { p.peers.janitor(ctx) })
+	p.wg.Go(func() { p.watcher.run(ctx) })
 	p.wg.Go(func() { p.http.in.Run(ctx) })
 	p.wg.Go(func() {
 		if err := p.agent.run(ctx); err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -26,6 +27,7 @@ type agentOptions struct {
 	tokenFile string
 	metrics   string
 	advertise string
+	accessLog string
 }
 
 func agentCommand() *cobra.Command {
@@ -53,6 +55,8 @@ assay-proxy is now, without losing a connection (see 'assay up --help').`,
 	f.StringVar(&o.advertise, "advertise", "", "the address by which other hosts reach this one (that of the route to control)")
 	f.StringVar(&o.config.Bridge, "bridge", "", "the name of this host's bridge (assay0)")
 	f.StringVar(&o.config.Proxy, "proxy", "", "the path of assay-proxy (beside this command)")
+	f.StringVar(&o.accessLog, "access-log", "", "the file for requests of namespaces that ask for it (access.log in --data)")
+	f.StringVar(&o.config.OTLP, "otlp", "", "the URL of a collector of spans, as in http://127.0.0.1:4318")
 	f.DurationVar(&o.config.ProxyDrain, "proxy-drain", agent.DefaultProxyDrain, "how long a proxy that was upgraded goes on with what cannot move")
 	f.StringVar(&o.metrics, "metrics", "127.0.0.1:9181", "where Prometheus finds metrics; \"\" for nowhere")
 	cmd.MarkFlagRequired("control")
@@ -95,6 +99,9 @@ func runAgent(ctx context.Context, o *agentOptions) error {
 	}
 	defer remote.Close()
 	o.config.Hosts, o.config.Bundle, o.config.Log, o.config.Build = remote, remote.SetBundle, log, buildVersion()
+	if o.config.AccessLog, err = openLogFile(cmp.Or(o.accessLog, filepath.Join(o.data, "access.log")), largestLog); err != nil {
+		return err
+	}
 	a, err := agent.New(o.config)
 	if err != nil {
 		return err

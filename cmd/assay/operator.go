@@ -28,7 +28,7 @@ import (
 func operatorCommands() []*cobra.Command {
 	return []*cobra.Command{
 		applyCommand(), deleteCommand(), getCommand(), describeCommand(),
-		statCommand(), edgesCommand(), checkCommand(), tokenCommand(), operatorCommand(), rotateCommand(),
+		statCommand(), edgesCommand(), checkCommand(), tokenCommand(), operatorCommand(), rotateCommand(), tapCommand(),
 	}
 }
 

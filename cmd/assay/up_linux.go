@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,8 @@ type up struct {
 	advertise   string
 	proxy       string
 	proxyDrain  time.Duration
+	accessLog   string
+	otlp        string
 	keep        bool
 	leafLife    time.Duration
 	verbose     bool
@@ -83,6 +86,8 @@ network of its own.`,
 	f.StringVar(&u.advertise, "advertise", "", "`address` where other hosts route this host's workloads to")
 	f.StringVar(&u.proxy, "proxy", "", "`path` of assay-proxy (beside this binary)")
 	f.DurationVar(&u.proxyDrain, "proxy-drain", agent.DefaultProxyDrain, "how long a proxy that was upgraded goes on with what cannot move")
+	f.StringVar(&u.accessLog, "access-log", "", "`file` for requests of namespaces that ask for it (access.log in --data)")
+	f.StringVar(&u.otlp, "otlp", "", "`URL` of a collector of spans, as in http://127.0.0.1:4318")
 	f.DurationVar(&u.leafLife, "leaf-life", identity.WorkloadLife, "how long workloads' certificates live; renewed at half of it")
 	f.BoolVar(&u.keep, "keep", false, "leave workloads running at the end")
 	f.BoolVarP(&u.verbose, "verbose", "v", false, "log more")
@@ -123,7 +128,7 @@ func (u *up) check() error {
 	bad := func(flag string, err error, remedy string) error {
 		return &assay.Error{Kind: assay.Invalid, Op: "up " + flag, Err: err, Remedy: remedy}
 	}
-	for _, path := range []*string{&u.data, &u.runtime, &u.config, &u.proxy} {
+	for _, path := range []*string{&u.data, &u.runtime, &u.config, &u.proxy, &u.accessLog} {
 		if *path == "" {
 			continue
 		}
@@ -193,7 +198,7 @@ func (u *up) reenter(ctx context.Context) error {
 		return &assay.Error{Op: "up", Err: err}
 	}
 	args := []string{"up", "--data", u.data, "--runtime", u.runtime, "--leaf-life", u.leafLife.String(), "--proxy-drain", u.proxyDrain.String(), "--inherit", names}
-	for _, opt := range [][2]string{{"--config", u.config}, {"--trust-domain", u.trustDomain}, {"--advertise", u.advertise}, {"--proxy", u.proxy}} {
+	for _, opt := range [][2]string{{"--config", u.config}, {"--trust-domain", u.trustDomain}, {"--advertise", u.advertise}, {"--proxy", u.proxy}, {"--access-log", u.accessLog}, {"--otlp", u.otlp}} {
 		if opt[1] != "" {
 			args = append(args, opt[0], opt[1])
 		}
@@ -253,7 +258,12 @@ func (u *up) agent(ctx, control context.Context, ctl *control.Control, proxy str
 	if err != nil {
 		return err
 	}
+	access, err := openLogFile(cmp.Or(u.accessLog, filepath.Join(u.data, "access.log")), largestLog)
+	if err != nil {
+		return err
+	}
 	cfg := agent.Config{
+		AccessLog: access, OTLP: u.otlp,
 		Hosts: hosts, DataDir: filepath.Join(u.data, "agent"), RuntimeDir: u.runtime, Listener: u.sockets.agent, Metrics: u.sockets.metrics,
 		Hidden: []string{u.data, u.runtime}, Proxy: proxy, ProxyDrain: u.proxyDrain, EndWorkloads: !u.keep, Build: buildVersion(), Log: u.log.With("role", "agent"),
 	}

@@ -32,6 +32,12 @@ type MeshConfigSpec struct {
 	// counted and shown as exceptions; or "strict": those that no Egress of the
 	// namespace allows are refused and recorded.
 	Egress string `json:"egress,omitempty"`
+	// AccessLog is the share of HTTP requests to and from the namespace's workloads that
+	// their hosts write to the access log, as in "100%" or "0.01%". None by default.
+	AccessLog string `json:"accessLog,omitempty"`
+	// Traces has the namespace's proxies make spans of requests whose W3C trace context
+	// is sampled; hosts export them with --otlp.
+	Traces bool `json:"traces,omitempty"`
 }
 
 // Egress allows TCP connections from a namespace to outside the mesh. All of a

@@ -24,6 +24,21 @@ func nextField(rest []byte) (line, after []byte) {
 	return rest[:i+1], rest[i+1:]
 }
 
+// Each calls f with every field as it came, until f returns false.
+func (h *Head) Each(f func(name, value []byte) bool) {
+	_, rest := nextField(h.b)
+	for {
+		var line []byte
+		if line, rest = nextField(rest); line == nil {
+			return
+		}
+		n := bytes.IndexByte(line, ':')
+		if n < 0 || !f(line[:n], trim(line[n+1:len(line)-2])) {
+			return
+		}
+	}
+}
+
 // Field implements route.Fields.
 func (h *Head) Field(name string, scratch []byte) (value []byte, ok bool) {
 	_, rest := nextField(h.b)

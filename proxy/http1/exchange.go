@@ -26,6 +26,8 @@ type Exchange struct {
 	Last    mux.Code
 	// Plan is what a Planner made of the request; nil: it goes as it came.
 	Plan *Plan
+	// Note is whatever an observer's Begin wants to find again in its End.
+	Note any
 	// Tag is whatever Dispatch or Begin wants to find again in End.
 	Tag any
 

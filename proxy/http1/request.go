@@ -25,6 +25,7 @@ type Request struct {
 	// that the method may be repeated (RFC 9110 section 9.2.2).
 	IsHead, IsConnect, Idempotent bool
 
+	raw                  []byte // the head, once it is complete
 	method, target, host span
 	hasHost              bool
 	upgradeField         bool
@@ -187,6 +188,7 @@ func boundScheme(value []byte) bool {
 
 // complete checks the parts of a head against each other.
 func (r *Request) complete(b []byte) *Refusal {
+	r.raw = b[:r.Size:r.Size]
 	r.Method, r.Target = r.method.of(b), r.target.of(b)
 	if r.hasHost {
 		r.Host = r.host.of(b)
@@ -211,6 +213,9 @@ func (r *Request) complete(b []byte) *Refusal {
 	}
 	return r.route()
 }
+
+// Head returns the whole head, which is valid for as long as its parts are.
+func (r *Request) Head() []byte { return r.raw }
 
 // HasBody reports whether bytes follow the head.
 func (r *Request) HasBody() bool { return r.Chunked || r.Length > 0 }
