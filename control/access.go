@@ -59,6 +59,7 @@ type caller struct {
 	name    string    // a host's ID, an operator's name
 	who     string    // for the audit trail
 	expires time.Time // of the certificate; zero: never
+	serial  string    // of the certificate
 }
 
 func (caller) AuthType() string { return "assay" }
@@ -103,6 +104,9 @@ func (c *Control) admitCall(ctx context.Context, method string) (context.Context
 	}
 	if !k.expires.IsZero() && !c.now().Before(k.expires) {
 		return ctx, k, deny(fmt.Errorf("the certificate of %s expired at %s", k.who, k.expires.Format(time.RFC3339)), "renew it and connect again")
+	}
+	if k.serial != "" && c.isRefused(k.serial) {
+		return ctx, k, deny(fmt.Errorf("the certificate of %s was taken back", k.who), "ask an operator for another one")
 	}
 	r, ok := access[method]
 	if !ok {

@@ -72,6 +72,8 @@ type Control struct {
 	renewing    sync.Mutex
 	renewAt     time.Time // of certificate; guarded by renewing
 	rotateSoon  chan struct{}
+	refused     refusedCertificates
+	refusing    sync.Mutex     // held while refused changes
 	taken       atomic.Bool    // another control has the store
 	told        string         // of this mesh's roots, to the store; Open's, then showLife's
 	streams     sync.WaitGroup // receivers of Sync streams
@@ -247,6 +249,9 @@ func (c *Control) load(ctx context.Context) error {
 		return err
 	}
 	if m.audit, err = newestLast(c.store.ListAudit(ctx, "", keptAudit)); err != nil {
+		return err
+	}
+	if err := c.loadRefused(ctx); err != nil {
 		return err
 	}
 	if err := c.loadIntent(ctx); err != nil {

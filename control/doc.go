@@ -33,8 +33,8 @@
 // intent, model.
 //
 // Tour: control.go (the role), model.go (what is known), snapshot.go (versions and
-// deltas), sync.go (a host's stream), hosts.go (join, renew, issue), access.go and
-// peers.go (who calls and may), operator.go (what people call), apply.go and
+// deltas), sync.go (a host's stream), hosts.go (join, renew, issue), access.go,
+// peers.go and refuse.go (who calls and may), operator.go (what people call), apply.go and
 // folder.go (intent), list.go (what people see; package api has the documents), edges.go, check.go,
 // rotate.go (certificates over time), persist.go (the store behind), holder.go (one control for a store), lease.go (when a
 // host's workloads stop being ready), network.go

@@ -61,6 +61,8 @@ func (c *Control) Delete(ctx context.Context, req *api.DeleteRequest) (*api.Dele
 		err = c.deleteHost(ctx, req.GetName())
 	case "token", "tokens":
 		err = c.deleteToken(ctx, req.GetName())
+	case "certificate", "certificates":
+		err = c.refuseCertificate(ctx, req.GetName())
 	default:
 		err = c.remove(ctx, key)
 	}

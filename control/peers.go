@@ -38,7 +38,7 @@ func callerOfCertificate(chain []*x509.Certificate) (caller, bool) {
 	if err != nil {
 		return caller{}, false
 	}
-	return caller{role: role(r), name: name, who: chain[0].URIs[0].String(), expires: chain[0].NotAfter}, true
+	return caller{role: role(r), name: name, who: chain[0].URIs[0].String(), expires: chain[0].NotAfter, serial: serialOf(chain[0])}, true
 }
 
 // serverTLS is the TLS of remote hosts and operators. A client without a
@@ -72,11 +72,6 @@ func (c *Control) verifyClient(st tls.ConnectionState) error {
 	}
 	return c.revoked(st.PeerCertificates[0])
 }
-
-// revoked is where a list of revoked certificates is asked. There is none yet: a
-// host is cut off by removing it (admitCall looks it up on every call), an
-// operator's certificate ends by itself.
-func (c *Control) revoked(*x509.Certificate) error { return nil }
 
 // unixPeer authenticates the other end of a unix socket by what the kernel knows
 // of the process that connected (unix(7), SO_PEERCRED).

@@ -129,9 +129,10 @@ func deleteCommand() *cobra.Command {
 	var namespace string
 	cmd := &cobra.Command{
 		Use:   "delete KIND NAME",
-		Short: "Remove an object of intent, a token, or a host that is gone for good",
-		Long: `Remove an object of intent that was applied (a service, a route …), a token, or a host that is gone for
-good: its workloads are forgotten and its certificate is refused from then on.`,
+		Short: "Remove an object of intent, a token, an operator's certificate, or a host that is gone for good",
+		Long: `Remove an object of intent that was applied (a service, a route …); a token; a host that is gone for
+good, whose workloads are forgotten and whose certificate is refused from then on; or an
+operator's certificate by its serial number, which takes it back.`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			k, err := findKind(args[0])
@@ -142,7 +143,7 @@ good: its workloads are forgotten and its certificate is refused from then on.`,
 				return &assay.Error{Kind: assay.Invalid, Op: "delete", Err: fmt.Errorf("%s cannot be deleted: they are what is, not what was declared", k.list)}
 			}
 			name := args[1]
-			if k.object != "host" && k.object != "token" {
+			if k.object != "host" && k.object != "token" && k.object != "certificate" {
 				if namespace, name, err = splitName(namespace, name); err != nil {
 					return err
 				}

@@ -36,7 +36,7 @@ var kinds = []kind{
 	{"grpcroutes", []string{"grpcroute"}, "GRPCRoute", tableOf(routeColumns)},
 	{"referencegrants", []string{"referencegrant", "refgrant"}, "ReferenceGrant", tableOf(objectColumns)},
 	{"hosts", []string{"host"}, "host", tableOf(hostColumns)},
-	{"certificates", []string{"certificate", "cert", "certs"}, "", tableOf(certificateColumns)},
+	{"certificates", []string{"certificate", "cert", "certs"}, "certificate", tableOf(certificateColumns)},
 	{"bundle", nil, "", tableOf(bundleColumns)},
 	{"edges", []string{"edge"}, "", tableOf(edgeTotalColumns)},
 	{"signals", []string{"signal"}, "", tableOf(signalColumns)},

@@ -138,7 +138,7 @@ func probeTLS(ctx context.Context, address string, config *tls.Config) error {
 	switch {
 	case errors.As(err, &alert) || err != nil && strings.Contains(err.Error(), "remote error: tls:"):
 		e.Err = fmt.Errorf("control does not take the certificate (%w)", err)
-		e.Remedy = "it has ended by control's clock, or is of another mesh: make another one where control runs: assay operator create NAME"
+		e.Remedy = "it has ended by control's clock, was taken back, or is of another mesh: make another one where control runs: assay operator create NAME"
 	case isUnknownAuthority(err):
 		e.Remedy = "the mesh's root was replaced since --ca was written, or this is another mesh: make key, certificate and roots again where control runs: assay operator create NAME"
 	default:

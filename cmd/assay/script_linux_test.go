@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"flag"
 	"fmt"
@@ -41,6 +42,7 @@ func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"assay": main
 // testscript's own commands there are:
 //
 //	host FILE      become a host with the workloads, reports and findings in FILE
+//	serial NAME    put the serial number of keys/NAME.crt into $SERIAL
 //	await REGEXP COMMAND…  again and again until it says so
 //	clock DURATION let control's clock go on
 //	code N COMMAND run a command that must end with exit code N
@@ -65,6 +67,12 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"serial": func(ts *testscript.TestScript, neg bool, args []string) {
+				block, _ := pem.Decode([]byte(ts.ReadFile("keys/" + args[0] + ".crt")))
+				cert, err := x509.ParseCertificate(block.Bytes)
+				ts.Check(err)
+				ts.Setenv("SERIAL", fmt.Sprintf("%032x", cert.SerialNumber))
+			},
 			"await": func(ts *testscript.TestScript, neg bool, args []string) {
 				if neg || len(args) < 2 {
 					ts.Fatalf("usage: await REGEXP COMMAND…")

@@ -1,0 +1,112 @@
+package control
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"assay.dev"
+	"assay.dev/store"
+)
+
+// metaRefused is the certificates of operators that were taken back.
+const metaRefused = "control/refused-certificates"
+
+// refusedCertificates are serial numbers and when each certificate ends by itself. The
+// map is replaced, never changed. Hosts need none: they are removed as a whole, and
+// workloads' certificates are answered for by their hosts.
+type refusedCertificates struct {
+	atomic.Pointer[map[string]time.Time]
+}
+
+func (r *refusedCertificates) list() map[string]time.Time {
+	if m := r.Load(); m != nil {
+		return *m
+	}
+	return nil
+}
+
+func (c *Control) loadRefused(ctx context.Context) error {
+	raw, err := c.store.GetMeta(ctx, metaRefused)
+	if assay.KindOf(err) == assay.NotFound {
+		return nil
+	}
+	var list map[string]time.Time
+	if err == nil {
+		err = json.Unmarshal(raw, &list)
+	}
+	if err == nil {
+		c.refused.Store(&list)
+	}
+	return err
+}
+
+// revoked refuses a certificate that was taken back, on every new connection; calls on
+// old ones ask isRefused.
+func (c *Control) revoked(cert *x509.Certificate) error {
+	if c.isRefused(serialOf(cert)) {
+		return errors.New("the certificate was taken back")
+	}
+	return nil
+}
+
+func (c *Control) isRefused(serial string) bool {
+	_, refused := c.refused.list()[serial]
+	return refused
+}
+
+func serialOf(cert *x509.Certificate) string { return fmt.Sprintf("%032x", cert.SerialNumber) }
+
+// refuseCertificate takes an operator's certificate back, by its serial number.
+func (c *Control) refuseCertificate(ctx context.Context, serial string) error {
+	op := "delete certificate " + cut(serial, 64)
+	cert, ok := c.model.certificate(serial)
+	if !ok {
+		return &assay.Error{Kind: assay.NotFound, Op: op, Err: errors.New("there is no such certificate, or it has ended"), Remedy: "see assay get certificates"}
+	}
+	switch {
+	case strings.Contains(cert.Subject, "/assay/"+string(operator)+"/"), strings.Contains(cert.Subject, "/assay/"+string(viewer)+"/"):
+	case strings.Contains(cert.Subject, "/assay/"+string(hostRole)+"/"):
+		return &assay.Error{Kind: assay.Invalid, Op: op, Err: errors.New("it is a host's"), Remedy: "remove the host: assay delete host " + cert.Host}
+	default:
+		return &assay.Error{Kind: assay.Invalid, Op: op, Err: errors.New("it is not an operator's"), Remedy: "end the workload, or remove its host"}
+	}
+	c.refusing.Lock()
+	defer c.refusing.Unlock()
+	list := maps.Clone(c.refused.list())
+	if list == nil {
+		list = map[string]time.Time{}
+	}
+	now := c.now()
+	maps.DeleteFunc(list, func(_ string, ends time.Time) bool { return ends.Before(now) })
+	list[serial] = cert.NotAfter
+	raw, err := json.Marshal(list)
+	if err != nil {
+		return err
+	}
+	if err := c.storeFor(ctx, "certificate "+serial+" of "+cert.Subject).PutMeta(ctx, metaRefused, raw); err != nil {
+		return err
+	}
+	c.refused.Store(&list)
+	return nil
+}
+
+// certificate finds one that was issued and has not ended.
+func (m *model) certificate(serial string) (store.Certificate, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, list := range m.certs {
+		for _, cert := range list {
+			if cert.Serial == serial {
+				return cert, true
+			}
+		}
+	}
+	return store.Certificate{}, false
+}
