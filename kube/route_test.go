@@ -108,3 +108,31 @@ func conditions(t *testing.T, intent discovery.Intent) string {
 	}
 	return b.String()
 }
+
+// TestDocumentedRoutes reads the routes that docs/routes.md shows.
+func TestDocumentedRoutes(t *testing.T) {
+	text, err := os.ReadFile("../docs/routes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for block := range strings.SplitSeq(string(text), "\n```yaml\n") {
+		yaml, _, ok := strings.Cut(block, "\n```")
+		if !ok || !strings.HasPrefix(yaml, "apiVersion") {
+			continue
+		}
+		n++
+		intent, _, err := Translate([]discovery.File{{Name: "docs/routes.md", YAML: []byte(yaml)}})
+		if err != nil || len(intent.Routes) == 0 {
+			t.Errorf("%v:\n%s", err, yaml)
+		}
+		for _, r := range intent.Routes {
+			if len(r.Dropped)+len(r.Unresolved) > 0 {
+				t.Errorf("%+v %+v", r.Dropped, r.Unresolved)
+			}
+		}
+	}
+	if n == 0 {
+		t.Error("docs/routes.md shows no route")
+	}
+}
