@@ -3,6 +3,7 @@ package assay
 import (
 	"maps"
 	"math/bits"
+	"slices"
 	"time"
 )
 
@@ -56,12 +57,39 @@ type Signals struct {
 	InFlight int64  `json:"inFlight"` // requests now
 	// Of traffic that passes beside the proxy only, where bytes are those of frames on
 	// the link and requests are not known.
-	PacketsIn  uint64    `json:"packetsIn,omitempty"`
-	PacketsOut uint64    `json:"packetsOut,omitempty"`
-	Latency    Latency   `json:"latency"` // request head read to response ended; connection life when opaque
-	FirstSeen  time.Time `json:"firstSeen"`
-	LastSeen   time.Time `json:"lastSeen"`
+	PacketsIn  uint64  `json:"packetsIn,omitempty"`
+	PacketsOut uint64  `json:"packetsOut,omitempty"`
+	Latency    Latency `json:"latency"` // request head read to response ended; connection life when opaque
+	// Of gRPC calls: how many ended with which status, by name; messages of both
+	// directions.
+	GRPC        map[string]uint64 `json:"grpc,omitempty"`
+	MessagesIn  uint64            `json:"messagesIn,omitempty"`
+	MessagesOut uint64            `json:"messagesOut,omitempty"`
+
+	FirstSeen time.Time `json:"firstSeen"`
+	LastSeen  time.Time `json:"lastSeen"`
 }
+
+// GRPCCodes is how many status codes gRPC defines.
+const GRPCCodes = 17
+
+var grpcCodes = [GRPCCodes + 1]string{
+	"OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED",
+	"RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE",
+	"DATA_LOSS", "UNAUTHENTICATED", "none",
+}
+
+// GRPCCode returns the name of a gRPC status; one that does not exist is "none", as is
+// that of a call which ended without.
+func GRPCCode(code int) string {
+	if code < 0 || code > GRPCCodes {
+		code = GRPCCodes
+	}
+	return grpcCodes[code]
+}
+
+// IsGRPCCode reports whether GRPCCode returns name.
+func IsGRPCCode(name string) bool { return slices.Contains(grpcCodes[:], name) }
 
 // Latency is a histogram of durations.
 type Latency struct {

@@ -157,6 +157,25 @@ func writeMetrics(out io.Writer, h hostMetrics, list []*workload) {
 			}
 		}
 	}
+	p.family("assay_grpc_calls_total", "counter", "gRPC calls by the status that they ended with.")
+	for _, src := range sources {
+		for i := range src.signals {
+			s := &src.signals[i]
+			for _, status := range slices.Sorted(maps.Keys(s.GRPC)) {
+				p.sample("assay_grpc_calls_total", join(join(src.labels, signalLabels(&s.SignalKey)), labels("status", status)), float64(s.GRPC[status]))
+			}
+		}
+	}
+	p.family("assay_grpc_messages_total", "counter", "gRPC messages from the peer (in) and to it (out).")
+	for _, src := range sources {
+		for i := range src.signals {
+			if s := &src.signals[i]; s.GRPC != nil {
+				l := join(src.labels, signalLabels(&s.SignalKey))
+				p.sample("assay_grpc_messages_total", join(l, labels("way", "in")), float64(s.MessagesIn))
+				p.sample("assay_grpc_messages_total", join(l, labels("way", "out")), float64(s.MessagesOut))
+			}
+		}
+	}
 	p.family("assay_bytes_total", "counter", "Bytes from the peer (in) and to it (out).")
 	for _, src := range sources {
 		for i := range src.signals {

@@ -2592,7 +2592,10 @@ type Signals struct {
 	Remote        string                 `protobuf:"bytes,20,opt,name=remote,proto3" json:"remote,omitempty"`                         // who a peer is that is nobody of the mesh
 	PacketsIn     uint64                 `protobuf:"varint,21,opt,name=packets_in,json=packetsIn,proto3" json:"packets_in,omitempty"` // of traffic beside the proxy only
 	PacketsOut    uint64                 `protobuf:"varint,22,opt,name=packets_out,json=packetsOut,proto3" json:"packets_out,omitempty"`
-	RemoteBy      string                 `protobuf:"bytes,23,opt,name=remote_by,json=remoteBy,proto3" json:"remote_by,omitempty"` // how its name is known
+	RemoteBy      string                 `protobuf:"bytes,23,opt,name=remote_by,json=remoteBy,proto3" json:"remote_by,omitempty"`                                                    // how its name is known
+	Grpc          map[string]uint64      `protobuf:"bytes,24,rep,name=grpc,proto3" json:"grpc,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // calls by the status that they ended with
+	MessagesIn    uint64                 `protobuf:"varint,25,opt,name=messages_in,json=messagesIn,proto3" json:"messages_in,omitempty"`
+	MessagesOut   uint64                 `protobuf:"varint,26,opt,name=messages_out,json=messagesOut,proto3" json:"messages_out,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2786,6 +2789,27 @@ func (x *Signals) GetRemoteBy() string {
 		return x.RemoteBy
 	}
 	return ""
+}
+
+func (x *Signals) GetGrpc() map[string]uint64 {
+	if x != nil {
+		return x.Grpc
+	}
+	return nil
+}
+
+func (x *Signals) GetMessagesIn() uint64 {
+	if x != nil {
+		return x.MessagesIn
+	}
+	return 0
+}
+
+func (x *Signals) GetMessagesOut() uint64 {
+	if x != nil {
+		return x.MessagesOut
+	}
+	return 0
 }
 
 type File struct {
@@ -3946,7 +3970,7 @@ const file_assay_proto_rawDesc = "" +
 	"\n" +
 	"FrameCount\x12\x18\n" +
 	"\apackets\x18\x01 \x01(\x04R\apackets\x12\x14\n" +
-	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"\x85\x05\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"\xb3\x06\n" +
 	"\aSignals\x12\x1c\n" +
 	"\tdirection\x18\x01 \x01(\tR\tdirection\x12\x12\n" +
 	"\x04peer\x18\x02 \x01(\tR\x04peer\x12%\n" +
@@ -3975,7 +3999,14 @@ const file_assay_proto_rawDesc = "" +
 	"packets_in\x18\x15 \x01(\x04R\tpacketsIn\x12\x1f\n" +
 	"\vpackets_out\x18\x16 \x01(\x04R\n" +
 	"packetsOut\x12\x1b\n" +
-	"\tremote_by\x18\x17 \x01(\tR\bremoteBy\".\n" +
+	"\tremote_by\x18\x17 \x01(\tR\bremoteBy\x12/\n" +
+	"\x04grpc\x18\x18 \x03(\v2\x1b.assay.v1.Signals.GrpcEntryR\x04grpc\x12\x1f\n" +
+	"\vmessages_in\x18\x19 \x01(\x04R\n" +
+	"messagesIn\x12!\n" +
+	"\fmessages_out\x18\x1a \x01(\x04R\vmessagesOut\x1a7\n" +
+	"\tGrpcEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\".\n" +
 	"\x04File\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04yaml\x18\x02 \x01(\fR\x04yaml\"c\n" +
@@ -4059,7 +4090,7 @@ func file_assay_proto_rawDescGZIP() []byte {
 	return file_assay_proto_rawDescData
 }
 
-var file_assay_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
+var file_assay_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_assay_proto_goTypes = []any{
 	(*JoinRequest)(nil),           // 0: assay.v1.JoinRequest
 	(*JoinResponse)(nil),          // 1: assay.v1.JoinResponse
@@ -4120,6 +4151,7 @@ var file_assay_proto_goTypes = []any{
 	nil,                           // 56: assay.v1.WorkloadReport.DetectionsEntry
 	nil,                           // 57: assay.v1.WorkloadReport.RefusalsEntry
 	nil,                           // 58: assay.v1.BalanceWay.ControlEntry
+	nil,                           // 59: assay.v1.Signals.GrpcEntry
 }
 var file_assay_proto_depIdxs = []int32{
 	17, // 0: assay.v1.JoinResponse.bundle:type_name -> assay.v1.Bundle
@@ -4161,40 +4193,41 @@ var file_assay_proto_depIdxs = []int32{
 	32, // 36: assay.v1.BalanceWay.proxy:type_name -> assay.v1.FrameCount
 	32, // 37: assay.v1.BalanceWay.exceptions:type_name -> assay.v1.FrameCount
 	58, // 38: assay.v1.BalanceWay.control:type_name -> assay.v1.BalanceWay.ControlEntry
-	34, // 39: assay.v1.ApplyRequest.files:type_name -> assay.v1.File
-	37, // 40: assay.v1.ApplyResponse.changes:type_name -> assay.v1.Change
-	17, // 41: assay.v1.IssueOperatorResponse.bundle:type_name -> assay.v1.Bundle
-	28, // 42: assay.v1.CheckResponse.findings:type_name -> assay.v1.Finding
-	32, // 43: assay.v1.BalanceWay.ControlEntry.value:type_name -> assay.v1.FrameCount
-	0,  // 44: assay.v1.Hosts.Join:input_type -> assay.v1.JoinRequest
-	2,  // 45: assay.v1.Hosts.Renew:input_type -> assay.v1.RenewRequest
-	5,  // 46: assay.v1.Hosts.Sync:input_type -> assay.v1.HostUpdate
-	3,  // 47: assay.v1.Hosts.Issue:input_type -> assay.v1.IssueRequest
-	35, // 48: assay.v1.Operator.Apply:input_type -> assay.v1.ApplyRequest
-	38, // 49: assay.v1.Operator.Delete:input_type -> assay.v1.DeleteRequest
-	40, // 50: assay.v1.Operator.List:input_type -> assay.v1.ListRequest
-	42, // 51: assay.v1.Operator.CreateToken:input_type -> assay.v1.CreateTokenRequest
-	44, // 52: assay.v1.Operator.IssueOperator:input_type -> assay.v1.IssueOperatorRequest
-	46, // 53: assay.v1.Operator.Rotate:input_type -> assay.v1.RotateRequest
-	48, // 54: assay.v1.Operator.Tap:input_type -> assay.v1.TapRequest
-	50, // 55: assay.v1.Operator.Check:input_type -> assay.v1.CheckRequest
-	1,  // 56: assay.v1.Hosts.Join:output_type -> assay.v1.JoinResponse
-	1,  // 57: assay.v1.Hosts.Renew:output_type -> assay.v1.JoinResponse
-	9,  // 58: assay.v1.Hosts.Sync:output_type -> assay.v1.ControlUpdate
-	4,  // 59: assay.v1.Hosts.Issue:output_type -> assay.v1.IssueResponse
-	36, // 60: assay.v1.Operator.Apply:output_type -> assay.v1.ApplyResponse
-	39, // 61: assay.v1.Operator.Delete:output_type -> assay.v1.DeleteResponse
-	41, // 62: assay.v1.Operator.List:output_type -> assay.v1.ListResponse
-	43, // 63: assay.v1.Operator.CreateToken:output_type -> assay.v1.CreateTokenResponse
-	45, // 64: assay.v1.Operator.IssueOperator:output_type -> assay.v1.IssueOperatorResponse
-	47, // 65: assay.v1.Operator.Rotate:output_type -> assay.v1.RotateResponse
-	49, // 66: assay.v1.Operator.Tap:output_type -> assay.v1.TapEvent
-	51, // 67: assay.v1.Operator.Check:output_type -> assay.v1.CheckResponse
-	56, // [56:68] is the sub-list for method output_type
-	44, // [44:56] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	59, // 39: assay.v1.Signals.grpc:type_name -> assay.v1.Signals.GrpcEntry
+	34, // 40: assay.v1.ApplyRequest.files:type_name -> assay.v1.File
+	37, // 41: assay.v1.ApplyResponse.changes:type_name -> assay.v1.Change
+	17, // 42: assay.v1.IssueOperatorResponse.bundle:type_name -> assay.v1.Bundle
+	28, // 43: assay.v1.CheckResponse.findings:type_name -> assay.v1.Finding
+	32, // 44: assay.v1.BalanceWay.ControlEntry.value:type_name -> assay.v1.FrameCount
+	0,  // 45: assay.v1.Hosts.Join:input_type -> assay.v1.JoinRequest
+	2,  // 46: assay.v1.Hosts.Renew:input_type -> assay.v1.RenewRequest
+	5,  // 47: assay.v1.Hosts.Sync:input_type -> assay.v1.HostUpdate
+	3,  // 48: assay.v1.Hosts.Issue:input_type -> assay.v1.IssueRequest
+	35, // 49: assay.v1.Operator.Apply:input_type -> assay.v1.ApplyRequest
+	38, // 50: assay.v1.Operator.Delete:input_type -> assay.v1.DeleteRequest
+	40, // 51: assay.v1.Operator.List:input_type -> assay.v1.ListRequest
+	42, // 52: assay.v1.Operator.CreateToken:input_type -> assay.v1.CreateTokenRequest
+	44, // 53: assay.v1.Operator.IssueOperator:input_type -> assay.v1.IssueOperatorRequest
+	46, // 54: assay.v1.Operator.Rotate:input_type -> assay.v1.RotateRequest
+	48, // 55: assay.v1.Operator.Tap:input_type -> assay.v1.TapRequest
+	50, // 56: assay.v1.Operator.Check:input_type -> assay.v1.CheckRequest
+	1,  // 57: assay.v1.Hosts.Join:output_type -> assay.v1.JoinResponse
+	1,  // 58: assay.v1.Hosts.Renew:output_type -> assay.v1.JoinResponse
+	9,  // 59: assay.v1.Hosts.Sync:output_type -> assay.v1.ControlUpdate
+	4,  // 60: assay.v1.Hosts.Issue:output_type -> assay.v1.IssueResponse
+	36, // 61: assay.v1.Operator.Apply:output_type -> assay.v1.ApplyResponse
+	39, // 62: assay.v1.Operator.Delete:output_type -> assay.v1.DeleteResponse
+	41, // 63: assay.v1.Operator.List:output_type -> assay.v1.ListResponse
+	43, // 64: assay.v1.Operator.CreateToken:output_type -> assay.v1.CreateTokenResponse
+	45, // 65: assay.v1.Operator.IssueOperator:output_type -> assay.v1.IssueOperatorResponse
+	47, // 66: assay.v1.Operator.Rotate:output_type -> assay.v1.RotateResponse
+	49, // 67: assay.v1.Operator.Tap:output_type -> assay.v1.TapEvent
+	51, // 68: assay.v1.Operator.Check:output_type -> assay.v1.CheckResponse
+	57, // [57:69] is the sub-list for method output_type
+	45, // [45:57] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_assay_proto_init() }
@@ -4233,7 +4266,7 @@ func file_assay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_assay_proto_rawDesc), len(file_assay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   59,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

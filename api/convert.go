@@ -432,6 +432,7 @@ func fromSignals(s *assay.Signals) *Signals {
 		Requests: s.Requests, Failures: s.Failures, Opened: s.Opened, BytesIn: s.BytesIn, BytesOut: s.BytesOut,
 		Open: s.Open, InFlight: s.InFlight, LatencySum: int64(s.Latency.Sum),
 		FirstSeen: FromTime(s.FirstSeen), LastSeen: FromTime(s.LastSeen), PacketsIn: s.PacketsIn, PacketsOut: s.PacketsOut,
+		Grpc: s.GRPC, MessagesIn: s.MessagesIn, MessagesOut: s.MessagesOut,
 	}
 	for i := len(s.Latency.Buckets) - 1; i >= 0; i-- { // trailing zeros are not sent
 		if s.Latency.Buckets[i] != 0 {
@@ -492,6 +493,12 @@ func (m *Signals) noun() (s assay.Signals, err error) {
 		Requests: m.GetRequests(), Failures: m.GetFailures(), Opened: m.GetOpened(), BytesIn: m.GetBytesIn(), BytesOut: m.GetBytesOut(),
 		Open: m.GetOpen(), InFlight: m.GetInFlight(), Latency: assay.Latency{Sum: time.Duration(m.GetLatencySum())},
 		PacketsIn: m.GetPacketsIn(), PacketsOut: m.GetPacketsOut(),
+		GRPC: m.GetGrpc(), MessagesIn: m.GetMessagesIn(), MessagesOut: m.GetMessagesOut(),
+	}
+	for name := range s.GRPC {
+		if !assay.IsGRPCCode(name) {
+			return s, fmt.Errorf("signals of %q: gRPC status %q", s.Service, name)
+		}
 	}
 	if s.Direction != assay.Inbound && s.Direction != assay.Outbound {
 		return s, fmt.Errorf("signals: direction %q", s.Direction)

@@ -67,6 +67,7 @@ func (p *Proxy) awaitDrain(ctx context.Context, cancel context.CancelCauseFunc) 
 	}
 	p.http.out.Drain(out)
 	p.http.in.Drain(in)
+	p.http2.out.Drain()
 	p.mu.Lock()
 	for s := range p.sessions {
 		s.drain()

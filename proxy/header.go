@@ -72,9 +72,13 @@ func (h *Header) AppendTo(b []byte) []byte {
 	return append(b, service...)
 }
 
-// isHTTP1 reports whether p can only be a header that says HTTP/1.
-func isHTTP1(p []byte) bool {
-	return len(p) > 2 && p[0] == headerVersion && wireProtocols[min(int(p[2]), len(wireProtocols)-1)] == assay.HTTP1
+// headerProtocol returns the protocol of a header that is not parsed yet, "" when p is
+// none.
+func headerProtocol(p []byte) assay.Protocol {
+	if len(p) > 2 && p[0] == headerVersion && int(p[2]) < len(wireProtocols) {
+		return wireProtocols[p[2]]
+	}
+	return ""
 }
 
 var (

@@ -267,8 +267,13 @@ func (i *inbound) plaintext(first []byte) error {
 	if sp := i.snap.targets[i.dst]; sp != nil && sp.declared != assay.Detect {
 		i.protocol = sp.declared
 	}
-	if i.protocol == assay.HTTP1 && (i.app == nil || i.quiet) {
-		return i.serveGuestHTTP(first)
+	if i.app == nil || i.quiet {
+		switch i.protocol {
+		case assay.HTTP1:
+			return i.serveGuestHTTP(first)
+		case assay.HTTP2:
+			return i.serveGuestHTTP2()
+		}
 	}
 	if i.app == nil {
 		if err := i.dial(); err != nil {

@@ -96,8 +96,13 @@ func (o *outbound) serve() (err error) {
 	if err := o.detect(); err != nil {
 		return err
 	}
-	if o.protocol == assay.HTTP1 {
+	switch o.protocol {
+	case assay.HTTP1:
 		return o.serveHTTP(nil)
+	case assay.HTTP2:
+		if o.rules == nil {
+			return o.serveHTTP2()
+		}
 	}
 	if o.rules != nil {
 		// What rules cannot look into must not pass them by.

@@ -18,6 +18,7 @@ import (
 	"assay.dev/proxy/golden"
 	"assay.dev/proxy/guard"
 	"assay.dev/proxy/http1"
+	"assay.dev/proxy/http2"
 	"golang.org/x/sys/unix"
 )
 
@@ -48,6 +49,7 @@ type Proxy struct {
 	watches atomic.Pointer[watches]
 	watcher *watcher
 	http    httpEngines
+	http2   http2Engines
 	guard   guard.Service // of requests to addresses that are no service's
 	pipes   kernelPipes
 	decided guard.Registry
@@ -100,6 +102,7 @@ func New(conn *link.Conn, o Options) *Proxy {
 	p.peers = newPeers(p)
 	p.watcher = newWatcher(p)
 	p.http.in = http1.NewInbound(application{p}, http1.InboundConfig{})
+	p.http2.in = http2.NewInbound(application2{p}, http2.InboundConfig{})
 	p.agent = newAgent(p, conn, o.Notes)
 	p.names = dns.NewServer(dns.Options{Snapshot: func() *dns.Snapshot { return p.snap.Load().names }, Log: o.Log, Answered: p.known.Add})
 	return p
@@ -114,6 +117,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.wg.Go(func() { p.peers.janitor(ctx) })
 	p.wg.Go(func() { p.watcher.run(ctx) })
 	p.wg.Go(func() { p.http.in.Run(ctx) })
+	p.wg.Go(func() { p.http2.in.Run(ctx) })
 	p.wg.Go(func() {
 		if err := p.agent.run(ctx); err != nil {
 			cancel(err)
@@ -311,6 +315,7 @@ const (
 	refusedHandshake     = "handshake"             // mutual TLS as a server
 	refusedNoCertificate = "no-certificate"        // mutual TLS before there is one
 	refusedHeader        = "bad-header"            // a stream whose header cannot be read
+	refusedHTTP2         = "http2"                 // a message or connection that is not HTTP/2 as it must be
 	refusedHTTP          = "http"                  // a message that is not HTTP/1 as it must be
 	refusedApplication   = "application"           // the application did not take it
 )

@@ -22,11 +22,15 @@ func isEOF(err error) bool { return errors.Is(err, io.EOF) }
 
 // accept takes a stream that a peer opened. It is the session's reader.
 func (s *session) accept(st mux.Stream, open []byte) (mux.Handler, mux.Code) {
-	if isHTTP1(open) {
+	switch proto := headerProtocol(open); proto {
+	case assay.HTTP1, assay.HTTP2:
 		// Connections to the application are shared by requests there: nobody could be
 		// announced on one.
 		if s.p.snap.Load().announced[s.local] {
 			return s.refuseHeader()
+		}
+		if proto == assay.HTTP2 {
+			return s.acceptHTTP2(st, open)
 		}
 		return s.acceptHTTP(st, open)
 	}

@@ -37,6 +37,9 @@ type session struct {
 	// The port's guard, nil for one that is no service's, by the snapshot.
 	lastSnap  *snapshot
 	lastGuard http1.Guard
+	// The same of HTTP/2.
+	lastOpen2    []byte
+	lastCounted2 *counted2
 }
 
 func (s *session) run() error {
@@ -113,26 +116,8 @@ func (p *Proxy) handshakeFailed(at fmt.Stringer, err error) {
 // connectLocal makes a session with this very proxy: a workload may be an endpoint
 // of a service that it calls. The bytes stay in the process and its own sockets.
 func (pe *peer) connectLocal() (*session, error) {
-	fd, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	ends, err := socketPair()
 	if err != nil {
-		return nil, os.NewSyscallError("socketpair", err)
-	}
-	var ends [2]net.Conn
-	for i := range fd {
-		f := os.NewFile(uintptr(fd[i]), "hairpin")
-		c, e := net.FileConn(f)
-		f.Close()
-		if e != nil {
-			err = e
-		}
-		ends[i] = c
-	}
-	if err != nil {
-		for _, c := range ends {
-			if c != nil {
-				c.Close()
-			}
-		}
 		return nil, err
 	}
 	self := func() *session {
@@ -148,6 +133,31 @@ func (pe *peer) connectLocal() (*session, error) {
 	client := self()
 	client.mux = mux.New(ends[1], true, mux.Config{}, nil)
 	return client, nil
+}
+
+// socketPair connects two ends within the process.
+func socketPair() (ends [2]net.Conn, err error) {
+	fd, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return ends, os.NewSyscallError("socketpair", err)
+	}
+	for i := range fd {
+		f := os.NewFile(uintptr(fd[i]), "hairpin")
+		c, e := net.FileConn(f)
+		f.Close()
+		if e != nil {
+			err = e
+		}
+		ends[i] = c
+	}
+	if err != nil {
+		for _, c := range ends {
+			if c != nil {
+				c.Close()
+			}
+		}
+	}
+	return ends, err
 }
 
 // Reasons why a connection is not under mutual TLS.

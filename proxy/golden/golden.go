@@ -106,6 +106,7 @@ type Series struct {
 	open     atomic.Int64
 	inFlight atomic.Int64
 	sum      atomic.Int64
+	grpc     atomic.Pointer[calls] // nil until there was one
 	bucket   [assay.LatencyBuckets]atomic.Uint64
 }
 
@@ -180,6 +181,17 @@ func (s *Series) signals() assay.Signals {
 		out.Latency.Buckets[i] = s.bucket[i].Load()
 	}
 	out.Latency.Sum = time.Duration(s.sum.Load())
+	if c := s.grpc.Load(); c != nil {
+		out.MessagesIn, out.MessagesOut = c.in.Load(), c.out.Load()
+		for code := range c.status {
+			if n := c.status[code].Load(); n > 0 {
+				if out.GRPC == nil {
+					out.GRPC = map[string]uint64{}
+				}
+				out.GRPC[assay.GRPCCode(code)] = n
+			}
+		}
+	}
 	return out
 }
 
@@ -229,4 +241,26 @@ func (g *Group) counts() map[string]uint64 {
 		out[name] = c.Load()
 	}
 	return out
+}
+
+// calls is what gRPC counts beyond requests.
+type calls struct {
+	in, out atomic.Uint64 // messages
+	status  [assay.GRPCCodes + 1]atomic.Uint64
+}
+
+// GRPC counts a call that ended with a status, -1 for none, and its messages from and to
+// the peer.
+func (s *Series) GRPC(code int, in, out uint64) {
+	c := s.grpc.Load()
+	if c == nil {
+		s.grpc.CompareAndSwap(nil, new(calls))
+		c = s.grpc.Load()
+	}
+	c.in.Add(in)
+	c.out.Add(out)
+	if code < 0 || code >= assay.GRPCCodes {
+		code = assay.GRPCCodes
+	}
+	c.status[code].Add(1)
 }

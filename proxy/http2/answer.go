@@ -2,12 +2,10 @@ package http2
 
 import (
 	"strconv"
+	"time"
 
 	"assay.dev/proxy/mux"
 )
-
-// maxAttempts bounds how often one request is dispatched.
-const maxAttempts = 3
 
 // dispatch gives a new stream to an upstream, or to a goroutine that waits for one; mu is
 // held.
@@ -27,6 +25,7 @@ func (x *stream) dispatch(fields []Field) {
 	}
 	x.st, x.opened = st, true
 	x.took(n, len(x.up.b))
+	x.limit()
 }
 
 func asFailure(err error) *Failure {
@@ -49,16 +48,30 @@ func (x *stream) await() {
 	c := x.c
 	defer c.tasks.Done()
 	c.mu.Lock()
-	x.head.Fields = x.headFields()
+	fields, pause := x.headFields(), x.pause
+	x.head.Fields = fields
 	x.Request = &x.head
 	c.mu.Unlock()
-	st, _, err := c.d.Dispatch(c.ctx, &x.Exchange, nil, false, x, nil, true)
+	st, err := mux.Stream{}, error(nil)
+	if pause > 0 {
+		t := time.NewTimer(pause)
+		select {
+		case <-t.C:
+		case <-c.ctx.Done():
+			t.Stop()
+		}
+	}
+	st, _, err = c.d.Dispatch(c.ctx, &x.Exchange, nil, false, x, nil, true)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	x.waiting = false
 	x.Request, x.head.Fields = nil, nil
 	switch {
 	case err != nil && !x.rst && !x.sentEnd:
+		if err == ErrNoOther {
+			x.Guard.GiveBack()
+			err = x.lastFailure()
+		}
 		x.fail(asFailure(err))
 	case err != nil:
 	case x.early != 0:
@@ -69,8 +82,10 @@ func (x *stream) await() {
 		x.st, x.opened, x.dead = st, true, true
 		st.Reset(mux.Cancelled)
 	default:
+		x.retime(fields)
 		x.st, x.opened = st, true
 		x.push()
+		x.limit()
 	}
 	if !x.waiting {
 		x.settle()
@@ -92,27 +107,6 @@ func (x *stream) headFields() (fields []Field) {
 	return fields
 }
 
-// retryable reports whether the request may go to another upstream: all of it is at hand,
-// and either nobody has read it or reading it twice does no harm.
-func (x *stream) retryable(code mux.Code) bool {
-	if !x.keep || x.passed || x.Attempt+1 >= maxAttempts || x.c.end != nil {
-		return false
-	}
-	return code.Unread() && code != mux.Denied || code == mux.Unreachable ||
-		code == mux.Broken && x.idempotent && x.gotEnd && x.app.seen == 0
-}
-
-// again tries another upstream.
-func (x *stream) again(code mux.Code) {
-	x.Attempt++
-	x.Last = code
-	x.st = mux.Stream{}
-	x.opened, x.dead, x.finSent, x.finGot, x.stuck = false, false, false, false, false
-	x.sent, x.left, x.off = 0, 0, 0
-	x.down.release()
-	x.wait()
-}
-
 // fail tells the application that there is no response.
 func (x *stream) fail(f *Failure) {
 	x.failure(f.Reason)
@@ -126,7 +120,11 @@ func (x *stream) cut(f *Failure) {
 	x.failure(f.Reason)
 	x.resetMesh(mux.Cancelled)
 	if !x.GRPC || !x.mesh.grpc || !x.mesh.count.between() || len(x.down.b) > 0 || x.left > 0 {
-		x.resetApp(InternalError)
+		code := InternalError
+		if f == failTimeout {
+			code = Cancel
+		}
+		x.resetApp(code)
 		return
 	}
 	x.Code = f.Code
@@ -164,6 +162,9 @@ func (x *stream) answer(code, grpc int, reason, text string) {
 			{Name: "assay-error", Value: reason},
 			{Name: "content-type", Value: "text/plain; charset=utf-8"},
 			{Name: "content-length", Value: strconv.Itoa(len(text))},
+		}
+		if reason == failOverloaded.Reason || reason == failLimited.Reason {
+			fields = append(fields, Field{Name: "retry-after", Value: "1"})
 		}
 		if !body && !x.isHead {
 			fields = fields[:2]

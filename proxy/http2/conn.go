@@ -132,6 +132,8 @@ type conn struct {
 
 	flood flood
 	alive alive
+	timer *time.Timer   // of limits
+	armed time.Duration // when it is due; 0: not running
 	bye   goodbye
 	// batching says that the reader handles a batch, and flushes it afterwards.
 	batching bool
@@ -225,6 +227,9 @@ func (c *conn) serve() error {
 	err = c.end
 	c.shy.Store(true)
 	c.alive.stop()
+	if c.timer != nil {
+		c.timer.Stop()
+	}
 	c.breakStreams()
 	c.mu.Unlock()
 	c.cancel()

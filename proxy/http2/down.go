@@ -1,6 +1,9 @@
 package http2
 
-import "assay.dev/proxy/mux"
+import (
+	"assay.dev/proxy/guard"
+	"assay.dev/proxy/mux"
+)
 
 // From the mesh to the application: Received -> feed -> conn.out. What the application's
 // windows, or the connection's queue, do not take waits in down, and the mesh gets credit
@@ -46,10 +49,10 @@ func (x *stream) Received(st mux.Stream, p []byte, fin bool) {
 // feedDown feeds what waits.
 func (x *stream) feedDown() {
 	n := x.feed(x.down.b[x.off:])
-	x.st.Consumed(n)
-	if x.rst {
+	if x.rst || x.waiting { // it is over, or another attempt began
 		return
 	}
+	x.st.Consumed(n)
 	x.off += n
 	if x.off == len(x.down.b) || x.off > 64<<10 {
 		x.down.drop(x.off)
@@ -223,7 +226,11 @@ func (x *stream) downFields(kind byte, list []byte, last bool) outcome {
 		if why != nil || kind == blockInterim {
 			break
 		}
-		x.Status, x.passed = f.status, true
+		if x.Policy.HasCode(f.status) && x.tryAgain(guard.Answered, f.status) {
+			x.again(0)
+			return ended
+		}
+		x.Status, x.passed, x.First = f.status, true, now()-x.Start
 		x.unkeep()
 		f.connect = x.connect && f.status < 300
 		x.Tunnel = f.connect
@@ -261,7 +268,11 @@ func (x *stream) downRequest(fields []Field, last bool) outcome {
 		x.badMesh()
 		return ended
 	}
-	if c.end != nil || c.bye.heard || c.lastID > maxWindow-2 {
+	switch {
+	case c.end != nil && c.raw == nil:
+		x.broken(c.end)
+		return ended
+	case c.end != nil || c.bye.heard || c.lastID > maxWindow-2:
 		c.shy.Store(true)
 		x.unread()
 		return ended
@@ -292,6 +303,15 @@ func (x *stream) downRequest(fields []Field, last bool) outcome {
 		x.Request = nil
 	}
 	x.head = Head{}
+	if why == nil && x.guard != nil {
+		if code := x.guard.Admit(x.Start); code != 0 {
+			x.failure(failureOf(code).Reason)
+			x.rst = true
+			x.resetMesh(code)
+			return ended
+		}
+		x.admitted = true
+	}
 	if why == ErrConnect {
 		x.sayNo(why)
 		return ended

@@ -2,8 +2,10 @@ package http2
 
 import (
 	"context"
+	"errors"
 	"time"
 
+	"assay.dev/proxy/guard"
 	"assay.dev/proxy/mux"
 )
 
@@ -12,13 +14,23 @@ import (
 type Exchange struct {
 	// Request is the request's head. It is valid in Dispatch and Begin only.
 	Request *Head
-	// Attempt counts what Dispatch tried before, and Last is what ended that.
+	// Policy and Guard are Dispatch's to set, before it opens anything, with every
+	// attempt: what the request is allowed, and what it shares with others. Nil are the
+	// defaults, and no budget.
+	Policy *guard.Request
+	Guard  *guard.Service
+	// Entered is Dispatch's own: what it counted the request into.
+	Entered *guard.Service
+	// Attempt counts what Dispatch tried before. Cause is why the last one came to
+	// nothing, and Last the code when its stream was reset.
 	Attempt int
+	Cause   guard.Cause
 	Last    mux.Code
 	// Tag is whatever Dispatch or Begin wants to find again in End.
 	Tag any
 
 	Start         time.Duration // when the head was read, on a monotonic clock of this package
+	First         time.Duration // from then to the head of the final response
 	Duration      time.Duration // from then to the last byte of the response
 	Status        int           // of the final response, 0 when there was none; also of an answer of our own
 	RequestBytes  int64         // fields and body, as far as they were carried
@@ -37,6 +49,11 @@ type Exchange struct {
 	Refused bool
 }
 
+// Remaining returns what is left of the request's time at t, if its policy limits it.
+func (x *Exchange) Remaining() (time.Duration, bool) {
+	return guard.Remaining(x.Policy.Expires(x.Start, 0), now())
+}
+
 // Observer is told of each exchange. The calls are made on the path of the bytes and with
 // locks held: they must neither wait nor call back. End follows every Begin.
 type Observer interface {
@@ -44,6 +61,16 @@ type Observer interface {
 	End(x *Exchange)
 	// Refused is told of a connection that ended for breaking a rule.
 	Refused(why *Refusal)
+}
+
+// Guard protects an application from its clients.
+type Guard interface {
+	// Admit is asked before anything of a request reaches the application. Any code but 0
+	// refuses it, unread. Times are guard.Now's.
+	Admit(now time.Duration) mux.Code
+	// Answered is called once for what was admitted: when the response began, so many after
+	// the request, or with a negative time when there will be none.
+	Answered(took, now time.Duration)
 }
 
 // Dispatcher finds an upstream for each request of one application connection.
@@ -55,13 +82,22 @@ type Dispatcher interface {
 	// same time, and may dial and wait, within bounds of its own, until ctx ends; batch is
 	// nil then. When it returns an error, nothing was opened; a *Failure says what the
 	// application is told, anything else is answered 503. When x.Attempt is over 0 the last
-	// upstream did not read the request (x.Last): it should choose another.
+	// upstream failed (x.Cause, x.Last): it should choose another, and returns ErrNoOther
+	// when there is none.
 	Dispatch(ctx context.Context, x *Exchange, data []byte, fin bool, h mux.Handler, batch *mux.Batch, wait bool) (mux.Stream, int, error)
 	Observer
 }
 
 // ErrWait says that Dispatch would have to wait.
 var ErrWait error = &Failure{Status: 503, Code: 14, Reason: "unavailable", Text: "no upstream is connected"}
+
+// ErrNoOther is returned by Dispatch when there is no upstream to try after the last one:
+// the application is told what came of that.
+var ErrNoOther = errors.New("http2: no other upstream")
+
+// ErrTimeout is returned by Dispatch when the request's time ended before an upstream was
+// found.
+var ErrTimeout error = failTimeout
 
 // Failure says how the application is told that there is no response.
 type Failure struct {
@@ -77,17 +113,21 @@ func (f *Failure) Error() string { return f.Text }
 var (
 	failRefused     = &Failure{503, 14, "refused", "no upstream accepted the request, and none has read it; it can be sent again when one is ready"}
 	failOverloaded  = &Failure{503, 14, "overloaded", "the upstream is at its limit and has not read the request; it can be sent again later"}
+	failLimited     = &Failure{429, 14, "rate-limited", "the upstream takes no more requests in a second and has not read this one; a higher rateLimit in its TrafficPolicy would allow it"}
 	failDenied      = &Failure{403, 7, "denied", "a rule at the upstream forbids this client; a rule that names its identity would allow it"}
 	failBroken      = &Failure{502, 14, "broken", "the connection to the upstream's proxy broke before a response; the request may have been acted on"}
 	failBadRequest  = &Failure{502, 13, "bad-request", "the upstream's proxy, or the application, read the exchange as malformed; the proxies differ, or the application does not speak HTTP/2"}
 	failUnreachable = &Failure{503, 14, "unreachable", "the application refused the connection; it can be sent again when the application listens"}
 	failAppReset    = &Failure{502, 14, "app-reset", "the application ended its connection before a response; the request may have been acted on"}
 	failDispatch    = &Failure{503, 14, "unavailable", "no upstream is available; it can be sent again when one is ready"}
+	failTimeout     = &Failure{504, 4, "timeout", "there was no whole response within the request's time; the request may have been acted on; a longer timeout in its route or TrafficPolicy would allow it"}
+	failTryTimeout  = &Failure{504, 14, "try-timeout", "no upstream began to answer within the time of one try; the request may have been acted on; a longer tryTimeout in its route or TrafficPolicy would allow it"}
+	failStalled     = &Failure{504, 14, "stalled", "the application or its proxy took no byte of the request for too long; it may have been acted on"}
 	failUnknown     = &Failure{502, 2, "unknown", "the upstream's proxy ended the request for a reason that this version does not know"}
 )
 
 // failures are in the order of docs/http2.md.
-var failures = []*Failure{failDispatch, failRefused, failOverloaded, failDenied, failUnreachable, failAppReset, failBroken, failBadRequest, failUnknown}
+var failures = []*Failure{failDispatch, failRefused, failOverloaded, failLimited, failDenied, failUnreachable, failAppReset, failBroken, failBadRequest, failTimeout, failTryTimeout, failStalled, failUnknown}
 
 func failureOf(code mux.Code) *Failure {
 	switch code {
@@ -97,6 +137,8 @@ func failureOf(code mux.Code) *Failure {
 		return failOverloaded
 	case mux.Denied:
 		return failDenied
+	case mux.Limited:
+		return failLimited
 	case mux.Broken, mux.Cancelled:
 		return failBroken
 	case mux.BadRequest:
@@ -105,16 +147,22 @@ func failureOf(code mux.Code) *Failure {
 		return failUnreachable
 	case mux.AppReset:
 		return failAppReset
+	case mux.Stalled:
+		return failStalled
 	}
 	return failUnknown
 }
 
+// Failures that say nothing about the application.
+const (
+	ClientGone = "client-gone" // the client reset its stream, or its connection ended
+	Aborted    = "aborted"     // the proxy stopped
+)
+
 // Reasons of exchanges that ended early otherwise.
 const (
-	failClientGone = "client-gone"  // the client reset its stream, or its connection ended
 	failReset      = "stream-reset" // the application reset the stream with a code, which was passed on
 	failNoResponse = "no-response"  // the upstream ended its direction without a head
-	failAborted    = "aborted"      // the proxy stopped
 )
 
 // A code of RST_STREAM crosses the mesh as itself; 256 and more are read as INTERNAL_ERROR,
@@ -140,7 +188,5 @@ func fromMux(code mux.Code) (ErrCode, bool) {
 	return 0, false
 }
 
-var epoch = time.Now()
-
-// now is one reading of the monotonic clock.
-func now() time.Duration { return time.Since(epoch) }
+// now is one reading of the monotonic clock that all guards share.
+func now() time.Duration { return guard.Now() }

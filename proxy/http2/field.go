@@ -161,8 +161,9 @@ func sameAuthority(scheme, a, b string) bool {
 }
 
 // interner turns bytes into strings that were made before, if there are such: most
-// fields of a connection's messages are the same again and again.
-type interner struct{ slots [64]string }
+// fields of a connection's messages are the same again and again. Sets of four, the last
+// used first.
+type interner struct{ sets [16][4]string }
 
 const internLimit = 256
 
@@ -174,12 +175,20 @@ func (t *interner) get(b []byte) (s string, seen bool) {
 	if len(b) > internLimit {
 		return string(b), false
 	}
-	slot := &t.slots[mix(b)%uint32(len(t.slots))]
-	if *slot == string(b) {
-		return *slot, true
+	set := &t.sets[mix(b)%uint32(len(t.sets))]
+	i := 0
+	for ; i < len(set); i++ {
+		if set[i] == string(b) {
+			s, seen = set[i], true
+			break
+		}
 	}
-	*slot = string(b)
-	return *slot, false
+	if !seen {
+		s, i = string(b), len(set)-1
+	}
+	copy(set[1:i+1], set[:i])
+	set[0] = s
+	return s, seen
 }
 
 // mix is a hash of the length and both ends.

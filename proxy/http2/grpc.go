@@ -1,9 +1,6 @@
 package http2
 
-import (
-	"strconv"
-	"time"
-)
+import "strconv"
 
 // messages counts the length-prefixed messages of a gRPC body as its bytes pass: a flag,
 // four bytes of length, and so many bytes.
@@ -57,40 +54,4 @@ func ServerFault(code int) bool {
 		return true
 	}
 	return false
-}
-
-// Timeout reads a grpc-timeout: at most eight digits and a unit.
-func Timeout(s string) (time.Duration, bool) {
-	if len(s) < 2 || len(s) > 9 {
-		return 0, false
-	}
-	var unit time.Duration
-	switch s[len(s)-1] {
-	case 'H':
-		unit = time.Hour
-	case 'M':
-		unit = time.Minute
-	case 'S':
-		unit = time.Second
-	case 'm':
-		unit = time.Millisecond
-	case 'u':
-		unit = time.Microsecond
-	case 'n':
-		unit = time.Nanosecond
-	default:
-		return 0, false
-	}
-	n := int64(0)
-	for i := range len(s) - 1 {
-		if !digit(s[i]) {
-			return 0, false
-		}
-		n = n*10 + int64(s[i]-'0')
-	}
-	const most = time.Duration(1<<63 - 1)
-	if n > int64(most/unit) {
-		return most, true
-	}
-	return time.Duration(n) * unit, true
 }

@@ -17,6 +17,8 @@ type Origin struct {
 	Target netip.AddrPort // the application
 	// Observer is told of the stream's exchanges; nil for nobody.
 	Observer Observer
+	// Guard protects the application; nil admits everything.
+	Guard Guard
 }
 
 // Backend connects to the application.
@@ -118,7 +120,7 @@ func (in *Inbound) Accept(st mux.Stream, o Origin) (mux.Handler, mux.Code) {
 	defer c.mu.Unlock()
 	x := c.newStream()
 	x.loaded = true
-	x.st, x.opened, x.observer = st, true, o.Observer
+	x.st, x.opened, x.observer, x.guard = st, true, o.Observer, o.Guard
 	return x, 0
 }
 
@@ -160,7 +162,7 @@ func (in *Inbound) conn(o Origin) *conn {
 func (c *conn) run(o Origin) {
 	defer c.in.wg.Done()
 	defer c.in.forget(c)
-	o.Observer = nil
+	o.Observer, o.Guard = nil, nil
 	tcp, err := c.in.backend.Dial(c.ctx, o)
 	if err == nil {
 		if err = c.open(tcp); err != nil {

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"assay.dev/proxy/guard"
 	"assay.dev/proxy/mux"
 	"go.uber.org/goleak"
 )
@@ -40,6 +41,8 @@ type world struct {
 	refuse    []mux.Code // what the next streams are refused with
 	slow      bool       // the first try of each dispatch would have to wait
 	elsewhere bool       // requests go where their authority says
+	policy    *guard.Request
+	guard     *guard.Service
 	noDial    error
 	inbound   InboundConfig
 	clients   record // of the outbound side
@@ -234,6 +237,7 @@ func (w *world) Dispatch(ctx context.Context, x *Exchange, data []byte, fin bool
 	w.mu.Lock()
 	w.dispatch++
 	slow, no := w.slow, w.noDial
+	x.Policy, x.Guard = w.policy, w.guard
 	w.mu.Unlock()
 	if x.Request.Method == "" || len(x.Request.Fields) == 0 {
 		w.t.Error("Dispatch without a head")

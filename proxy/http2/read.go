@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"assay.dev/proxy/guard"
 	"golang.org/x/net/http2/hpack"
 )
 
@@ -139,9 +140,6 @@ func (c *conn) frame(h header, b []byte) *Refusal {
 	}
 	return c.flood.count(floodUnknown)
 }
-
-// ours reports whether a stream's number is one that the peer may open.
-func (c *conn) theirs(id uint32) bool { return c.server && id%2 == 1 }
 
 // lookup finds the stream of a frame. It is nil when the frame is to be ignored.
 func (c *conn) lookup(id uint32) (*stream, *Refusal) {
@@ -334,6 +332,7 @@ func (c *conn) begin(k *block) *Refusal {
 	x.app.begin(&f, false)
 	x.isHead, x.idempotent, x.GRPC = f.isHead, f.idem, f.grpc
 	x.connect, x.Code = f.connect, -1
+	x.wire, _ = guard.ParseGRPCTimeout(x.head.Timeout)
 	x.mesh.grpc = f.grpc
 	if why == nil && k.end {
 		why = x.app.end()

@@ -25,6 +25,7 @@ type state struct {
 	chain    *stream // in the table
 	next     *stream // in a queue, or in the pool
 	observer Observer
+	guard    Guard // that admitted it, until it was answered; nil for none
 
 	head     Head
 	from, to int // its fields in conn.fields, in the batch that brought it
@@ -43,10 +44,16 @@ type state struct {
 
 	sendWin, recvWin, credit int
 
+	// Limits of time, as readings of now; 0 for none.
+	expires, tryBy time.Duration
+	wire           time.Duration // the caller's own deadline, from Start
+	pause          time.Duration // before the next attempt
+
 	early   mux.Code // ended the stream while it was dispatched
 	pending ErrCode  // to be sent when the response has been
 
 	isHead, connect, idempotent bool
+	admitted                    bool // by guard, which was not told of an answer
 	loaded                      bool // counted in conn.load
 	listed                      bool // in a queue
 	fresh                       bool // not dispatched: the batch is not over
@@ -154,6 +161,7 @@ func (x *stream) report() {
 	}
 	x.reported = true
 	x.Duration = now() - x.Start
+	x.answered(-1)
 	request, response := &x.app, &x.mesh
 	if !x.c.server {
 		request, response = response, request
@@ -164,6 +172,14 @@ func (x *stream) report() {
 	}
 	if x.observer != nil {
 		x.observer.End(&x.Exchange)
+	}
+}
+
+// answered tells the guard that let the request in.
+func (x *stream) answered(took time.Duration) {
+	if x.admitted {
+		x.admitted = false
+		x.guard.Answered(took, x.Start+max(took, x.Duration))
 	}
 }
 
@@ -237,7 +253,7 @@ func (x *stream) resetByApp(code ErrCode) {
 	c.remove(x)
 	switch {
 	case c.server:
-		x.failure(failClientGone)
+		x.failure(ClientGone)
 		x.resetMesh(toMuxClient(code))
 	case x.gotEnd:
 		// The response is whole; what the application does not want is the rest of the
@@ -268,17 +284,17 @@ func (x *stream) broken(err error) {
 	_, refused := err.(*Refusal)
 	switch {
 	case c.server && err == ErrStopped:
-		x.failure(failAborted)
+		x.failure(Aborted)
 		x.resetMesh(mux.Cancelled)
 	case c.server:
-		x.failure(failClientGone)
+		x.failure(ClientGone)
 		x.resetMesh(mux.Cancelled)
 	case x.gotEnd: // the response is whole, and on its way
 	case c.raw == nil:
 		x.failure(failUnreachable.Reason)
 		x.resetMesh(mux.Unreachable)
 	case err == ErrStopped:
-		x.failure(failAborted)
+		x.failure(Aborted)
 		x.resetMesh(mux.Broken)
 	case refused:
 		x.failure(err.(*Refusal).Reason)
@@ -333,7 +349,7 @@ func (x *stream) meshReset(code mux.Code) {
 			carried = Cancel
 		}
 		if !x.finSent {
-			x.failure(failClientGone)
+			x.failure(ClientGone)
 		}
 		x.resetApp(carried)
 		return
@@ -350,7 +366,7 @@ func (x *stream) meshReset(code mux.Code) {
 			carried = NoError
 		}
 		x.pending, x.hasPending = carried, true
-	case x.retryable(code):
+	case x.tryAgain(causeOf(code), 0):
 		x.again(code)
 	case isCarried:
 		x.failure(failReset)

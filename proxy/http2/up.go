@@ -173,7 +173,8 @@ func (x *stream) upResponse(fields []Field, end bool) *Refusal {
 		x.touch()
 		return nil
 	}
-	x.Status, x.passed = f.status, true
+	x.Status, x.passed, x.First = f.status, true, now()-x.Start
+	x.answered(x.First)
 	f.connect = x.connect && f.status < 300
 	x.Tunnel = f.connect
 	x.app.begin(&f, x.isHead || f.status == 204 || f.status == 304)

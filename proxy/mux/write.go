@@ -1,9 +1,6 @@
 package mux
 
-import (
-	"errors"
-	"runtime"
-)
+import "runtime"
 
 // The way out:
 //
@@ -35,8 +32,6 @@ const (
 	gather = 4
 	// keepBuffer is the largest buffer that is used again.
 	keepBuffer = 128 << 10
-	// record is what TLS puts into one record, and writes by itself.
-	record = 16 << 10
 	// slack is how far frames that no stream waits for may exceed MaxQueued.
 	slack = 1 << 20
 )
@@ -138,7 +133,7 @@ func (s *Session) writeOut() {
 	s.out, s.spare = s.spare[:0], nil
 	s.wakeRoom()
 	s.mu.Unlock()
-	err := s.put(buf)
+	_, err := s.conn.Write(buf)
 	s.mu.Lock()
 	s.writes++
 	if cap(buf) <= keepBuffer {
@@ -147,17 +142,6 @@ func (s *Session) writeOut() {
 	if err != nil {
 		s.failLocked(&Error{Reason: ReasonIO, Err: err})
 	}
-}
-
-// put writes buf, with one system call where that is possible.
-func (s *Session) put(buf []byte) error {
-	if s.sock == nil || len(buf) <= record {
-		_, err := s.conn.Write(buf)
-		return err
-	}
-	s.sock.cork()
-	_, err := s.conn.Write(buf)
-	return errors.Join(err, s.sock.uncork())
 }
 
 func (s *Session) startFlusher() {

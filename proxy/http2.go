@@ -1,0 +1,450 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"assay.dev"
+	"assay.dev/proxy/balance"
+	"assay.dev/proxy/golden"
+	"assay.dev/proxy/guard"
+	"assay.dev/proxy/http1"
+	"assay.dev/proxy/http2"
+	"assay.dev/proxy/mux"
+)
+
+// http2Engines are the two sides of HTTP/2.
+type http2Engines struct {
+	out http2.Outbound
+	in  *http2.Inbound
+}
+
+// serveHTTP2 gives the application's connection to the engine, which asks streams for an
+// upstream with each request.
+func (o *outbound) serveHTTP2() error {
+	o.drop(mux.Cancelled)
+	d := &streams{dispatcher: dispatcher{o: o}}
+	d.payload = o.header(assay.HTTP2).AppendTo(make([]byte, 0, maxHeader))
+	defer d.close()
+	if err := o.p.http2.out.Serve(o.ctx, o.conn, d); err != nil {
+		o.p.log.Debug("http2 connection", "source", o.src.String(), "destination", o.dst.String(), "error", err)
+	}
+	return nil
+}
+
+// streams chooses upstreams for the requests of one connection of HTTP/2, which run at
+// the same time: what dispatcher has for one request after the other is here under a lock.
+type streams struct {
+	dispatcher
+	mu    sync.Mutex
+	tried map[*http2.Exchange][]*balance.Endpoint // of those that are tried again
+}
+
+// way is where a request may go.
+type way struct {
+	snap   *snapshot
+	port   *servicePort
+	set    *balance.Set // nil: direct
+	direct *peer
+	tried  []*balance.Endpoint
+}
+
+// way takes over a newer snapshot, and what was tried before; d.mu is held.
+func (d *streams) way(x *http2.Exchange) (way, error) {
+	o := d.o
+	x.Policy, x.Guard = nil, &o.p.guard
+	if err := d.follow(); err != nil {
+		return way{}, err
+	}
+	if o.rules != nil {
+		return way{}, &refusal{refusedNotHTTP, errors.New("a route has come to be for HTTP/1")}
+	}
+	w := way{snap: o.snap, port: o.port, set: o.set, direct: o.direct}
+	if o.port != nil {
+		x.Policy, x.Guard = o.port.request, o.port.care.guard
+	}
+	if x.Attempt == 0 {
+		return w, nil
+	}
+	c, ok := x.Tag.(*call)
+	if ok {
+		c.series.Undo()
+		if c.endpoint != nil {
+			c.endpoint.Done()
+			judgeTry2(c.endpoint, x, time.Now())
+			// An endpoint that only ended a session may be tried again.
+			if x.Last != mux.Refused {
+				if d.tried == nil {
+					d.tried = map[*http2.Exchange][]*balance.Endpoint{}
+				}
+				d.tried[x] = append(d.tried[x], c.endpoint)
+			}
+		}
+		x.Tag = nil
+	}
+	w.tried = d.tried[x]
+	switch {
+	case x.Cause == guard.Unread:
+		if ok && w.direct != nil && x.Last != mux.Refused {
+			return w, errNobody
+		}
+	case w.set.Len() <= len(w.tried):
+		w.tried = nil // they may do better now
+	}
+	return w, nil
+}
+
+// Dispatch implements http2.Dispatcher.
+func (d *streams) Dispatch(ctx context.Context, x *http2.Exchange, data []byte, fin bool, h mux.Handler, batch *mux.Batch, wait bool) (mux.Stream, int, error) {
+	d.mu.Lock()
+	w, err := d.way(x)
+	d.mu.Unlock()
+	if x.Attempt == 0 && !wait {
+		x.Guard.Budget.Request()
+	}
+	if err == errNobody {
+		return d.nobody(x)
+	}
+	if err != nil {
+		return mux.Stream{}, 0, d.refuse(err)
+	}
+	if x.Attempt == 0 && !wait {
+		ok, counted := x.Guard.Enter()
+		if !ok {
+			return mux.Stream{}, 0, d.refuse(&refusal{refusedCrowded, nil})
+		}
+		if counted {
+			x.Entered = x.Guard
+		}
+	}
+	if left, ok := x.Remaining(); ok && wait {
+		bound := &deadline{ctx, time.Now().Add(left)}
+		ctx = bound
+	}
+	e, s, st, n, err := d.o.p.openWay(ctx, &w, d.payload, data, fin, h, batch, wait)
+	left, limited := x.Remaining()
+	switch {
+	case err == nil:
+	case err == http2.ErrWait:
+		return st, 0, err
+	case x.Attempt > 0 && err == errNobody:
+		return d.nobody(x)
+	case errors.Is(err, context.DeadlineExceeded) && limited && left == 0:
+		x.Guard.Count(guard.Timeout)
+		return mux.Stream{}, 0, http2.ErrTimeout
+	default:
+		return mux.Stream{}, 0, d.refuse(err)
+	}
+	d.mu.Lock()
+	c := d.call(e, s)
+	d.mu.Unlock()
+	c.series.Begin() // the endpoint was begun when it was chosen
+	x.Tag = c
+	return st, n, nil
+}
+
+func (d *streams) nobody(x *http2.Exchange) (mux.Stream, int, error) {
+	d.o.p.rec.Refusals.Inc(refusedPeer + "-" + x.Last.String())
+	return mux.Stream{}, 0, http2.ErrNoOther
+}
+
+// openWay tries endpoints until one takes the stream. The endpoint is begun. Without wait
+// it returns http2.ErrWait when the chosen one has no session yet.
+func (p *Proxy) openWay(ctx context.Context, w *way, payload, data []byte, fin bool, h mux.Handler, batch *mux.Batch, wait bool) (*balance.Endpoint, *session, mux.Stream, int, error) {
+	var last error
+	for range maxAttempts {
+		e, pe := (*balance.Endpoint)(nil), w.direct
+		if pe == nil {
+			if e = w.set.Pick(time.Now(), w.tried); e == nil {
+				break
+			}
+			pe = e.Value.(*peer)
+			if e.Identity.IsZero() {
+				// Not meshed, says the service; never in plaintext, says the table.
+				who, ok := w.snap.table.Lookup(e.Addr.Addr())
+				if !ok {
+					w.tried = append(w.tried[:len(w.tried):len(w.tried)], e)
+					last = &refusal{refusedUnknown, nil}
+					continue
+				}
+				pe = p.peers.get(peerKey{e.Addr, who.Identity})
+			}
+		}
+		if !wait {
+			s, st, n, err := pe.openNow(batch, payload, data, fin, h)
+			if err != nil {
+				return nil, nil, st, 0, http2.ErrWait
+			}
+			if e != nil {
+				e.Begin()
+			}
+			return e, s, st, n, nil
+		}
+		if e != nil {
+			e.Begin()
+		}
+		s, st, n, err := pe.open(ctx, payload, data, fin, h)
+		if err == nil {
+			return e, s, st, n, nil
+		}
+		last = err
+		if e == nil {
+			break
+		}
+		e.Failed(time.Now())
+		e.Done()
+		w.tried = append(w.tried[:len(w.tried):len(w.tried)], e)
+	}
+	if last == nil {
+		return nil, nil, mux.Stream{}, 0, errNobody
+	}
+	if _, ok := errors.AsType[*refusal](last); !ok {
+		last = &refusal{refusedUnreachable, last}
+	}
+	return nil, nil, mux.Stream{}, 0, last
+}
+
+// refuse is failure in HTTP/2's terms.
+func (d *streams) refuse(err error) error {
+	f, _ := errors.AsType[*http1.Failure](d.failure(err))
+	return &http2.Failure{Status: f.Status, Code: grpcUnavailable, Reason: f.Reason, Text: f.Text}
+}
+
+const grpcUnavailable = 14
+
+// Begin implements http2.Observer.
+func (d *streams) Begin(*http2.Exchange) {}
+
+// End implements http2.Observer.
+func (d *streams) End(x *http2.Exchange) {
+	now := time.Now()
+	if x.Entered != nil {
+		x.Entered.Leave()
+		x.Entered = nil
+	}
+	d.o.p.malformed2(x)
+	if x.Attempt > 0 {
+		d.mu.Lock()
+		delete(d.tried, x)
+		d.mu.Unlock()
+	}
+	c, ok := x.Tag.(*call)
+	if !ok { // refused before it went anywhere
+		if d.refused == nil {
+			key := d.o.key()
+			key.Reason = "refused"
+			d.refused = d.o.p.rec.Series(key)
+		}
+		d.refused.Refused(now)
+		return
+	}
+	observe2(c.series, x, now, false)
+	if c.endpoint == nil {
+		return
+	}
+	c.endpoint.Done()
+	judge2(c.endpoint, x, now)
+}
+
+// judge2 is judge for an exchange of HTTP/2. A stream may last for hours: what counts is
+// when it was answered.
+func judge2(e *balance.Endpoint, x *http2.Exchange, now time.Time) {
+	switch x.Failure {
+	case "":
+		switch {
+		case x.Tunnel:
+			e.Alive(now)
+		case faulty(x.Status) || x.GRPC && grpcFaulty(x.Code):
+			e.Erred(x.First, now)
+		default:
+			e.Answered(x.First, now)
+		}
+	case http2.ClientGone, http2.Aborted, "denied", "rate-limited":
+		// They say nothing about it.
+	case "overloaded", "refused":
+		e.Avoid(now)
+	default:
+		e.Failed(now)
+	}
+}
+
+// grpcFaulty reports whether a gRPC status says that the endpoint is not fit, as faulty
+// says of statuses: UNAVAILABLE, INTERNAL, DATA_LOSS. UNKNOWN is what an application's own
+// error becomes, and DEADLINE_EXCEEDED is the caller's.
+func grpcFaulty(code int) bool { return code == 13 || code == 14 || code == 15 }
+
+// judgeTry2 takes why an attempt is repeated.
+func judgeTry2(e *balance.Endpoint, x *http2.Exchange, now time.Time) {
+	switch {
+	case x.Last == mux.Unreachable:
+		e.Failed(now)
+	case x.Cause == guard.Unread:
+		e.Avoid(now) // it drains, or has too much to do
+	case x.Cause == guard.Answered:
+		e.Erred(0, now)
+	default:
+		e.Failed(now)
+	}
+}
+
+// Refused implements http2.Observer.
+func (d *streams) Refused(why *http2.Refusal) { d.o.p.refused2(why) }
+
+// observe2 counts an exchange that ended.
+func observe2(s *golden.Series, x *http2.Exchange, now time.Time, inbound bool) {
+	failed := x.Status >= 500 || x.Failure != "" && x.Failure != http2.ClientGone && x.Failure != http2.Aborted
+	in, out := x.ResponseBytes, x.RequestBytes
+	if inbound {
+		in, out = out, in
+	}
+	s.In(int(in))
+	s.Out(int(out))
+	if x.GRPC {
+		failed = failed || http2.ServerFault(x.Code)
+		in, out := x.ResponseMessages, x.RequestMessages
+		if inbound {
+			in, out = out, in
+		}
+		s.GRPC(x.Code, in, out)
+	}
+	s.End(x.Duration, failed, now)
+}
+
+// malformed2 counts a message that was refused for what it is, refused2 a connection.
+func (p *Proxy) malformed2(x *http2.Exchange) {
+	if x.Refused {
+		p.rec.Refusals.Inc(refusedHTTP2 + "-" + x.Failure)
+	}
+}
+
+func (p *Proxy) refused2(why *http2.Refusal) { p.rec.Refusals.Inc(refusedHTTP2 + "-" + why.Reason) }
+
+// application2 implements http2.Backend.
+type application2 struct{ p *Proxy }
+
+// Dial connects to the application as the client.
+func (a application2) Dial(ctx context.Context, o http2.Origin) (*net.TCPConn, error) {
+	return application(a).Dial(ctx, http1.Origin{Client: o.Client, Target: o.Target})
+}
+
+// counted2 implements http2.Observer for the server's side.
+type counted2 struct {
+	p      *Proxy
+	series *golden.Series
+}
+
+func (c *counted2) Begin(*http2.Exchange) { c.series.Begin() }
+
+func (c *counted2) End(x *http2.Exchange) {
+	c.p.malformed2(x)
+	observe2(c.series, x, time.Now(), true)
+}
+
+func (c *counted2) Refused(why *http2.Refusal) { c.p.refused2(why) }
+
+// acceptHTTP2 takes a stream of HTTP/2, as acceptHTTP does one of HTTP/1.
+func (s *session) acceptHTTP2(st mux.Stream, open []byte) (mux.Handler, mux.Code) {
+	if !sameButClientPort(s.lastOpen2, open) {
+		h, rest, err := ParseHeader(open)
+		if err != nil || len(rest) > 0 {
+			return s.refuseHeader()
+		}
+		s.lastOpen2 = append(s.lastOpen2[:0], open...)
+		s.lastCounted2 = &counted2{s.p, s.p.rec.Series(s.key(&h))}
+	}
+	return s.p.http2.in.Accept(st, http2.Origin{
+		Client:   netip.AddrPortFrom(s.remote.Addr(), 0),
+		Target:   s.local,
+		Observer: s.lastCounted2,
+		Guard:    s.protection(),
+	})
+}
+
+// openNow is open for a caller that may not wait.
+func (pe *peer) openNow(batch *mux.Batch, payload, data []byte, fin bool, h mux.Handler) (*session, mux.Stream, int, error) {
+	s := pe.pick()
+	if s == nil {
+		return nil, mux.Stream{}, 0, http2.ErrWait
+	}
+	batch.Hold(s.mux)
+	st, n, err := s.mux.Open(payload, data, fin, h)
+	return s, st, n, err
+}
+
+// serveGuestHTTP2 gives a plaintext client's connection to the engine, so that its
+// requests are counted like everybody's. The engine's two halves meet over a session, so
+// it gets one of its own within the process.
+func (i *inbound) serveGuestHTTP2() error {
+	p := i.p
+	if i.app != nil { // dialled for whoever speaks first; the engine dials as it needs
+		i.app.Close()
+		i.app = nil
+	}
+	key := i.key(assay.ReasonOutside)
+	key.Protocol = assay.HTTP2
+	ends, err := socketPair()
+	if err != nil {
+		return err
+	}
+	g := &callers{p: p, series: p.rec.Series(key)}
+	g.series.Opened(i.accepted)
+	defer g.series.Closed()
+	origin := http2.Origin{Client: netip.AddrPortFrom(i.remote.Addr(), 0), Target: i.dst, Observer: &counted2{p, g.series}}
+	if sp := i.snap.targets[i.dst]; sp != nil {
+		origin.Guard = sp.care.inbound
+	}
+	g.session = mux.New(ends[0], true, mux.Config{}, nil)
+	server := mux.New(ends[1], false, mux.Config{}, func(st mux.Stream, _ []byte) (mux.Handler, mux.Code) {
+		return p.http2.in.Accept(st, origin)
+	})
+	var wg sync.WaitGroup
+	wg.Go(func() { g.session.Run() })
+	wg.Go(func() { server.Run() })
+	err = p.http2.out.Serve(i.ctx, i.conn, g)
+	if err != nil {
+		p.log.Debug("http2 connection", "source", i.remote.String(), "destination", i.dst.String(), "error", err)
+	}
+	g.session.Drain()
+	over := time.AfterFunc(guestDrain, func() { g.session.Close(errors.New("the client is gone")) })
+	wg.Wait()
+	over.Stop()
+	return nil
+}
+
+// guestDrain bounds how long a guest's streams may outlive its connection.
+const guestDrain = 5 * time.Second
+
+// callers carries the requests of one client from outside the mesh.
+type callers struct {
+	p       *Proxy
+	session *mux.Session
+	series  *golden.Series
+}
+
+// Dispatch implements http2.Dispatcher. Whom the request is for was settled by its
+// connection.
+func (g *callers) Dispatch(_ context.Context, x *http2.Exchange, data []byte, fin bool, h mux.Handler, batch *mux.Batch, _ bool) (mux.Stream, int, error) {
+	if x.Attempt > 0 {
+		return mux.Stream{}, 0, http2.ErrNoOther // it is this application or none
+	}
+	if batch != nil {
+		batch.Hold(g.session)
+	}
+	return g.session.Open(nil, data, fin, h)
+}
+
+func (g *callers) Begin(*http2.Exchange) {}
+
+// End counts what the other half does not: it has seen nothing of what was refused here.
+func (g *callers) End(x *http2.Exchange) {
+	if x.Refused {
+		g.p.malformed2(x)
+		g.series.Refused(time.Now())
+	}
+}
+
+func (g *callers) Refused(why *http2.Refusal) { g.p.refused2(why) }
