@@ -58,6 +58,7 @@ func (p *Proxy) serveInbound(ctx context.Context, c *net.TCPConn) {
 }
 
 func (p *Proxy) newInbound(ctx context.Context, c *net.TCPConn) *inbound {
+	c.SetKeepAliveConfig(keepalive)
 	return &inbound{p: p, ctx: ctx, conn: c, snap: p.snap.Load(), accepted: time.Now(), remote: addrPort(c.RemoteAddr())}
 }
 

@@ -77,6 +77,7 @@ func (p *Proxy) serveOutbound(ctx context.Context, c *net.TCPConn) {
 }
 
 func (p *Proxy) newOutbound(ctx context.Context, c *net.TCPConn) *outbound {
+	c.SetKeepAlive(false) // the other end is in this kernel
 	return &outbound{p: p, ctx: ctx, conn: c, snap: p.snap.Load(), accepted: time.Now(), src: addrPort(c.RemoteAddr())}
 }
 

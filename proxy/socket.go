@@ -14,7 +14,8 @@ import (
 
 const ip6tOriginalDst = 80 // linux/netfilter_ipv6/ip6_tables.h
 
-// keepalive notices a dead peer in about two minutes.
+// keepalive notices a dead peer in about two minutes. It is for connections that
+// leave the workload: the kernel knows when a process of its own has gone.
 var keepalive = net.KeepAliveConfig{Enable: true, Idle: 60 * time.Second, Interval: 15 * time.Second, Count: 4}
 
 // originalDst returns where a redirected connection was meant to go.
@@ -65,7 +66,7 @@ func addrPort(a net.Addr) netip.AddrPort {
 
 // dialNetwork connects to another proxy, or to where there is none.
 func dialNetwork(ctx context.Context, to netip.AddrPort, mark uint32) (*net.TCPConn, error) {
-	return dial(ctx, to, mark, nil, nil)
+	return dial(ctx, to, mark, nil, keepalive, nil)
 }
 
 // dialAs connects to the application with the client's address, and with its port
@@ -79,7 +80,7 @@ func dialAs(ctx context.Context, from, to netip.AddrPort, mark uint32) (*net.TCP
 		return os.NewSyscallError("setsockopt IPV6_TRANSPARENT", unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1))
 	}
 	if from.Port() != 0 {
-		c, err := dial(ctx, to, mark, net.TCPAddrFromAddrPort(from), func(fd int) error {
+		c, err := dial(ctx, to, mark, net.TCPAddrFromAddrPort(from), net.KeepAliveConfig{}, func(fd int) error {
 			// One source port may serve several destinations.
 			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 				return os.NewSyscallError("setsockopt SO_REUSEADDR", err)
@@ -90,7 +91,7 @@ func dialAs(ctx context.Context, from, to netip.AddrPort, mark uint32) (*net.TCP
 			return c, err
 		}
 	}
-	return dial(ctx, to, mark, net.TCPAddrFromAddrPort(netip.AddrPortFrom(from.Addr(), 0)), func(fd int) error {
+	return dial(ctx, to, mark, net.TCPAddrFromAddrPort(netip.AddrPortFrom(from.Addr(), 0)), net.KeepAliveConfig{}, func(fd int) error {
 		// The port is chosen when the destination is known, so that there is one for
 		// each client, not one for each connection to anybody.
 		_ = unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
@@ -98,10 +99,11 @@ func dialAs(ctx context.Context, from, to netip.AddrPort, mark uint32) (*net.TCP
 	})
 }
 
-func dial(ctx context.Context, to netip.AddrPort, mark uint32, from net.Addr, prepare func(fd int) error) (*net.TCPConn, error) {
+func dial(ctx context.Context, to netip.AddrPort, mark uint32, from net.Addr, alive net.KeepAliveConfig, prepare func(fd int) error) (*net.TCPConn, error) {
 	d := net.Dialer{
 		LocalAddr:       from,
-		KeepAliveConfig: keepalive,
+		KeepAlive:       -1, // unless the next line says otherwise
+		KeepAliveConfig: alive,
 		FallbackDelay:   -1,
 		Control: func(_, _ string, raw syscall.RawConn) error {
 			var err error
@@ -159,7 +161,6 @@ func (p *Proxy) acceptLoop(ctx context.Context, l *net.TCPListener, serve func(c
 
 // serveConn runs serve for a connection, which counts as work from this moment on.
 func (p *Proxy) serveConn(c *net.TCPConn, serve func()) {
-	c.SetKeepAliveConfig(keepalive)
 	p.begin()
 	p.wg.Go(func() {
 		defer p.end()
