@@ -49,6 +49,7 @@ func TestMain(m *testing.M) {
 // runTestApp is an application: it listens where it is told, tells each client whom
 // it sees and echoes.
 func runTestApp() {
+	go followTest()
 	l, err := net.Listen("tcp", os.Getenv("ASSAY_TEST_APP"))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -67,8 +68,28 @@ func runTestApp() {
 	}
 }
 
+// lifeline is the standard input of what a test starts: it ends with the test binary,
+// however that ends, and so do they. They are in sessions and namespaces of their own.
+var lifeline = sync.OnceValue(func() *os.File {
+	r, w, err := os.Pipe()
+	if err != nil {
+		panic(err)
+	}
+	held = w
+	return r
+})
+
+var held *os.File // the other end, never closed
+
+// followTest ends the process with the test that started it.
+func followTest() {
+	io.Copy(io.Discard, os.Stdin)
+	os.Exit(3)
+}
+
 // runTestAgent is an agent in a process of its own, to be killed.
 func runTestAgent() {
+	go followTest()
 	c := &testControl{path: os.Getenv("ASSAY_TEST_AGENT")}
 	t := &testing.T{}
 	a, err := New(testConfig(os.Getenv("ASSAY_TEST_DIR"), os.Stderr))
@@ -177,7 +198,7 @@ func startApp(t testing.TB, socket string, req RunRequest, listen string) *app {
 	}
 	a := &app{Placement: p, cmd: exec.Command("/proc/self/exe")}
 	a.cmd.Env = append(os.Environ(), "ASSAY_TEST_APP="+listen)
-	a.cmd.Stderr = os.Stderr
+	a.cmd.Stdin, a.cmd.Stderr = lifeline(), os.Stderr
 	pidfd := -1
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{PidFD: &pidfd}
 	if err := p.Namespace.Do(a.cmd.Start); err != nil {

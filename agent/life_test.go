@@ -30,6 +30,7 @@ import (
 // runTestOwner is an `assay run` in a process of its own, to be killed: it takes a
 // place, starts the application in it, and says its workload's ID.
 func runTestOwner() {
+	go followTest()
 	t := &testing.T{}
 	p, err := Place(context.Background(), os.Getenv("ASSAY_TEST_OWNER"), RunRequest{Service: "owned", Ports: []uint16{8080}})
 	if err != nil {
@@ -38,6 +39,7 @@ func runTestOwner() {
 	}
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), "ASSAY_TEST_APP=:8080")
+	cmd.Stdin = os.Stdin // it lives on without this process, not without the test
 	pidfd := -1
 	cmd.SysProcAttr = &syscall.SysProcAttr{PidFD: &pidfd}
 	if err := p.Namespace.Do(cmd.Start); err != nil {
@@ -56,7 +58,7 @@ func child(t *testing.T, log io.Writer, env ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), env...)
-	cmd.Stderr = log
+	cmd.Stdin, cmd.Stderr = lifeline(), log
 	return cmd
 }
 

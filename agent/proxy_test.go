@@ -59,10 +59,14 @@ func runTestProxy() {
 		if p.configure.AgentSocket == "" || errors.Is(err, errDrained) {
 			break
 		}
-		for {
+		// An agent that a test restarts is back in seconds; after that nobody is left.
+		for gone := time.Now(); ; {
 			time.Sleep(50 * time.Millisecond)
 			if p.conn, err = link.Dial(p.configure.AgentSocket); err == nil {
 				break
+			}
+			if time.Since(gone) > time.Minute {
+				return
 			}
 		}
 	}

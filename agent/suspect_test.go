@@ -256,6 +256,7 @@ func TestStrangersAreBounded(t *testing.T) {
 	for uid := range uint32(12) {
 		cmd := child(t, io.Discard, "ASSAY_TEST_STRANGER="+a.socket())
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 20000 + uid, Gid: 20000}, Pdeathsig: syscall.SIGKILL}
+		cmd.Stdin = nil
 		in, err := cmd.StdinPipe()
 		if err != nil {
 			t.Fatal(err)
