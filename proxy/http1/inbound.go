@@ -147,7 +147,10 @@ func (in *Inbound) accept(o Origin, st stream) *served {
 // The contract is Outbound.Serve's.
 func (in *Inbound) Serve(ctx context.Context, tcp *net.TCPConn, first []byte, o Origin) error {
 	c := &client{direct: in, origin: o}
-	return c.run(ctx, &in.direct, tcp, first)
+	if err := c.init(ctx, &in.direct, tcp, first); err != nil {
+		return err
+	}
+	return c.live(&in.direct)
 }
 
 // ServeRouted is Serve for requests that d may plan: what has no plan, or a local one,
@@ -156,7 +159,10 @@ func (in *Inbound) Serve(ctx context.Context, tcp *net.TCPConn, first []byte, o 
 func (in *Inbound) ServeRouted(ctx context.Context, tcp *net.TCPConn, first []byte, o Origin, d Dispatcher) error {
 	c := &client{direct: in, origin: o, d: d, observer: d}
 	c.planner, _ = d.(Planner)
-	return c.run(ctx, &in.direct, tcp, first)
+	if err := c.init(ctx, &in.direct, tcp, first); err != nil {
+		return err
+	}
+	return c.live(&in.direct)
 }
 
 // Drain does for plaintext clients what Outbound.Drain does. Streams are drained by

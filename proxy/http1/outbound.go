@@ -44,7 +44,10 @@ const lingerTime = 2 * time.Second
 func (o *Outbound) Serve(ctx context.Context, tcp *net.TCPConn, first []byte, d Dispatcher) error {
 	c := &client{d: d, observer: d}
 	c.planner, _ = d.(Planner)
-	return c.run(ctx, o, tcp, first)
+	if err := c.init(ctx, o, tcp, first); err != nil {
+		return err
+	}
+	return c.live(o)
 }
 
 // Drain lets every connection finish the request that it carries, and closes the idle
@@ -124,11 +127,8 @@ var (
 	longAgo   = time.Unix(1, 0)
 )
 
-func (c *client) run(ctx context.Context, o *Outbound, tcp *net.TCPConn, first []byte) error {
-	if err := c.init(ctx, o, tcp, first); err != nil {
-		tcp.Close()
-		return err
-	}
+// live is the life of a connection after init.
+func (c *client) live(o *Outbound) error {
 	err := c.serve()
 	c.unwatch()
 	o.remove(c)
@@ -138,6 +138,7 @@ func (c *client) run(ctx context.Context, o *Outbound, tcp *net.TCPConn, first [
 
 func (c *client) init(ctx context.Context, o *Outbound, tcp *net.TCPConn, first []byte) (err error) {
 	if c.raw, err = tcp.SyscallConn(); err != nil {
+		tcp.Close()
 		return err
 	}
 	c.ctx, c.tcp = ctx, tcp
