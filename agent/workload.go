@@ -234,6 +234,9 @@ func (w *workload) letGo() {
 		w.command.Close()
 		w.command = nil
 	}
+	if err := w.capture.Close(); err != nil {
+		w.log.Warn("capture", "err", err)
+	}
 	w.ns.Close()
 }
 

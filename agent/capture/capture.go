@@ -57,6 +57,7 @@ type Capture struct {
 	rules Rules
 	open  map[netip.AddrPort]bool // as installed
 	want  []listing               // as the kernel listed them after Install
+	asks  *nftables.Conn          // for the counters, which are read often; nil until then
 }
 
 // New returns the capture of ns, which it uses but does not close.
@@ -231,13 +232,35 @@ func (c *Capture) Refused() (Refused, error) {
 	return c.refused()
 }
 
-func (c *Capture) refused() (Refused, error) {
-	var r Refused
-	conn, err := nftables.New(nftables.WithNetNSFd(c.ns.FD()))
-	if err != nil {
-		return r, fmt.Errorf("capture: nftables: %w", err)
+// Close gives up what Refused keeps open. The rules stay.
+func (c *Capture) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.forget()
+}
+
+func (c *Capture) forget() error {
+	if c.asks == nil {
+		return nil
 	}
-	list, err := conn.GetObjects(&nftables.Table{Family: nftables.TableFamilyINet, Name: Table})
+	conn := c.asks
+	c.asks = nil
+	return conn.CloseLasting()
+}
+
+func (c *Capture) refused() (r Refused, err error) {
+	if c.asks == nil {
+		if c.asks, err = nftables.New(nftables.WithNetNSFd(c.ns.FD()), nftables.AsLasting()); err != nil {
+			c.asks = nil
+			return r, fmt.Errorf("capture: nftables: %w", err)
+		}
+	}
+	defer func() {
+		if err != nil {
+			c.forget() // the next one begins anew
+		}
+	}()
+	list, err := c.asks.GetObjects(&nftables.Table{Family: nftables.TableFamilyINet, Name: Table})
 	if err != nil {
 		return r, fmt.Errorf("capture: list counters: %w", err)
 	}

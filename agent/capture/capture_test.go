@@ -35,7 +35,7 @@ type host struct {
 	rules             capture.Rules
 }
 
-func setup(t *testing.T, excluded ...uint16) *host {
+func setup(t testing.TB, excluded ...uint16) *host {
 	t.Helper()
 	prefixes := lab.Prefixes("10.181.7.0/24", "fd5a:5a59:0:0:7::/80")
 	h := lab.Host(t, "asy-capture", prefixes, lab.Prefixes("10.181.0.0/16", "10.182.0.0/16", "fd5a:5a59::/64", "fd5a:5a59:1::/112"))
@@ -49,6 +49,7 @@ func setup(t *testing.T, excluded ...uint16) *host {
 	s.outbound = lab.Listen(t, s.workload, "tcp", "[::]:0")
 	s.inbound = lab.Listen(t, s.workload, "tcp", "[::]:0")
 	s.capture = capture.New(s.workload)
+	t.Cleanup(func() { s.capture.Close() })
 	s.rules = capture.Rules{
 		OutboundPort: port(s.outbound), InboundPort: port(s.inbound), OwnMark: ownMark, ReturnMark: returnMark,
 		Virtual: lab.Prefixes("10.182.0.0/16", "fd5a:5a59:1::/112"), Excluded: excluded,
@@ -454,5 +455,6 @@ func TestRefusedIsCounted(t *testing.T) {
 	count(capture.Refused{NoProxy: 6, NoEndpoint: 2})
 	// The next agent reads the same.
 	s.capture = capture.New(s.workload)
+	t.Cleanup(func() { s.capture.Close() })
 	count(capture.Refused{NoProxy: 6, NoEndpoint: 2})
 }
