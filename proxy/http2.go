@@ -40,8 +40,9 @@ func (o *outbound) serveHTTP2() error {
 // the same time: what dispatcher has for one request after the other is here under a lock.
 type streams struct {
 	dispatcher
-	mu    sync.Mutex
-	tried map[*http2.Exchange][]*balance.Endpoint // of those that are tried again
+	mu     sync.Mutex
+	byRule *golden.Series                          // of requests that a rule answers by itself
+	tried  map[*http2.Exchange][]*balance.Endpoint // of those that are tried again
 }
 
 // way is where a request may go.
@@ -51,6 +52,9 @@ type way struct {
 	set    *balance.Set // nil: direct
 	direct *peer
 	tried  []*balance.Endpoint
+	sticky *balance.Endpoint         // to be tried first; nil: any
+	chosen func(e *balance.Endpoint) // told before anything is sent there; may be nil
+	header []byte
 }
 
 // way takes over a newer snapshot, and what was tried before; d.mu is held.
@@ -60,12 +64,18 @@ func (d *streams) way(x *http2.Exchange) (way, error) {
 	if err := d.follow(); err != nil {
 		return way{}, err
 	}
-	if o.rules != nil {
-		return way{}, &refusal{refusedNotHTTP, errors.New("a route has come to be for HTTP/1")}
+	w := way{snap: o.snap, port: o.port, set: o.set, direct: o.direct, header: d.payload}
+	r := planned(x)
+	if r != nil {
+		if err := d.aimed(r, &w); err != nil {
+			return w, err
+		}
 	}
-	w := way{snap: o.snap, port: o.port, set: o.set, direct: o.direct}
-	if o.port != nil {
-		x.Policy, x.Guard = o.port.request, o.port.care.guard
+	if w.port != nil {
+		x.Policy, x.Guard = w.port.request, w.port.care.guard
+	}
+	if r != nil {
+		x.Policy = r.rule.Request.Over(x.Policy)
 	}
 	if x.Attempt == 0 {
 		return w, nil
@@ -109,6 +119,9 @@ func (d *streams) Dispatch(ctx context.Context, x *http2.Exchange, data []byte, 
 	if err == errNobody {
 		return d.nobody(x)
 	}
+	if f, ok := err.(*http2.Failure); ok {
+		return mux.Stream{}, 0, f
+	}
 	if err != nil {
 		return mux.Stream{}, 0, d.refuse(err)
 	}
@@ -125,7 +138,7 @@ func (d *streams) Dispatch(ctx context.Context, x *http2.Exchange, data []byte, 
 		bound := &deadline{ctx, time.Now().Add(left)}
 		ctx = bound
 	}
-	e, s, st, n, err := d.o.p.openWay(ctx, &w, d.payload, data, fin, h, batch, wait)
+	e, s, st, n, err := d.o.p.openWay(ctx, &w, w.header, data, fin, h, batch, wait)
 	left, limited := x.Remaining()
 	switch {
 	case err == nil:
@@ -140,7 +153,11 @@ func (d *streams) Dispatch(ctx context.Context, x *http2.Exchange, data []byte, 
 		return mux.Stream{}, 0, d.refuse(err)
 	}
 	d.mu.Lock()
+	o := d.o
+	was := o.target
+	o.target = target{port: w.port, set: w.set, direct: w.direct} // for the series
 	c := d.call(e, s)
+	o.target = was
 	d.mu.Unlock()
 	c.series.Begin() // the endpoint was begun when it was chosen
 	x.Tag = c
@@ -159,8 +176,11 @@ func (p *Proxy) openWay(ctx context.Context, w *way, payload, data []byte, fin b
 	for range maxAttempts {
 		e, pe := (*balance.Endpoint)(nil), w.direct
 		if pe == nil {
-			if e = w.set.Pick(time.Now(), w.tried); e == nil {
+			if e = w.pick(); e == nil {
 				break
+			}
+			if w.chosen != nil {
+				w.chosen(e)
 			}
 			pe = e.Value.(*peer)
 			if e.Identity.IsZero() {
@@ -233,6 +253,10 @@ func (d *streams) End(x *http2.Exchange) {
 		d.mu.Unlock()
 	}
 	c, ok := x.Tag.(*call)
+	if !ok && x.Plan != nil && x.Plan.Answer != nil && x.Failure == "" {
+		d.answered(x, now)
+		return
+	}
 	if !ok { // refused before it went anywhere
 		if d.refused == nil {
 			key := d.o.key()

@@ -101,9 +101,7 @@ func (o *outbound) serve() (err error) {
 	case assay.HTTP1:
 		return o.serveHTTP(nil)
 	case assay.HTTP2:
-		if o.rules == nil {
-			return o.serveHTTP2()
-		}
+		return o.serveHTTP2()
 	}
 	if o.rules != nil {
 		// What rules cannot look into must not pass them by.

@@ -13,6 +13,13 @@ func (x *stream) dispatch(fields []Field) {
 	c := x.c
 	x.head.Fields = fields
 	x.Request = &x.head
+	if !x.plan() {
+		x.Request, x.head.Fields = nil, nil
+		return
+	}
+	if x.Plan != nil && x.Plan.Fields != nil {
+		x.head.Fields = x.Plan.Fields
+	}
 	st, n, err := c.d.Dispatch(c.ctx, &x.Exchange, x.up.b, x.upFin, x, &c.batch, false)
 	x.Request, x.head.Fields = nil, nil
 	if err == ErrWait {

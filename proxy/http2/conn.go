@@ -172,7 +172,7 @@ var (
 
 // lingerTime bounds how long a connection that we ended is read, so that our last words
 // are not destroyed by a reset for bytes that arrived late.
-const lingerTime = 500 * time.Millisecond
+const lingerTime = 2 * time.Second
 
 // connWindow is what a peer may have in flight on all streams together. It is given back
 // as it arrives: what bounds memory are the streams' windows, and one that nobody reads

@@ -254,7 +254,15 @@ func (x *stream) downFields(kind byte, list []byte, last bool) outcome {
 		last = false
 	}
 	x.countDown(sizeOf(fields))
-	c.appendFields(x.id, fields, c.known, last)
+	known := c.known
+	if x.Plan != nil && kind == blockHead {
+		for _, e := range x.Plan.Response {
+			if e != nil {
+				fields, known = Edit(fields, e), nil
+			}
+		}
+	}
+	c.appendFields(x.id, fields, known, last)
 	if last {
 		x.ended()
 	}

@@ -21,6 +21,8 @@ type Exchange struct {
 	Guard  *guard.Service
 	// Entered is Dispatch's own: what it counted the request into.
 	Entered *guard.Service
+	// Plan is what the Planner made of the request; nil: it goes on as it came.
+	Plan *Plan
 	// Attempt counts what Dispatch tried before. Cause is why the last one came to
 	// nothing, and Last the code when its stream was reset.
 	Attempt int

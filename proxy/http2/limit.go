@@ -154,12 +154,7 @@ func (x *stream) retime(fields []Field) {
 	for i := range fields {
 		if fields[i].Name == guard.GRPCTimeout {
 			fields[i].Value = string(guard.AppendGRPCTimeout(nil, left))
-			_, n := parseBlock(x.up.b)
-			var up buffer
-			up.appendFields(blockHead, fields)
-			up.append(x.up.b[blockHeader+n:])
-			x.up.release()
-			x.up = up
+			x.rehead(fields)
 			return
 		}
 	}

@@ -1,0 +1,93 @@
+package http2
+
+import (
+	"strings"
+
+	"assay.dev"
+	"assay.dev/proxy/mux"
+	"assay.dev/proxy/route"
+)
+
+// Planner is a Dispatcher that may have requests changed or answered on their way.
+type Planner interface {
+	// Plan is asked once for each request, before the first Dispatch; x.Request is valid
+	// until it returns. nil changes nothing. It may not wait. The engine uses the plan until
+	// End, and Dispatch may add to it before it opens anything.
+	Plan(x *Exchange) *Plan
+}
+
+// Plan is what becomes of one request.
+type Plan struct {
+	// Fields go on in place of the request's own head; nil: as it came.
+	Fields []Field
+	// Answer, or Failure, is given to the client instead of a dispatch; nil: it is not.
+	Answer  *Answer
+	Failure *Failure
+	// Response are changes of the final response's head, in order; nil ones change nothing.
+	Response [3]*route.HeadEdit
+	// Own is the planner's.
+	Own any
+}
+
+// Answer is a response of our own that is no failure. It has no body.
+type Answer struct {
+	Status int
+	Fields []assay.HeaderField
+}
+
+// plan asks for a plan and does what it says; conn.mu is held. It reports whether the
+// request goes on.
+func (x *stream) plan() bool {
+	p, ok := x.c.d.(Planner)
+	if !ok {
+		return true
+	}
+	x.Plan = p.Plan(&x.Exchange)
+	switch p := x.Plan; {
+	case p == nil:
+		return true
+	case p.Failure != nil:
+		x.fail(p.Failure)
+		return false
+	case p.Answer != nil:
+		x.resetMesh(mux.Cancelled)
+		x.Status = p.Answer.Status
+		fields := []Field{{Name: ":status", Value: status(p.Answer.Status)}}
+		for _, f := range p.Answer.Fields {
+			fields = append(fields, Field{Name: strings.ToLower(f.Name), Value: f.Value})
+		}
+		x.c.appendFields(x.id, fields, nil, true)
+		x.close()
+		return false
+	case p.Fields != nil:
+		x.rehead(p.Fields)
+	}
+	return true
+}
+
+// rehead replaces the head that is kept.
+func (x *stream) rehead(fields []Field) {
+	_, n := parseBlock(x.up.b)
+	var up buffer
+	up.appendFields(blockHead, fields)
+	up.append(x.up.b[blockHeader+n:])
+	x.up.release()
+	x.up = up
+}
+
+// Edit returns the fields as an edit leaves them.
+func Edit(fields []Field, e *route.HeadEdit) []Field {
+	if e == nil || e.IsZero() {
+		return fields
+	}
+	out := make([]Field, 0, len(fields)+len(e.Append))
+	for _, f := range fields {
+		if !e.Drops([]byte(f.Name)) || strings.HasPrefix(f.Name, ":") {
+			out = append(out, f)
+		}
+	}
+	for _, f := range e.Append {
+		out = append(out, Field{Name: strings.ToLower(f.Name), Value: f.Value})
+	}
+	return out
+}

@@ -1,0 +1,158 @@
+package proxy
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"assay.dev"
+	"assay.dev/proxy/balance"
+	"assay.dev/proxy/http1"
+	"assay.dev/proxy/http2"
+	"assay.dev/proxy/route"
+)
+
+// routed2 is what rules made of one request of HTTP/2.
+type routed2 struct {
+	decision
+	plan    *http2.Plan
+	session route.HeadEdit
+}
+
+func planned(x *http2.Exchange) *routed2 {
+	if x.Plan == nil {
+		return nil
+	}
+	return x.Plan.Own.(*routed2)
+}
+
+// Plan implements http2.Planner. Mirrors are not made of HTTP/2.
+func (d *streams) Plan(x *http2.Exchange) *http2.Plan {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	o := d.o
+	if d.follow() != nil || o.rules == nil { // Dispatch says so
+		return nil
+	}
+	q := x.Request
+	v := &route.View{Method: []byte(q.Method), Authority: []byte(q.Authority), Fields: fieldList(q.Fields)}
+	path, query, _ := strings.Cut(q.Path, "?")
+	v.Path, v.Query = []byte(path), []byte(query)
+	r := &routed2{decision: o.decide(v)}
+	p := &http2.Plan{Own: r}
+	r.plan = p
+	switch {
+	case r.refused != nil:
+		p.Failure = failure2(r.refused)
+		return p
+	case r.status != 0:
+		p.Answer = &http2.Answer{Status: r.status, Fields: r.fields}
+		return p
+	}
+	p.Response[1] = r.response
+	e := r.backend.Edits
+	if e == nil {
+		return p
+	}
+	if !e.Response.IsZero() {
+		p.Response[0] = &e.Response
+	}
+	connect := q.Method == "CONNECT" && q.Protocol == ""
+	if e.Path == nil && (e.Host == "" || connect) && e.Request.IsZero() {
+		return p
+	}
+	p.Fields = http2.Edit(slices.Clone(q.Fields), &e.Request)
+	for i := range p.Fields {
+		switch f := &p.Fields[i]; f.Name {
+		case ":path":
+			if e.Path != nil && strings.HasPrefix(path, "/") {
+				f.Value = string(route.AppendPath(nil, e.Path, []byte(path)))
+				if len(query) < len(q.Path)-len(path) {
+					f.Value += "?" + query
+				}
+			}
+		case ":authority", "host":
+			if e.Host != "" && !connect {
+				f.Value = e.Host
+			}
+		}
+	}
+	return p
+}
+
+// fieldList implements route.Fields.
+type fieldList []http2.Field
+
+func (l fieldList) Field(name string, scratch []byte) (value []byte, ok bool) {
+	for i := range l {
+		if l[i].Name == name {
+			if ok {
+				scratch = append(scratch, ", "...)
+			}
+			scratch, ok = append(scratch, l[i].Value...), true
+		}
+	}
+	return scratch, ok
+}
+
+func failure2(f *http1.Failure) *http2.Failure {
+	code := grpcUnavailable
+	if f.Status == 404 {
+		code = grpcUnimplemented // what a gRPC client takes a 404 for
+	}
+	return &http2.Failure{Status: f.Status, Code: code, Reason: f.Reason, Text: f.Text}
+}
+
+const grpcUnimplemented = 12
+
+// aimed points a request at its backend; d.mu is held.
+func (d *streams) aimed(r *routed2, w *way) error {
+	o, b := d.o, r.backend
+	sp := o.snap.backend(b.Service, b.Port)
+	if sp == nil { // it went a moment ago
+		return failure2(o.gone(&r.decision))
+	}
+	w.port, w.set, w.direct = sp, sp.endpoints(o.dst.Addr()), nil
+	if w.set.Len() == 0 {
+		return &refusal{refusedNoEndpoint, errors.New("service " + b.Service + " has none")}
+	}
+	w.sticky = r.kept(o, sp, b)
+	if r.rule.Session != nil {
+		w.chosen = r.chosen
+	}
+	was := o.target
+	o.target = target{port: sp, set: w.set}
+	h := o.header(assay.HTTP2)
+	h.Port = sp.port
+	o.target = was
+	w.header = h.AppendTo(make([]byte, 0, maxHeader))
+	return nil
+}
+
+// chosen has a client hear whom it is to come back to.
+func (r *routed2) chosen(e *balance.Endpoint) {
+	r.plan.Response[2] = nil
+	if r.keeps(e, &r.session) {
+		r.plan.Response[2] = &r.session
+	}
+}
+
+// pick chooses an endpoint.
+func (w *way) pick() *balance.Endpoint {
+	if e := w.sticky; e != nil && !slices.Contains(w.tried, e) {
+		return e
+	}
+	return w.set.Pick(time.Now(), w.tried)
+}
+
+// answered counts a request that a rule answered by itself.
+func (d *streams) answered(x *http2.Exchange, now time.Time) {
+	if d.byRule == nil {
+		key := d.o.key()
+		key.Reason = reasonRule
+		d.byRule = d.o.p.rec.Series(key)
+	}
+	d.byRule.Begin()
+	observe2(d.byRule, x, now, false)
+}
