@@ -37,6 +37,9 @@ type InboundConfig struct {
 	// request (10 s). An application that closes earlier is noticed at once.
 	IdleTimeout time.Duration
 	MaxIdle     int // connections kept in all (1024)
+	// MaxHeads bounds the bytes of heads that came in part, of all streams (16 MiB).
+	// They come whole from a peer's proxy unless they are long.
+	MaxHeads int
 }
 
 // Inbound serves the streams that peers open to the application: each request goes
@@ -58,6 +61,7 @@ type Inbound struct {
 	count  int // idle connections
 	conns  map[*backend]struct{}
 	heads  map[*served]uint32 // that came in part, with the tick of their first byte
+	held   int                // bytes of them
 	closed bool
 	wg     sync.WaitGroup
 }
@@ -82,6 +86,9 @@ type overdue struct {
 
 // NewInbound makes an Inbound. Run must be called.
 func NewInbound(b Backend, cfg InboundConfig) *Inbound {
+	if cfg.MaxHeads <= 0 {
+		cfg.MaxHeads = 16 << 20
+	}
 	cfg.Limits, cfg.Timeouts = cfg.Limits.WithDefaults(), cfg.Timeouts.WithDefaults()
 	if cfg.IdleTimeout <= 0 {
 		cfg.IdleTimeout = 10 * time.Second
@@ -301,18 +308,29 @@ func (in *Inbound) older(since, tick uint32, d time.Duration) bool {
 	return time.Duration(tick-since) > d/(in.cfg.IdleTimeout/2)
 }
 
-// expectHead notes that a head came in part.
-func (in *Inbound) expectHead(x *served) {
+// expectHead notes that n bytes of a head came, and not all of it. It reports whether
+// there is room for them.
+func (in *Inbound) expectHead(x *served, n int) bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	x.headless = true
-	in.heads[x] = in.tick.Load()
+	if in.held+n > in.cfg.MaxHeads {
+		return false
+	}
+	if !x.headless {
+		x.headless = true
+		in.heads[x] = in.tick.Load()
+	}
+	x.part += n
+	in.held += n
+	return true
 }
 
 func (in *Inbound) forgetHead(x *served) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	delete(in.heads, x)
+	in.held -= x.part
+	x.part = 0
 }
 
 func (in *Inbound) forget(b *backend) {

@@ -26,11 +26,6 @@ type seen struct{ method, target, body string }
 
 func (s seen) String() string { return fmt.Sprintf("%s %s %.60q", s.method, s.target, s.body) }
 
-// reference reads the requests of one connection: text, and then its end.
-type reference interface {
-	read(t testing.TB, text []byte) []seen
-}
-
 // ours is the reading of the engine, by the parser that it consists of. carried are the
 // bytes that go to the application.
 func ours(text []byte) (list []seen, carried []byte, refusal *Refusal) {

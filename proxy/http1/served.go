@@ -43,6 +43,7 @@ type served struct {
 	waits    bool   // for the stream, to write
 	moved    uint32 // tick of the last byte in either direction
 	headless bool   // it is in in.heads
+	part     int    // bytes of its head that are counted there; in.mu guards it
 	writing  bool   // somebody writes the stream: it must not be pooled
 	reported bool
 	admitted bool // the guard was not told of an answer yet
@@ -99,7 +100,7 @@ func (x *served) receive(p []byte, fin bool) mux.Code {
 	}
 	x.moved = x.in.tick.Load()
 	lim := &x.in.cfg.Limits
-	own := x.held != nil
+	own, came := x.held != nil, len(p)
 	if own {
 		x.consumed(len(p))
 		x.held = held(x.held, p)
@@ -120,7 +121,10 @@ func (x *served) receive(p []byte, fin bool) mux.Code {
 				if !own {
 					x.held = held(nil, p)
 					x.consumed(len(p))
-					x.in.expectHead(x)
+				}
+				if !x.in.expectHead(x, came) {
+					x.refuse(ErrHeadLong)
+					return mux.Overloaded
 				}
 				break
 			}
@@ -228,6 +232,12 @@ func (x *served) forward(p []byte, own bool) {
 	}
 }
 
+// drop frees what is held of a head: a peer may keep a stream that we reset for long.
+func (x *served) drop() {
+	x.held.release()
+	x.held = nil
+}
+
 // headOver notes that nobody waits for the rest of a head any more.
 func (x *served) headOver() {
 	if x.headless {
@@ -281,6 +291,7 @@ func (x *served) finRequest() mux.Code {
 		}
 	case !x.inBody:
 		x.headOver()
+		x.drop()
 		x.lose()
 		x.dead = true
 		x.fail(ClientGone)
@@ -325,6 +336,7 @@ func (x *served) passShut() {
 // refuse ends a stream whose bytes are not the request that its peer claimed.
 func (x *served) refuse(why *Refusal) mux.Code {
 	x.headOver()
+	x.drop()
 	x.abort()
 	x.dead = true
 	if x.Start == 0 && x.origin.Observer != nil {
@@ -373,6 +385,7 @@ func (x *served) Reset(_ mux.Stream, code mux.Code) {
 	x.mu.Lock()
 	x.dead = true
 	x.headOver()
+	x.drop()
 	x.abort()
 	reason := ClientGone
 	if code != mux.Cancelled {
