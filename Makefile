@@ -29,6 +29,10 @@ test: packages build lint ## everything that this machine can run, end-to-end su
 chaos: ## kill control, agents and proxies under load for two minutes (LENGTH=2m)
 	ASSAY_E2E=1 ASSAY_CHAOS=$(or $(LENGTH),2m) $(GO) test -count=1 -v -timeout 30m -run TestChaos ./test/lifecycle
 
+.PHONY: soak
+soak: ## every protocol on a bad network, beside clients that misbehave, for half an hour (LENGTH=30m)
+	ASSAY_E2E=1 ASSAY_SOAK=$(or $(LENGTH),30m) $(GO) test -count=1 -v -timeout 2h -run TestSoak ./test/soak
+
 .PHONY: trap
 trap: ## the end-to-end suites with proxies that die of a refused system call and show where it came from
 	GOFLAGS=-tags=assay_trap test/e2e.sh
