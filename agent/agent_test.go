@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -25,7 +26,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// testerEnv is the process that runs the tests: whatever it started ends with it, also
+// when it is killed or runs out of time.
+const testerEnv = "ASSAY_TESTER"
+
+func endWithTester() {
+	pid, err := strconv.Atoi(os.Getenv(testerEnv))
+	if err != nil {
+		return
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	for err == nil || err == unix.EINTR {
+		if _, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1); err == nil {
+			break
+		}
+	}
+	os.Exit(1)
+}
+
 func TestMain(m *testing.M) {
+	if os.Getenv(testerEnv) == "" {
+		os.Setenv(testerEnv, strconv.Itoa(os.Getpid())) // also of the one in namespaces: it is ended by us
+	}
+	for _, role := range []string{"APP", "OWNER", "STRANGER", "AGENT"} {
+		if os.Getenv("ASSAY_TEST_"+role) != "" {
+			go endWithTester()
+		}
+	}
 	switch {
 	case strings.HasPrefix(os.Args[0], proxyName+" "):
 		runTestProxy()

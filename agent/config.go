@@ -69,6 +69,9 @@ type Config struct {
 	// EndWorkloads ends all workloads and removes bridge and rules when Run ends.
 	// Otherwise they go on and the next agent adopts them.
 	EndWorkloads bool
+	// Last says that no agent can come after this one, because the network namespace
+	// ends with it: however it ends, proxies and commands end too.
+	Last bool
 	// Build is told to control.
 	Build string
 	// Log takes what a person should know (discarded).

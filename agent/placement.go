@@ -142,7 +142,11 @@ func (p *Placement) Run(ctx context.Context) error {
 			}
 		}
 		conn.Close()
-		if err := p.resume(ctx); err != nil {
+		err := error(&assay.Error{Kind: assay.Unavailable, Op: "run " + p.Workload, Err: errors.New("its agent has ended, and the network with it")})
+		if !p.Last {
+			err = p.resume(ctx)
+		}
+		if err != nil {
 			if ctx.Err() != nil {
 				return nil
 			}

@@ -45,6 +45,8 @@ type Placed struct {
 	ResolvConf string `json:"resolvConf"`
 	// Hidden are folders that the command must not see.
 	Hidden []string `json:"hidden,omitempty"`
+	// Last says that no agent comes after this one.
+	Last bool `json:"last,omitempty"`
 	// Warning is what the person should know, "" for nothing.
 	Warning string `json:"warning,omitempty"`
 }

@@ -149,7 +149,7 @@ func (a *Agent) converse(ctx context.Context, conn *link.Conn, w *workload) {
 
 func (w *workload) placed() Placed {
 	n := w.noun()
-	p := Placed{Workload: w.id, Identity: n.Identity, Addrs: n.Addrs, ResolvConf: filepath.Join(w.a.runDir(w.id), "resolv.conf"), Hidden: w.a.cfg.Hidden}
+	p := Placed{Workload: w.id, Identity: n.Identity, Addrs: n.Addrs, ResolvConf: filepath.Join(w.a.runDir(w.id), "resolv.conf"), Hidden: w.a.cfg.Hidden, Last: w.a.cfg.Last}
 	w.a.mu.Lock()
 	if !w.a.connected {
 		p.Warning = "control is away: the workload gets its certificate, and meshed connections, when it is back"

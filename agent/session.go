@@ -195,6 +195,9 @@ func (w *workload) configuration(withListeners bool) (link.Configure, []int, err
 		AgentSocket: w.a.socketPath(), OwnMark: cfg.OwnMark, ReturnMark: cfg.ReturnMark,
 		MeshPrefixes: mesh, Gateways: gateways, DNS: names, CertificateWait: cfg.CertificateWait,
 	}
+	if cfg.Last {
+		c.AgentSocket = ""
+	}
 	if !withListeners {
 		return c, nil, nil
 	}

@@ -63,8 +63,8 @@ type Configure struct {
 	Identity    assay.Identity        `json:"identity"`
 	Addrs       []netip.Addr          `json:"addrs"` // the workload's own
 	Config      assay.NamespaceConfig `json:"config"`
-	Listeners   []string              `json:"listeners"` // roles, in the order of the descriptors; empty when the proxy has them
-	AgentSocket string                `json:"agentSocket"`
+	Listeners   []string              `json:"listeners"`   // roles, in the order of the descriptors; empty when the proxy has them
+	AgentSocket string                `json:"agentSocket"` // of the next agent; empty: there is none, and the proxy ends with this one
 	// OwnMark is set on every socket that the proxy opens, so that capture lets it
 	// pass; ReturnMark is what the namespace's rules put on the application's
 	// answers to it. The proxy only uses OwnMark.

@@ -38,7 +38,8 @@ func newAgent(p *Proxy, conn *link.Conn, notes []string) *agent {
 }
 
 // run speaks with one agent after the other until ctx ends. It fails when the first
-// one goes before it configured the proxy: nobody knows then where another would be.
+// one goes before it configured the proxy: nobody knows then where another would be;
+// and when the configuration said that there is no other.
 func (a *agent) run(ctx context.Context) error {
 	conn := a.conn
 	for _, n := range a.notes {
@@ -54,6 +55,13 @@ func (a *agent) run(ctx context.Context) error {
 			return nil
 		}
 		path := a.p.snap.Load().AgentSocket
+		if path == "" && a.p.isDraining() {
+			<-ctx.Done() // the last bytes need no agent
+			return nil
+		}
+		if path == "" && a.p.snap.Load().Workload != "" {
+			return &assay.Error{Op: "follow the agent", Err: errors.New("it has ended, and no other comes")}
+		}
 		if path == "" {
 			return &assay.Error{Op: "wait for configuration", Err: err, Remedy: "assay-proxy is started by an agent"}
 		}

@@ -145,6 +145,15 @@ func spaceCommand() *cobra.Command {
 				unix.Close(ready) // from here on the context has heard of every signal
 				return beInit(cmd.Context(), args)
 			}
+			// The signal at the death of whoever started us is a thread's, and of the
+			// threads only this one goes on.
+			runtime.LockOSThread()
+			if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(syscall.SIGKILL), 0, 0, 0); err != nil {
+				return err
+			}
+			if ready >= 0 && hungUp(ready) {
+				return exit(128+int(syscall.SIGKILL), nil)
+			}
 			// ready is closed by the execution, which keeps no signal from its default
 			// action, and starts a program that has one of its own.
 			return syscall.Exec("/proc/self/exe", append([]string{os.Args[0]}, args...), os.Environ())
@@ -154,6 +163,13 @@ func spaceCommand() *cobra.Command {
 	cmd.Flags().IntVar(&ready, "ready", -1, "`descriptor` to close when signals can come")
 	cmd.Flags().BoolVar(&asInit, "init", false, "be process 1: reap, and end everything at the end")
 	return cmd
+}
+
+// hungUp reports whether nobody reads a pipe any more.
+func hungUp(fd int) bool {
+	p := []unix.PollFd{{Fd: int32(fd)}}
+	n, err := unix.Poll(p, 0)
+	return err == nil && n == 1 && p[0].Revents&unix.POLLERR != 0
 }
 
 // prepareSpace keeps our mounts to ourselves and makes loopback usable.

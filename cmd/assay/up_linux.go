@@ -44,6 +44,7 @@ type up struct {
 	out      io.Writer
 	log      *slog.Logger
 	rootless bool
+	ready    bool // once
 }
 
 func upCommand() *cobra.Command {
@@ -73,7 +74,11 @@ network of its own.`,
 				level = slog.LevelDebug
 			}
 			u.log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
-			return unlessStopped(cmd.Context(), u.run(cmd.Context()))
+			err := u.run(cmd.Context())
+			if !u.ready {
+				err = unlessStopped(cmd.Context(), err)
+			}
+			return err
 		},
 	}
 	f := cmd.Flags()
@@ -265,7 +270,7 @@ func (u *up) agent(ctx, control context.Context, ctl *control.Control, proxy str
 	cfg := agent.Config{
 		AccessLog: access, OTLP: u.otlp,
 		Hosts: hosts, DataDir: filepath.Join(u.data, "agent"), RuntimeDir: u.runtime, Listener: u.sockets.agent, Metrics: u.sockets.metrics,
-		Hidden: []string{u.data, u.runtime}, Proxy: proxy, ProxyDrain: u.proxyDrain, EndWorkloads: !u.keep, Build: buildVersion(), Log: u.log.With("role", "agent"),
+		Hidden: []string{u.data, u.runtime}, Proxy: proxy, ProxyDrain: u.proxyDrain, EndWorkloads: !u.keep, Last: u.rootless, Build: buildVersion(), Log: u.log.With("role", "agent"),
 	}
 	if u.advertise != "" {
 		cfg.Advertise = netip.MustParseAddr(u.advertise)
@@ -282,6 +287,7 @@ func (u *up) agent(ctx, control context.Context, ctl *control.Control, proxy str
 		return err
 	case <-a.Ready():
 	}
+	u.ready = true
 	u.announce(ctl.TrustDomain(), time.Since(begun), ctl.IntentProblem())
 	notify("READY=1")
 	return <-done

@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -80,6 +81,50 @@ func TestAskedToEnd(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestRootlessKilled: the network of a mesh without root ends with it, however it ends.
+// Nothing may go on in what nobody can enter any more.
+func TestRootlessKilled(t *testing.T) {
+	lab.Require(t, "ip", "nft", "setpriv", "nsenter")
+	bin, err := lab.BuildAssay()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := lab.New(t)
+	dir := l.Dir(t, "/tmp/mesh", "")
+	l.MustExec(t, "chmod", "0777", dir)
+	as := who[1].as
+	for i := range 6 {
+		up := l.Start(t, append(append([]string{}, as...), bin, "up", "--data", dir+"/data", "--runtime", dir+"/run")...)
+		lab.Eventually(t, 10*time.Second, "assay up is ready", said(up, "assay is ready"))
+		run := l.Start(t, append(append([]string{}, as...), bin, "run", "--socket", dir+"/run/agent.sock", "--service", "web", "--", "sleep", "infinity")...)
+		lab.Eventually(t, 10*time.Second, "the command runs", func() error {
+			for _, p := range l.Children(run.PID) {
+				if p.Exe == "/usr/bin/sleep" {
+					return nil
+				}
+			}
+			return fmt.Errorf("%s", run.Output())
+		})
+		inside := l.Children(up.PID)[0].PID
+		victim := up.PID
+		if i%2 == 1 {
+			victim = inside // the one in the namespaces
+		}
+		syscall.Kill(victim, syscall.SIGKILL)
+		lab.Eventually(t, 10*time.Second, "everything of it has ended", func() error {
+			for _, p := range l.Processes() {
+				if p.State != "Z" && (strings.HasPrefix(p.Exe, lab.BinDir) || p.Exe == "/usr/bin/sleep") {
+					return fmt.Errorf("process %d goes on: %s", p.PID, p.Command)
+				}
+			}
+			return nil
+		})
+		if code := run.Code(); code != 128+int(syscall.SIGTERM) || !strings.Contains(run.Output(), "its agent has ended") {
+			t.Errorf("assay run: exit code %d: %s", code, run.Output())
+		}
 	}
 }
 
