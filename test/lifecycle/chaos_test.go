@@ -86,7 +86,7 @@ func TestChaos(t *testing.T) {
 			wait(t, rnd, time.Second)
 			w.Mesh.StartAgent(t)
 			if victim != nil {
-				awaitProxy(t, w, victim, 0)
+				awaitListeners(t, w, victim, callers)
 				out.to = time.Now()
 				outages = append(outages, out)
 			}
@@ -155,6 +155,26 @@ func wait(t *testing.T, rnd *rand.Rand, most time.Duration) {
 	case <-time.After(time.Duration(rnd.Int64N(int64(most)))):
 	case <-t.Context().Done():
 	}
+}
+
+// awaitListeners waits until the kernel takes connections for a workload again that had
+// neither proxy nor agent: a server's from the host, a client's of its own.
+func awaitListeners(t *testing.T, w *lab.World, x *lab.Workload, callers []caller) {
+	t.Helper()
+	lab.Eventually(t, 10*time.Second, x.Name+" takes connections", func() error {
+		from, to := w.Space, addrPort(x, portHTTP)
+		for _, c := range callers {
+			if c.client == x {
+				from = x.Space
+				to, _ = c.to()
+			}
+		}
+		c, err := from.Dial(to)
+		if err == nil {
+			c.Close()
+		}
+		return err
+	})
 }
 
 func awaitProxy(t *testing.T, w *lab.World, x *lab.Workload, old int) {
