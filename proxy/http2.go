@@ -252,6 +252,11 @@ func (d *streams) End(x *http2.Exchange) {
 		delete(d.tried, x)
 		d.mu.Unlock()
 	}
+	if r := planned(x); r != nil {
+		for _, m := range r.mirrors {
+			m.end()
+		}
+	}
 	c, ok := x.Tag.(*call)
 	if !ok && x.Plan != nil && x.Plan.Answer != nil && x.Failure == "" {
 		d.answered(x, now)

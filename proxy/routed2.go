@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"errors"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -17,6 +18,7 @@ import (
 type routed2 struct {
 	decision
 	plan    *http2.Plan
+	mirrors []*mirror
 	session route.HeadEdit
 }
 
@@ -27,7 +29,7 @@ func planned(x *http2.Exchange) *routed2 {
 	return x.Plan.Own.(*routed2)
 }
 
-// Plan implements http2.Planner. Mirrors are not made of HTTP/2.
+// Plan implements http2.Planner.
 func (d *streams) Plan(x *http2.Exchange) *http2.Plan {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -58,6 +60,16 @@ func (d *streams) Plan(x *http2.Exchange) *http2.Plan {
 	if !e.Response.IsZero() {
 		p.Response[0] = &e.Response
 	}
+	for i := range e.Mirrors {
+		m := &e.Mirrors[i]
+		if q.Method == "CONNECT" || !m.Takes(rand.Uint64()) {
+			continue
+		}
+		if started := o.mirror(m, assay.HTTP2); started != nil {
+			r.mirrors = append(r.mirrors, started)
+			p.Copy = r.copy
+		}
+	}
 	connect := q.Method == "CONNECT" && q.Protocol == ""
 	if e.Path == nil && (e.Host == "" || connect) && e.Request.IsZero() {
 		return p
@@ -79,6 +91,12 @@ func (d *streams) Plan(x *http2.Exchange) *http2.Plan {
 		}
 	}
 	return p
+}
+
+func (r *routed2) copy(b []byte, fin bool) {
+	for _, m := range r.mirrors {
+		m.write(b, fin)
+	}
 }
 
 // fieldList implements route.Fields.

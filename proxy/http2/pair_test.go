@@ -48,6 +48,7 @@ type world struct {
 	clients   record // of the outbound side
 	servers   record // of the inbound side
 	served    chan error
+	plan      func(x *Exchange) *Plan
 }
 
 // record is an Observer that keeps what it is told.
@@ -256,6 +257,13 @@ func (w *world) Dispatch(ctx context.Context, x *Exchange, data []byte, fin bool
 		open = []byte(x.Request.Authority)
 	}
 	return w.sessions[0].Open(open, data, fin, h)
+}
+
+func (w *world) Plan(x *Exchange) *Plan {
+	if w.plan == nil {
+		return nil
+	}
+	return w.plan(x)
 }
 
 func (w *world) Begin(x *Exchange)    { w.clients.Begin(x) }

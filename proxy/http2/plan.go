@@ -25,6 +25,10 @@ type Plan struct {
 	Failure *Failure
 	// Response are changes of the final response's head, in order; nil ones change nothing.
 	Response [3]*route.HeadEdit
+	// Copy is given the request as it goes on, each byte once; nil: there is none. It must
+	// not wait. After a request that is not sent to its end there is no call with fin: End
+	// tells.
+	Copy func(p []byte, fin bool)
 	// Own is the planner's.
 	Own any
 }
@@ -62,7 +66,15 @@ func (x *stream) plan() bool {
 	case p.Fields != nil:
 		x.rehead(p.Fields)
 	}
+	x.copyOut(x.up.b, x.upFin)
 	return true
+}
+
+// copyOut gives what goes on to the plan's copy.
+func (x *stream) copyOut(p []byte, fin bool) {
+	if x.Plan != nil && x.Plan.Copy != nil {
+		x.Plan.Copy(p, fin)
+	}
 }
 
 // rehead replaces the head that is kept.

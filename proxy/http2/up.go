@@ -34,6 +34,7 @@ func (x *stream) upData(b []byte, n int, end bool) {
 	x.upFin = x.upFin || end
 	if n == 0 {
 		if end {
+			x.copyOut(nil, true)
 			x.touch()
 		}
 		return
@@ -42,6 +43,11 @@ func (x *stream) upData(b []byte, n int, end bool) {
 	if x.dead || x.rst {
 		x.giveBack(n) // nobody wants it
 		return
+	}
+	if x.Plan != nil && x.Plan.Copy != nil {
+		q := b[len(b)-n-blockHeader:]
+		putBlock(q, blockData, n)
+		x.copyOut(q, end)
 	}
 	x.debt += n
 	if n < directData || !x.opened || x.keep || x.stuck || len(x.up.b) > 0 {
@@ -151,7 +157,9 @@ func (x *stream) upTrailers(fields []Field, end bool) *Refusal {
 	x.gotEnd, x.upFin = true, true
 	x.count(sizeOf(fields))
 	if !x.dead {
+		at := len(x.up.b)
 		x.up.appendFields(blockTrailers, fields)
+		x.copyOut(x.up.b[at:], true)
 	}
 	x.touch()
 	x.closed()
