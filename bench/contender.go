@@ -14,6 +14,7 @@ type contender struct {
 	name    string
 	client  *lab.Space   // where the client runs
 	url     string       // what it asks, without the path
+	addr    string       // the same without a name to look up
 	peer    string       // the server side's address as the client's proxy dials it, for counting sockets
 	proxies func() []int // the process numbers of both proxies
 	idle    memory

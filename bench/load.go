@@ -24,15 +24,16 @@ type sample struct {
 	Requests float64 // per second
 	Bytes    float64 // per second
 	P50, P99 float64 // microseconds
-	Memory   memory  // during the load
-	Sockets  int     // between the proxies, during the load
+	P999     float64
+	Memory   memory // during the load
+	Sockets  int    // between the proxies, during the load
 	Errors   int
 }
 
 // measure runs the client for a while and reads the proxies' accounts before,
 // during and after it.
 func (c *contender) measure(r *run, w load) sample {
-	argv := []string{"wrk", "-t1", "-c" + strconv.Itoa(w.connections), "-d" + wrkTime(w.duration), "--latency", "--timeout", "10s"}
+	argv := []string{"wrk", "-t1", "-c" + strconv.Itoa(w.connections), "-d" + wrkTime(w.duration), "--latency", "--timeout", "10s", "-s", percentileFile}
 	if w.fresh {
 		argv = append(argv, "-H", "Connection: close")
 	}
@@ -60,9 +61,15 @@ func (c *contender) measure(r *run, w load) sample {
 	s.Requests = requests / took
 	s.Bytes = bytes / took
 	s.PerMB = used.Seconds() * 1e3 / (bytes / (1 << 20))
-	r.Logf("%-8s %v c=%-3d %s fresh=%v: %.1f us, %.0f/s, p50 %.0f, p99 %.0f, %d sockets, %d errors", c.name, pids, w.connections, w.path, w.fresh, s.CPU, s.Requests, s.P50, s.P99, s.Sockets, s.Errors)
+	r.Logf("%-8s %v c=%-3d %s fresh=%v: %.1f us, %.0f/s, p50 %.0f, p99 %.0f, p99.9 %.0f, %d sockets, %d errors", c.name, pids, w.connections, w.path, w.fresh, s.CPU, s.Requests, s.P50, s.P99, s.P999, s.Sockets, s.Errors)
 	return s
 }
+
+// percentileScript has wrk tell what it does not by itself.
+const (
+	percentileFile   = "/tmp/percentile.lua"
+	percentileScript = "done = function(_, latency) io.write(string.format('p99.9 %d us\\n', latency:percentile(99.9))) end\n"
+)
 
 // wrkTime is what wrk understands: whole seconds.
 func wrkTime(d time.Duration) string {
@@ -73,6 +80,7 @@ var (
 	wrkTotal  = regexp.MustCompile(`(\d+) requests in ([\d.]+)(\w+), ([\d.]+)(\w+) read`)
 	wrkP50    = regexp.MustCompile(`50%\s+([\d.]+)(\w+)`)
 	wrkP99    = regexp.MustCompile(`99%\s+([\d.]+)(\w+)`)
+	wrkP999   = regexp.MustCompile(`p99\.9 ([\d.]+) us`)
 	wrkErrors = regexp.MustCompile(`Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)`)
 	wrkNot2xx = regexp.MustCompile(`Non-2xx or 3xx responses: (\d+)`)
 )
@@ -90,6 +98,9 @@ func (s *sample) parse(r *run, out string) (requests, bytes, seconds float64) {
 	}
 	if m := wrkP99.FindStringSubmatch(out); m != nil {
 		s.P99 = micros(m[1], m[2])
+	}
+	if m := wrkP999.FindStringSubmatch(out); m != nil {
+		s.P999 = number(m[1])
 	}
 	if m := wrkErrors.FindStringSubmatch(out); m != nil {
 		for _, n := range m[1:] {

@@ -14,7 +14,7 @@
 // network namespaces joined by a bridge.
 //
 // Tour: main.go (the run), contender.go (what is compared), peers.go (nginx and
-// HAProxy), mesh.go (Assay), certs.go, load.go (wrk and reading /proc),
+// HAProxy), mesh.go (Assay), certs.go, load.go (wrk and reading /proc), idle.go,
 // report.go (Markdown and JSON).
 package main
 
@@ -53,7 +53,7 @@ func main() {
 	flag.DurationVar(&o.duration, "duration", 2*time.Second, "how long each load lasts")
 	flag.StringVar(&o.json, "json", "", "write the results as JSON to this `file`")
 	flag.StringVar(&o.contenders, "contenders", "direct,nginx,haproxy,assay", "what to compare, of direct, nginx, haproxy, assay")
-	flag.StringVar(&o.points, "points", allPoints, "which loads to measure: connections of small requests, bulk, churn")
+	flag.StringVar(&o.points, "points", allPoints, "which loads to measure: connections of small requests, bulk, churn, idle connections")
 	flag.BoolVar(&o.check, "check", false, "exit with 2 when a goal is missed")
 	flag.BoolVar(&o.verbose, "v", false, "show each measurement")
 	flag.Parse()
@@ -76,11 +76,12 @@ func main() {
 }
 
 // concurrency are the points of the small-request table.
-var concurrency = []int{1, 8, 64, 256}
+var concurrency = []int{1, 8, 64, 256, 1000}
 
 const (
 	bulkConcurrency = 4
-	allPoints       = "1,8,64,256,bulk,churn"
+	allPoints       = "1,8,64,256,1000,bulk,churn,idle"
+	idleConnections = 1000
 )
 
 // wants reports whether a point is to be measured.
@@ -94,6 +95,7 @@ func bench(r *run, o options) *results {
 	lab.Require(r, "nginx", "haproxy", "wrk", "ip", "nft", "ss")
 	res := newResults(o)
 	l := lab.New(r)
+	l.Write(r, percentileFile, percentileScript)
 	pki, err := newPKI()
 	if err != nil {
 		r.Fatalf("certificates: %v", err)
@@ -138,6 +140,13 @@ func bench(r *run, o options) *results {
 			inTurn(field, rep, func(c *contender) {
 				res.churn(c.name, c.measure(r, load{path: "/", connections: 16, duration: o.duration, fresh: true}))
 			})
+		}
+	}
+	if o.wants("idle") {
+		for _, c := range field {
+			if c.name != "direct" {
+				res.PerIdle[c.name] = c.perIdle(r, idleConnections)
+			}
 		}
 	}
 	for _, c := range field {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"assay.dev/test/lab"
@@ -27,6 +28,7 @@ func newAssay(r *run, l *lab.Lab, res *results) *contender {
 	res.Mesh["proxyIdleAnonymous"] = float64(one.Anonymous)
 	return &contender{
 		name: "assay", client: client.Space, url: fmt.Sprintf("http://%s:8081", "bench-web"), peer: server.IPv4.String(),
+		addr: netip.AddrPortFrom(server.IPv4, 8081).String(),
 		proxies: func() []int {
 			// One that was replaced would take its CPU time with it.
 			if now := pair(); !slices.Equal(now, proxies) {

@@ -46,7 +46,7 @@ http {
 }`, dir, server.IPv4))
 	a := client.Start(r, "nginx", "-p", dir, "-c", dir+"/nginx.conf")
 	return &contender{
-		name: "nginx", client: client.Space, url: "http://127.0.0.1:8080", peer: server.IPv4.String(),
+		name: "nginx", client: client.Space, url: "http://127.0.0.1:8080", addr: "127.0.0.1:8080", peer: server.IPv4.String(),
 		proxies: once(func() []int { return append(tree(l, a.PID), tree(l, b.PID)...) }),
 	}
 }
@@ -89,7 +89,7 @@ backend mesh
 `, server.IPv4))
 	a := client.Start(r, "haproxy", "-db", "-q", "-f", "/tmp/haproxy-a/haproxy.cfg")
 	return &contender{
-		name: "haproxy", client: client.Space, url: "http://127.0.0.1:8080", peer: server.IPv4.String(),
+		name: "haproxy", client: client.Space, url: "http://127.0.0.1:8080", addr: "127.0.0.1:8080", peer: server.IPv4.String(),
 		proxies: once(func() []int { return append(tree(l, a.PID), tree(l, b.PID)...) }),
 	}
 }

@@ -17,11 +17,12 @@ type results struct {
 	Repeats    int                 `json:"repeats"`
 	Seconds    float64             `json:"secondsPerLoad"`
 	Contenders []string            `json:"contenders"`
-	Small      map[string][]point  `json:"small"` // 50 bytes, by contender, in the order of Concurrency
-	Bulk       map[string]point    `json:"bulk"`  // 1 MiB, four connections
-	Churn      map[string]point    `json:"churn"` // a connection for each request, sixteen at a time
-	Idle       map[string]memory   `json:"idle"`  // the pair before any request
-	After      map[string]memory   `json:"after"` // the pair after all of them
+	Small      map[string][]point  `json:"small"`             // 50 bytes, by contender, in the order of Concurrency
+	Bulk       map[string]point    `json:"bulk"`              // 1 MiB, four connections
+	Churn      map[string]point    `json:"churn"`             // a connection for each request, sixteen at a time
+	PerIdle    map[string]float64  `json:"perIdleConnection"` // bytes of the pair
+	Idle       map[string]memory   `json:"idle"`              // the pair before any request
+	After      map[string]memory   `json:"after"`             // the pair after all of them
 	Mesh       map[string]float64  `json:"mesh,omitempty"`
 	Took       float64             `json:"seconds"`
 	samples    map[string][]sample // by contender and point
@@ -36,6 +37,7 @@ type point struct {
 	BytesPerS    float64 `json:"bytesPerSecond"`
 	P50          float64 `json:"p50"`
 	P99          float64 `json:"p99"`
+	P999         float64 `json:"p999"`
 	Memory       memory  `json:"memory"`
 	Sockets      int     `json:"sockets"`
 	Errors       int     `json:"errors"`
@@ -45,7 +47,7 @@ func newResults(o options) *results {
 	return &results{
 		Time: time.Now().UTC(), Machine: machine(), Repeats: o.repeats, Seconds: o.duration.Seconds(),
 		Small: map[string][]point{}, Bulk: map[string]point{}, Churn: map[string]point{},
-		Idle: map[string]memory{}, After: map[string]memory{}, Mesh: map[string]float64{},
+		PerIdle: map[string]float64{}, Idle: map[string]memory{}, After: map[string]memory{}, Mesh: map[string]float64{},
 		samples: map[string][]sample{},
 	}
 }
@@ -108,6 +110,7 @@ func (r *results) median(contender, which string, c int) point {
 		BytesPerS:    of(func(s sample) float64 { return s.Bytes }),
 		P50:          of(func(s sample) float64 { return s.P50 }),
 		P99:          of(func(s sample) float64 { return s.P99 }),
+		P999:         of(func(s sample) float64 { return s.P999 }),
 		Sockets:      int(of(func(s sample) float64 { return float64(s.Sockets) })),
 		Memory: memory{
 			RSS:       int64(of(func(s sample) float64 { return float64(s.Memory.RSS) })),
@@ -133,12 +136,12 @@ func (r *results) writeJSON(file string) error {
 func (r *results) markdown(w io.Writer) {
 	fmt.Fprintf(w, "Two proxies with mutual TLS 1.3 between them; %s; %s; median of %d, %gs each, in turn; (ratio to nginx).\n\n",
 		r.Time.Format(time.DateOnly), r.Machine, r.Repeats, r.Seconds)
-	fmt.Fprint(w, "| 50-byte answers | c | CPU us/request | requests/s | p50 us | p99 us | RSS MB | PSS MB | sockets | errors |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+	fmt.Fprint(w, "| 50-byte answers | c | CPU us/request | requests/s | p50 us | p99 us | p99.9 us | RSS MB | PSS MB | sockets | errors |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
 	for i, c := range concurrency {
 		for _, name := range r.Contenders {
 			p, n := r.Small[name][i], r.nginx(i)
-			fmt.Fprintf(w, "| %s | %d | %s | %s | %s | %s | %s | %.1f | %d | %d |\n", name, c,
-				ratio("%.1f", p.CPU, n.CPU), ratio("%.0f", p.RequestsPerS, n.RequestsPerS), ratio("%.0f", p.P50, n.P50), ratio("%.0f", p.P99, n.P99),
+			fmt.Fprintf(w, "| %s | %d | %s | %s | %s | %s | %s | %s | %.1f | %d | %d |\n", name, c,
+				ratio("%.1f", p.CPU, n.CPU), ratio("%.0f", p.RequestsPerS, n.RequestsPerS), ratio("%.0f", p.P50, n.P50), ratio("%.0f", p.P99, n.P99), ratio("%.0f", p.P999, n.P999),
 				ratio("%.1f", mb(p.Memory.RSS), mb(n.Memory.RSS)), mb(p.Memory.PSS), p.Sockets, p.Errors)
 		}
 	}
@@ -154,47 +157,76 @@ func (r *results) markdown(w io.Writer) {
 		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %d |\n", name, ratio("%.0f", p.RequestsPerS, n.RequestsPerS),
 			ratio("%.1f", p.CPU, n.CPU), ratio("%.0f", p.P50, n.P50), ratio("%.0f", p.P99, n.P99), p.Errors)
 	}
-	fmt.Fprint(w, "\n| both proxies | RSS idle MB | PSS idle MB | anonymous idle MB | RSS after MB | anonymous after MB |\n|---|--:|--:|--:|--:|--:|\n")
+	fmt.Fprint(w, "\n| both proxies | RSS idle MB | PSS idle MB | anonymous idle MB | RSS after MB | anonymous after MB | KB for an idle connection |\n|---|--:|--:|--:|--:|--:|--:|\n")
 	for _, name := range r.Contenders {
 		if name != "direct" {
 			a, b := r.Idle[name], r.After[name]
-			fmt.Fprintf(w, "| %s | %.1f | %.1f | %.1f | %.1f | %.1f |\n", name, mb(a.RSS), mb(a.PSS), mb(a.Anonymous), mb(b.RSS), mb(b.Anonymous))
+			fmt.Fprintf(w, "| %s | %.1f | %.1f | %.1f | %.1f | %.1f | %.1f |\n", name, mb(a.RSS), mb(a.PSS), mb(a.Anonymous), mb(b.RSS), mb(b.Anonymous), r.PerIdle[name]/(1<<10))
 		}
 	}
 	if goals := r.goals(); len(goals) > 0 {
 		fmt.Fprintf(w, "\n| assay | goal | measured | met |\n|---|--:|--:|---|\n")
 		for _, g := range goals {
-			fmt.Fprintf(w, "| %s | <= %g %s | %.2f %s | %v |\n", g.what, g.most, g.unit, g.got, g.unit, g.met())
+			fmt.Fprintf(w, "| %s | %s %g %s | %.2f %s | %v |\n", g.what, g.sign(), g.most, g.unit, g.got, g.unit, g.met())
 		}
 	}
 	fmt.Fprintf(w, "\nThe run took %.0f s.\n", r.Took)
 }
 
-// goal is what this release has promised of itself.
+// goal is what the project has promised of itself.
 type goal struct {
 	what      string
-	most, got float64
+	most, got float64 // or least, when more is better
 	unit      string
+	more      bool
 }
 
-func (g goal) met() bool { return g.got <= g.most }
+func (g goal) met() bool { return g.more && g.got >= g.most || !g.more && g.got <= g.most }
 
-// goals are held against the results; there are none when Assay or nginx did not run.
+func (g goal) sign() string {
+	if g.more {
+		return ">="
+	}
+	return "<="
+}
+
+// goals are held against the results; there are none when Assay did not run, and none
+// against nginx when that did not.
 func (r *results) goals() []goal {
-	const c64 = 2 // the index of 64 connections
-	assay, nginx := r.Small["assay"], r.Small["nginx"]
-	if len(r.Mesh) == 0 || len(assay) <= c64 {
+	assay := r.Small["assay"]
+	if len(r.Mesh) == 0 || len(assay) < len(concurrency) {
 		return nil
 	}
+	most := func(what string, most, got float64, unit string) goal { return goal{what, most, got, unit, false} }
 	list := []goal{
-		{"`assay up` until it is ready", 3, r.Mesh["upReadySeconds"], "s"},
-		{"`assay up`, idle, RSS", 120, r.Mesh["upIdleRSS"] / (1 << 20), "MB"},
-		{"`assay run` until the command runs, meshed", 1, r.Mesh["runSeconds"], "s"},
-		{"one idle proxy, RSS", 10, r.Mesh["proxyIdleRSS"] / (1 << 20), "MB"},
-		{"one idle proxy, anonymous", 4, r.Mesh["proxyIdleAnonymous"] / (1 << 20), "MB"},
+		most("`assay up` until it is ready", 3, r.Mesh["upReadySeconds"], "s"),
+		most("`assay up`, idle, RSS", 120, r.Mesh["upIdleRSS"]/(1<<20), "MB"),
+		most("`assay run` until the command runs, meshed", 1, r.Mesh["runSeconds"], "s"),
+		most("one idle proxy, RSS", 10, r.Mesh["proxyIdleRSS"]/(1<<20), "MB"),
+		most("one idle proxy, anonymous", 3, r.Mesh["proxyIdleAnonymous"]/(1<<20), "MB"),
 	}
-	if len(nginx) > c64 && nginx[c64].CPU > 0 {
-		list = append(list, goal{"CPU per request at c=64", 0.9, assay[c64].CPU / nginx[c64].CPU, "x nginx"})
+	if v := r.PerIdle["assay"]; v > 0 {
+		list = append(list, most("an idle connection, both proxies", 16, v/(1<<10), "KB"))
+	}
+	for i, g := range []struct{ cpu, p50, p99 float64 }{{0.9, 1.05, 1.05}, {0.7, 0.85, 0.85}, {0.55, 0.7, 0.7}, {0.5, 0.7, 0.7}} {
+		a, n, c := assay[i], r.nginx(i), concurrency[i]
+		if a.CPU > 0 && n.CPU > 0 {
+			list = append(list,
+				most(fmt.Sprintf("CPU per request at c=%d", c), g.cpu, a.CPU/n.CPU, "x nginx"),
+				most(fmt.Sprintf("p50 at c=%d", c), g.p50, a.P50/n.P50, "x nginx"),
+				most(fmt.Sprintf("p99 at c=%d", c), g.p99, a.P99/n.P99, "x nginx"))
+		}
+	}
+	if a := assay[len(concurrency)-1]; a.CPU > 0 {
+		list = append(list, most("sockets between the proxies at c=1000", 8, float64(a.Sockets), ""),
+			most("both proxies at c=1000, RSS", 40, mb(a.Memory.RSS), "MB"))
+	}
+	if a, n := r.Bulk["assay"], r.Bulk["nginx"]; a.CPU > 0 && n.CPU > 0 {
+		list = append(list, goal{"bulk throughput", 1.2, a.BytesPerS / n.BytesPerS, "x nginx", true},
+			most("CPU per MB of bulk", 0.85, a.CPUPerMB/n.CPUPerMB, "x nginx"))
+	}
+	if a, n := r.Churn["assay"], r.Churn["nginx"]; a.CPU > 0 && n.CPU > 0 {
+		list = append(list, goal{"connections per second", 2, a.RequestsPerS / n.RequestsPerS, "x nginx", true})
 	}
 	return list
 }
