@@ -43,6 +43,7 @@ type options struct {
 	points     string
 	verbose    bool
 	check      bool
+	hold       bool
 }
 
 func main() {
@@ -55,6 +56,7 @@ func main() {
 	flag.StringVar(&o.contenders, "contenders", "direct,nginx,haproxy,assay", "what to compare, of direct, nginx, haproxy, assay")
 	flag.StringVar(&o.points, "points", allPoints, "which loads to measure: connections of small requests, bulk, churn, idle connections")
 	flag.BoolVar(&o.check, "check", false, "exit with 2 when a goal is missed")
+	flag.BoolVar(&o.hold, "hold", false, "measure nothing: say where the contenders are and keep them until interrupted, to be profiled")
 	flag.BoolVar(&o.verbose, "v", false, "show each measurement")
 	flag.Parse()
 	if o.short {
@@ -123,6 +125,10 @@ func bench(r *run, o options) *results {
 	for _, c := range field {
 		c.warm(r)
 	}
+	if o.hold {
+		hold(r, field)
+		return res
+	}
 	for rep := range o.repeats {
 		for _, n := range concurrency {
 			if o.wants(strconv.Itoa(n)) {
@@ -160,6 +166,14 @@ func bench(r *run, o options) *results {
 		}
 	}
 	return res
+}
+
+// hold says how to reach the contenders from another terminal, and waits.
+func hold(r *run, field []*contender) {
+	for _, c := range field {
+		fmt.Printf("%s: proxies %v: %s wrk -t1 -c64 -d5s --latency %s/\n", c.name, c.proxies(), c.client.Enter(), c.url)
+	}
+	<-r.ctx.Done()
 }
 
 // inTurn measures one after the other, and starts each round with another one, so

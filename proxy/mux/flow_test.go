@@ -1,8 +1,11 @@
 package mux
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 )
@@ -124,7 +127,7 @@ func TestCreditExhaustion(t *testing.T) {
 		far := newCall()
 		far.hold = true
 		var farStream Stream
-		p := start(t, c, s, Config{Window: window}, Config{Window: window}, func(st Stream, open []byte) (Handler, Code) {
+		p := start(t, c, s, Config{Window: window}, Config{Window: window, MaxWindow: window}, func(st Stream, open []byte) (Handler, Code) {
 			farStream = st
 			return far, 0
 		}, nil)
@@ -155,6 +158,106 @@ func TestCreditExhaustion(t *testing.T) {
 		}
 		far.until(t, "fin", func() bool { return far.fin && len(far.got) == 2*window })
 	})
+}
+
+// TestWindowGrows: a stream whose bytes are consumed as they come gets a wider window,
+// up to the bounds for one stream and for all of them, and gives it back at its end.
+func TestWindowGrows(t *testing.T) {
+	overAll(t, func(t *testing.T, c, s net.Conn) {
+		const window = 32 << 10
+		cfg := Config{Window: window, MaxWindow: 4 * window, MaxGrowth: 5 * window}
+		p := start(t, c, s, Config{}, cfg, func(Stream, []byte) (Handler, Code) { return newCall(), 0 }, nil)
+		widths := func() (all []int, grown int) {
+			p.server.mu.Lock()
+			defer p.server.mu.Unlock()
+			p.server.streams.each(func(c *stream) { all = append(all, c.window/window) })
+			slices.Sort(all)
+			return all, p.server.grown
+		}
+		var streams []Stream
+		for range 3 {
+			st, _, err := p.client.Open(nil, nil, false, newCall())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := st.Write(make([]byte, 20*window), false); err != nil {
+				t.Fatal(err)
+			}
+			streams = append(streams, st)
+		}
+		waitFor(t, "windows of 1, 3 and 4 times the first", func() bool {
+			all, grown := widths()
+			return slices.Equal(all, []int{1, 3, 4}) && grown == 5*window
+		})
+		streams[0].Reset(Cancelled)
+		waitFor(t, "what the first stream had", func() bool { all, grown := widths(); return len(all) == 2 && grown == 2*window })
+	})
+}
+
+// TestLongFrames: a frame that is longer than what a receiver holds arrives whole in
+// as many pieces as it likes, its fin with the last of them, and a reset between two
+// pieces drops what follows.
+func TestLongFrames(t *testing.T) {
+	for _, piece := range []int{1, 7, 4 << 10, maxPayload} {
+		a, b := net.Pipe()
+		far := newCall()
+		s := New(b, false, Config{}, func(Stream, []byte) (Handler, Code) { return far, 0 })
+		ended := make(chan error, 1)
+		go func() { ended <- s.Run() }()
+		go io.Copy(io.Discard, a)
+		body := make([]byte, maxPayload)
+		for i := range body {
+			body[i] = byte(i * 31 >> 3)
+		}
+		say := frames(greeting(), appendOpen(nil, 0, 1, nil, nil), data(1, string(body), flagFin))
+		for len(say) > 0 {
+			n := min(piece, len(say))
+			if _, err := a.Write(say[:n]); err != nil {
+				t.Fatal(err)
+			}
+			say = say[n:]
+		}
+		far.until(t, "the frame", func() bool { return far.fin })
+		if !bytes.Equal(far.got, body) {
+			t.Errorf("in pieces of %d: other bytes", piece)
+		}
+		a.Close()
+		<-ended
+	}
+}
+
+// TestResetWithinFrame: what follows of a long frame after its stream was reset is
+// nobody's, and the session goes on.
+func TestResetWithinFrame(t *testing.T) {
+	a, b := net.Pipe()
+	far, next := newCall(), newCall()
+	streams := make(chan Stream, 2)
+	s := New(b, false, Config{}, func(st Stream, _ []byte) (Handler, Code) {
+		streams <- st
+		if st.ID() == 1 {
+			return far, 0
+		}
+		return next, 0
+	})
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run() }()
+	go io.Copy(io.Discard, a)
+	long := data(1, string(make([]byte, maxPayload)), flagFin)
+	a.Write(frames(greeting(), appendOpen(nil, 0, 1, nil, nil), long[:20<<10]))
+	st := <-streams
+	far.until(t, "a part", func() bool { return len(far.got) > 10<<10 })
+	st.Reset(Cancelled)
+	far.mu.Lock()
+	was := len(far.got)
+	far.mu.Unlock()
+	a.Write(long[20<<10:])
+	a.Write(frames(appendOpen(nil, flagFin, 3, nil, []byte("next"))))
+	next.until(t, "the next stream", func() bool { return next.fin && string(next.got) == "next" })
+	if n := len(far.got); n > was+10<<10 || n > 20<<10 {
+		t.Errorf("%d bytes of a stream that was reset at %d", n, was)
+	}
+	a.Close()
+	<-ended
 }
 
 // TestBulkLeavesRoom: with bulk queued by many streams and nothing moving, a small

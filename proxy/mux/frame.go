@@ -3,8 +3,8 @@ package mux
 import "encoding/binary"
 
 // The wire, in short (docs/transport.md is the specification): each side sends the
-// preface, then frames of an 8-byte header (type, flags, length, stream, big endian)
-// and a payload. The first frame is SETTINGS.
+// preface, then frames of an 8-byte header (flags and type, length, stream, big
+// endian) and a payload. The first frame is SETTINGS.
 
 const preface = "ASSAYMUX"
 
@@ -12,8 +12,14 @@ const version = 1
 
 const (
 	headerSize = 8
-	// maxPayload makes the longest frame fill exactly one TLS record.
-	maxPayload = 16<<10 - headerSize
+	// maxWindow is the most credit that a stream can have.
+	maxWindow = 16 << 20
+	// maxPayload is what a DATA frame carries at most. A frame so long is several TLS
+	// records and one write at both ends.
+	maxPayload = 64 << 10
+	// maxWhole is the longest frame that a receiver holds until it is whole: all
+	// frames but DATA, and DATA up to this.
+	maxWhole = 16<<10 - headerSize
 )
 
 const (
@@ -64,11 +70,11 @@ type header struct {
 
 func parseHeader(b []byte) header {
 	_ = b[7]
-	return header{b[0], b[1], int(binary.BigEndian.Uint16(b[2:])), binary.BigEndian.Uint32(b[4:])}
+	return header{b[0] & 15, b[0] >> 4, int(b[1])<<16 | int(b[2])<<8 | int(b[3]), binary.BigEndian.Uint32(b[4:])}
 }
 
 func appendHeader(b []byte, kind, flags byte, length int, stream uint32) []byte {
-	return append(b, kind, flags, byte(length>>8), byte(length), byte(stream>>24), byte(stream>>16), byte(stream>>8), byte(stream))
+	return append(b, flags<<4|kind, byte(length>>16), byte(length>>8), byte(length), byte(stream>>24), byte(stream>>16), byte(stream>>8), byte(stream))
 }
 
 func appendPreface(b []byte, cfg *Config) []byte {
@@ -142,7 +148,7 @@ func parseSettings(p []byte) (peerSettings, *Error) {
 		last = id
 		switch id {
 		case settingWindow:
-			if v < initialWindow || v > 16<<20 {
+			if v < initialWindow || v > maxWindow {
 				return set, broken("settings-window")
 			}
 			set.window = int(v)

@@ -71,6 +71,8 @@ func (c Code) Unread() bool { return c == Refused || c == Overloaded || c == Den
 // values than the protocol's minimum take the minimum.
 type Config struct {
 	Window      int           // bytes in flight on a stream without credit (256 KiB; 16 KiB to 16 MiB)
+	MaxWindow   int           // to which that grows while they are consumed as they come (4 x Window; Window to 16 MiB)
+	MaxGrowth   int           // bytes that all streams' windows grow by at once (8 MiB)
 	MaxStreams  int           // open streams that the peer may have (10,000; at least 1)
 	MaxQueued   int           // bytes waiting for the writer before Write blocks (1 MiB; at least 64 KiB)
 	MaxOpen     int           // bytes of an open payload (8 KiB; 4 KiB to 15 KiB)
@@ -85,7 +87,9 @@ func (c Config) withDefaults() Config {
 		}
 		*v = min(max(*v, low), high)
 	}
-	def(&c.Window, 256<<10, initialWindow, 16<<20)
+	def(&c.Window, 256<<10, initialWindow, maxWindow)
+	def(&c.MaxWindow, 4*c.Window, c.Window, maxWindow)
+	def(&c.MaxGrowth, 8<<20, 0, 1<<30)
 	def(&c.MaxStreams, 10_000, 1, 1<<20)
 	def(&c.MaxQueued, 1<<20, bulkQueued, 64<<20)
 	def(&c.MaxOpen, 8<<10, initialOpen, 15<<10)

@@ -7,13 +7,19 @@ import (
 )
 
 // The way in: conn.Read -> buffer -> whole frames -> state (mu) -> Handler. Handlers
-// get slices of the buffer. DATA waits until its frame is whole: the sender wrote it
-// in one go, so the rest is on its way, and the application then gets one write for
-// each frame.
+// get slices of the buffer. A frame waits until it is whole: the sender wrote it in
+// one go, so the rest is on its way, and the application then gets one write for each
+// frame. Only of long DATA frames what is there is passed on, as if it were a frame of
+// its own: a slow link would make its receiver wait, and hold memory.
+//
+// TLS gives one record at a time. When a record was large, those that TLS has beside
+// it are taken, too, before any is handled.
 
 const (
-	smallRead = 2 << 10             // while little arrives, also while idle
-	largeRead = 2 * (16<<10 + 4096) // two frames and what follows
+	smallRead = 2 << 10  // while little arrives, also while idle
+	largeRead = 80 << 10 // five records: a long frame and what follows
+	// bulkRead is how much one read must give for more to be looked for.
+	bulkRead = 8 << 10
 )
 
 var largeReads = sync.Pool{New: func() any { b := make([]byte, largeRead); return &b }}
@@ -24,16 +30,22 @@ func (s *Session) read() *Error {
 		buf   = s.small[:]
 		large *[]byte // buf's owner while it is large
 		r, w  int     // unread bytes are buf[r:w]
-		few   int     // reads in a row that would have fitted the small buffer
 		greet = true  // the preface has not arrived
 	)
-	defer func() {
+	shrink := func() {
 		if large != nil {
 			largeReads.Put(large)
+			large, buf = nil, s.small[:]
 		}
-	}()
+	}
+	defer shrink()
+	enlarge := func() {
+		large = largeReads.Get().(*[]byte)
+		w = copy(*large, buf[r:w])
+		buf, r = *large, 0
+	}
 	for {
-		n, err := s.conn.Read(buf[w:])
+		n, dry, err := s.take(buf[w:])
 		if n > 0 {
 			s.lastRead.Store(int64(time.Since(s.born)))
 			filled := w+n == len(buf)
@@ -57,27 +69,59 @@ func (s *Session) read() *Error {
 			}
 			switch {
 			case large == nil && (filled || need > len(buf)):
-				large = largeReads.Get().(*[]byte)
-				w = copy(*large, buf[r:w])
-				buf, r, few = *large, 0, 0
-			case large != nil && n < smallRead && w == 0:
-				// A lone PING or PONG says that nothing else happens.
-				if few++; few >= 16 || n == headerSize+8 {
-					largeReads.Put(large)
-					large, buf = nil, s.small[:]
-				}
-			default:
-				few = 0
-				if r > 0 && (r+need > len(buf) || len(buf)-w < smallRead) {
-					w = copy(buf, buf[r:w])
-					r = 0
-				}
+				enlarge()
+			case w == 0 && (dry || n < smallRead):
+				shrink()
+			case r > 0 && (r+need > len(buf) || len(buf)-w < smallRead):
+				w = copy(buf, buf[r:w])
+				r = 0
+			}
+		}
+		if err == nil && dry && s.sock.bulk {
+			// Much is coming: it is waited for without a buffer.
+			if err = s.sock.wait(); large == nil {
+				enlarge()
 			}
 		}
 		if err != nil {
 			return readEnd(err)
 		}
 	}
+}
+
+// take reads once, and goes on without waiting when there may be more. dry says that
+// nothing is left that could be had without waiting.
+func (s *Session) take(p []byte) (n int, dry bool, err error) {
+	n, err = s.conn.Read(p)
+	if s.sock == nil || err != nil || n < bulkRead && !s.sock.bulk {
+		return n, false, err
+	}
+	s.sock.only = true
+	for err == nil && n < len(p) {
+		var m int
+		m, err = s.conn.Read(p[n:])
+		n += m
+	}
+	s.sock.only = false
+	if err == errNothing {
+		return n, true, nil
+	}
+	return n, false, err
+}
+
+// rest is what is still to come of a long DATA frame.
+type rest struct {
+	stream uint32
+	left   int
+	fin    bool
+}
+
+// part passes on what is there of a long DATA frame.
+func (s *Session) part(b []byte) (used int, end *Error) {
+	r := &s.rest
+	used = min(len(b), r.left)
+	r.left -= used
+	return used, s.onData(r.stream, b[:used], r.fin && r.left == 0)
 }
 
 // dispatch handles the whole frames of b. It returns how many bytes it used and how
@@ -91,6 +135,15 @@ func (s *Session) dispatch(b []byte) (used, need int, end *Error) {
 	s.dispatching = true
 	s.mu.Unlock()
 	for end == nil {
+		need = 0
+		if s.rest.left > 0 {
+			if used == len(b) {
+				break
+			}
+			n, e := s.part(b[used:])
+			used, end = used+n, e
+			continue
+		}
 		if len(b)-used < headerSize {
 			need = headerSize
 			break
@@ -99,7 +152,13 @@ func (s *Session) dispatch(b []byte) (used, need int, end *Error) {
 		if end = checkHeader(h); end != nil {
 			break
 		}
-		if need = headerSize + h.length; len(b)-used < need {
+		need = headerSize + h.length
+		if h.length > maxWhole {
+			s.rest = rest{h.stream, h.length, h.flags&flagFin != 0}
+			used += headerSize
+			continue
+		}
+		if len(b)-used < need {
 			break
 		}
 		end = s.frame(h, b[used+headerSize:used+need])
@@ -126,7 +185,7 @@ func checkHeader(h header) *Error {
 	case frameSettings:
 		ok = h.length >= 2 && h.length <= 256 && h.stream == 0
 	case frameOpen:
-		ok, flagged = h.length >= 2 && h.length <= maxPayload && h.stream != 0, flagFin
+		ok, flagged = h.length >= 2 && h.length <= maxWhole && h.stream != 0, flagFin
 	case frameData:
 		ok, flagged = h.length <= maxPayload && h.stream != 0 && (h.length > 0 || h.flags == flagFin), flagFin
 	case frameReset:
@@ -399,7 +458,7 @@ func (s *Session) onCredit(id uint32, n int) *Error {
 		}
 		return s.floodStale()
 	}
-	if c.credit+n > s.peer.window {
+	if c.credit+n > maxWindow {
 		s.mu.Unlock()
 		return broken("credit-overflow")
 	}

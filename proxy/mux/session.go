@@ -55,6 +55,8 @@ type Session struct {
 
 	alive keepalive
 	flood flood
+	grown int  // by what windows exceed cfg.Window
+	rest  rest // of a DATA frame that is being received; the reader's
 
 	small [smallRead]byte // the reader's buffer while little arrives
 }
@@ -213,7 +215,7 @@ func (s *Session) Open(open, data []byte, fin bool, h Handler) (st Stream, n int
 	c.live.Store(c.id)
 	st = Stream{c, c.id}
 
-	n = min(len(data), maxPayload-2-len(open), c.credit)
+	n = min(len(data), maxWhole-2-len(open), c.credit)
 	if !s.hasRoom(n) {
 		n = 0
 	}

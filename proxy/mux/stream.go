@@ -31,6 +31,7 @@ type stream struct {
 	flags flags
 	pins  int // who still looks at it after it ended: it is not pooled meanwhile
 
+	window  int // what recv began with, and grew by
 	recv    int // bytes that the peer may still send
 	held    int // bytes received and not consumed
 	granted int // bytes consumed and not yet credited
@@ -67,7 +68,8 @@ func (s *Session) newStream(id uint32) *stream {
 		}
 	}
 	c.id, c.flags = id, flagCounted
-	c.recv, c.held, c.granted, c.credit = s.cfg.Window, 0, 0, s.peer.window
+	c.window = s.cfg.Window
+	c.recv, c.held, c.granted, c.credit = c.window, 0, 0, s.peer.window
 	s.streams.put(c)
 	return c
 }
@@ -95,6 +97,7 @@ func (s *Session) settle(c *stream) {
 	}
 	s.uncount(c)
 	s.streams.remove(c)
+	s.grown -= c.window - s.cfg.Window
 	c.flags |= flagGone
 	s.release(c)
 	s.maybeDrained()
@@ -243,12 +246,25 @@ func (st Stream) Consumed(n int) {
 	n = min(n, c.held) // more would let the peer exceed the window
 	c.held -= n
 	c.granted += n
-	if c.granted >= s.cfg.Window/4 && c.flags&flagGotEnd == 0 {
+	if c.granted >= c.window/4 && c.flags&flagGotEnd == 0 {
+		s.grow(c)
 		s.out = appendCredit(s.out, c.id, c.granted)
 		c.recv += c.granted
 		c.granted = 0
 		s.kick()
 	}
+}
+
+// grow widens the window of a stream whose bytes are consumed as they come: bulk then
+// needs less credit, and a long way between the proxies is filled.
+func (s *Session) grow(c *stream) {
+	more := min(c.window, s.cfg.MaxWindow-c.window, s.cfg.MaxGrowth-s.grown)
+	if more <= 0 || c.held > c.window/4 {
+		return
+	}
+	c.window += more
+	c.granted += more
+	s.grown += more
 }
 
 // Shut tells the peer that the connection whose bytes this stream carries was

@@ -32,6 +32,8 @@ const (
 	gather = 4
 	// keepBuffer is the largest buffer that is used again.
 	keepBuffer = 128 << 10
+	// record is what TLS puts into one record, and writes by itself.
+	record = 16 << 10
 	// slack is how far frames that no stream waits for may exceed MaxQueued.
 	slack = 1 << 20
 )
@@ -133,7 +135,16 @@ func (s *Session) writeOut() {
 	s.out, s.spare = s.spare[:0], nil
 	s.wakeRoom()
 	s.mu.Unlock()
+	cork := s.sock != nil && len(buf) > record // one system call for all records
+	if cork {
+		s.sock.cork()
+	}
 	_, err := s.conn.Write(buf)
+	if cork {
+		if e := s.sock.uncork(); err == nil {
+			err = e
+		}
+	}
 	s.mu.Lock()
 	s.writes++
 	if cap(buf) <= keepBuffer {

@@ -37,6 +37,13 @@ func (s *Space) Close() {
 	}
 }
 
+// Enter is the beginning of a command with which a person runs a program in the space
+// for as long as this process holds it.
+func (s *Space) Enter() string {
+	at := func(f *os.File) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()) }
+	return fmt.Sprintf("nsenter --net=%s --pid=%s --mount=%s", at(s.net), at(s.pid), at(s.mnt))
+}
+
 // NetInode identifies the network namespace.
 func (s *Space) NetInode() (uint64, error) {
 	var st unix.Stat_t
