@@ -133,7 +133,7 @@ func bench(r *run, o options) *results {
 		for _, n := range concurrency {
 			if o.wants(strconv.Itoa(n)) {
 				inTurn(field, rep, func(c *contender) {
-					res.small(c.name, n, c.measure(r, load{path: "/", connections: n, duration: o.duration}))
+					res.small(c.name, n, c.measure(r, load{path: "/", connections: n, duration: o.lasting(n)}))
 				})
 			}
 		}
@@ -174,6 +174,14 @@ func hold(r *run, field []*contender) {
 		fmt.Printf("%s: proxies %v: %s wrk -t1 -c64 -d5s --latency %s/\n", c.name, c.proxies(), c.client.Enter(), c.url)
 	}
 	<-r.ctx.Done()
+}
+
+// lasting is how long n connections are measured: to make a thousand takes a while.
+func (o options) lasting(n int) time.Duration {
+	if n >= 1000 {
+		return max(o.duration, 4*time.Second)
+	}
+	return o.duration
 }
 
 // inTurn measures one after the other, and starts each round with another one, so
