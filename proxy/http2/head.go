@@ -228,7 +228,7 @@ func check(k kind, fields []Field, head *Head, trusted func(i int) bool) (f fact
 		if !validScheme(scheme) {
 			return f, ErrScheme
 		}
-		web := scheme == "http" || scheme == "https"
+		web := strings.EqualFold(scheme, "http") || strings.EqualFold(scheme, "https")
 		switch {
 		case path == "*" && method == "OPTIONS":
 		case web && (path == "" || path[0] != '/'), !validPath(path):
@@ -238,7 +238,7 @@ func check(k kind, fields []Field, head *Head, trusted func(i int) bool) (f fact
 			return f, ErrAuthority
 		}
 		if authority != "" {
-			if _, _, ok := splitAuthority(authority); !ok && web {
+			if _, _, ok := splitAuthority(authority); !ok {
 				return f, ErrAuthority
 			}
 		}

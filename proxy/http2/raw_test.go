@@ -24,6 +24,7 @@ type raw struct {
 	buf bytes.Buffer
 	got []Field
 	out []byte
+	id  uint32 // of the last stream, where a test counts
 }
 
 func newRaw(t testing.TB, c net.Conn) *raw {
