@@ -47,6 +47,9 @@ type Port struct {
 	// ProxyProtocol begins each connection to the application with a PROXY protocol
 	// header of version 2, which names the client. Never with a protocol of HTTP.
 	ProxyProtocol bool `json:"proxyProtocol,omitempty"`
+	// ForwardClientCert tells applications of their client's certificate in the field
+	// X-Forwarded-Client-Cert, and takes away what a client says there. With HTTP/1 only.
+	ForwardClientCert bool `json:"forwardClientCert,omitempty"`
 }
 
 // Endpoint is one workload behind a service.

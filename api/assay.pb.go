@@ -1997,13 +1997,14 @@ func (x *Service) GetEndpoints() []*Endpoint {
 }
 
 type Port struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Port          uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
-	Protocol      string                 `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
-	ProxyProtocol bool                   `protobuf:"varint,4,opt,name=proxy_protocol,json=proxyProtocol,proto3" json:"proxy_protocol,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Name              string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Port              uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	Protocol          string                 `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	ProxyProtocol     bool                   `protobuf:"varint,4,opt,name=proxy_protocol,json=proxyProtocol,proto3" json:"proxy_protocol,omitempty"`
+	ForwardClientCert bool                   `protobuf:"varint,5,opt,name=forward_client_cert,json=forwardClientCert,proto3" json:"forward_client_cert,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Port) Reset() {
@@ -2060,6 +2061,13 @@ func (x *Port) GetProtocol() string {
 func (x *Port) GetProxyProtocol() bool {
 	if x != nil {
 		return x.ProxyProtocol
+	}
+	return false
+}
+
+func (x *Port) GetForwardClientCert() bool {
+	if x != nil {
+		return x.ForwardClientCert
 	}
 	return false
 }
@@ -3906,12 +3914,13 @@ const file_assay_proto_rawDesc = "" +
 	"\x04vips\x18\x03 \x03(\fR\x04vips\x12\x1a\n" +
 	"\bheadless\x18\x04 \x01(\bR\bheadless\x12$\n" +
 	"\x05ports\x18\x05 \x03(\v2\x0e.assay.v1.PortR\x05ports\x120\n" +
-	"\tendpoints\x18\x06 \x03(\v2\x12.assay.v1.EndpointR\tendpoints\"q\n" +
+	"\tendpoints\x18\x06 \x03(\v2\x12.assay.v1.EndpointR\tendpoints\"\xa1\x01\n" +
 	"\x04Port\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
 	"\bprotocol\x18\x03 \x01(\tR\bprotocol\x12%\n" +
-	"\x0eproxy_protocol\x18\x04 \x01(\bR\rproxyProtocol\"r\n" +
+	"\x0eproxy_protocol\x18\x04 \x01(\bR\rproxyProtocol\x12.\n" +
+	"\x13forward_client_cert\x18\x05 \x01(\bR\x11forwardClientCert\"r\n" +
 	"\bEndpoint\x12\x1a\n" +
 	"\bworkload\x18\x01 \x01(\tR\bworkload\x12\x1a\n" +
 	"\bidentity\x18\x02 \x01(\tR\bidentity\x12\x14\n" +

@@ -261,7 +261,7 @@ func (m *EgressRule) noun() (assay.EgressRule, error) {
 func FromService(s *assay.Service) *Service {
 	m := &Service{Namespace: s.Namespace, Name: s.Name, Vips: fromAddrs(s.VIPs), Headless: s.Headless}
 	for _, p := range s.Ports {
-		m.Ports = append(m.Ports, &Port{Name: p.Name, Port: uint32(p.Port), Protocol: string(p.Protocol), ProxyProtocol: p.ProxyProtocol})
+		m.Ports = append(m.Ports, &Port{Name: p.Name, Port: uint32(p.Port), Protocol: string(p.Protocol), ProxyProtocol: p.ProxyProtocol, ForwardClientCert: p.ForwardClientCert})
 	}
 	for _, e := range s.Endpoints {
 		m.Endpoints = append(m.Endpoints, &Endpoint{Workload: e.Workload, Identity: e.Identity.String(), Addrs: fromAddrs(e.Addrs), Targets: fromPorts(e.Targets)})
@@ -301,7 +301,7 @@ func (m *Service) noun() (assay.Service, error) {
 			return s, fmt.Errorf("port %q %d: zero, too large or there twice", p.GetName(), p.GetPort())
 		}
 		seen[p.GetPort()] = true
-		s.Ports = append(s.Ports, assay.Port{Name: p.GetName(), Port: uint16(p.GetPort()), Protocol: proto, ProxyProtocol: p.GetProxyProtocol()})
+		s.Ports = append(s.Ports, assay.Port{Name: p.GetName(), Port: uint16(p.GetPort()), Protocol: proto, ProxyProtocol: p.GetProxyProtocol(), ForwardClientCert: p.GetForwardClientCert()})
 	}
 	for _, m := range m.GetEndpoints() {
 		e, err := m.noun(len(s.Ports))

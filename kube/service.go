@@ -30,7 +30,7 @@ func (d *document) service() {
 	if len(in.Spec.Ports) == 0 {
 		d.missing("spec.ports", "a service needs at least one port")
 	}
-	announce := d.proxyProtocol()
+	announce, certify := d.annotation(ProxyProtocol, "v2"), d.annotation(ForwardClientCert, "true")
 	var kept serviceSpec
 	names, numbers := map[string]int{}, map[int32]int{}
 	for i, p := range in.Spec.Ports {
@@ -49,6 +49,9 @@ func (d *document) service() {
 		if declared.ProxyProtocol = announce; announce && declared.Protocol != assay.Opaque && declared.Protocol != assay.TLS {
 			d.missing(path+".appProtocol", "the PROXY protocol needs an appProtocol that is not HTTP, for instance tcp: requests of several clients share a connection there")
 		}
+		if declared.ForwardClientCert = certify; certify && declared.Protocol != assay.HTTP1 {
+			d.missing(path+".appProtocol", "forwarding a client's certificate needs appProtocol http: in no other protocol is the field looked for")
+		}
 		out.Ports = append(out.Ports, declared)
 		kept.Ports = append(kept.Ports, keep)
 	}
@@ -63,21 +66,21 @@ func (d *document) service() {
 	d.keep(kept)
 }
 
-// ProxyProtocol is the annotation of a Service whose applications want to be told who
-// their clients are, with a PROXY protocol header of version 2 on each connection.
-const ProxyProtocol = "assay.dev/proxy-protocol"
+// Annotations of a Service whose applications want to be told who their clients are.
+const (
+	// ProxyProtocol "v2": with a PROXY protocol header on each connection.
+	ProxyProtocol = "assay.dev/proxy-protocol"
+	// ForwardClientCert "true": in X-Forwarded-Client-Cert, with each request of HTTP/1.
+	ForwardClientCert = "assay.dev/forward-client-cert"
+)
 
-// proxyProtocol reads it.
-func (d *document) proxyProtocol() bool {
-	switch v, ok := d.meta.Annotations[ProxyProtocol]; {
-	case !ok:
-		return false
-	case v == "v2":
-		return true
-	default:
-		d.at("metadata.annotations."+ProxyProtocol, "%q: want v2", v)
-		return false
+// annotation reports whether the object has it, with the one value that it may have.
+func (d *document) annotation(name, value string) bool {
+	v, ok := d.meta.Annotations[name]
+	if ok && v != value {
+		d.at("metadata.annotations."+name, "%q: want %s", v, value)
 	}
+	return ok && v == value
 }
 
 // serviceSpec is the normal form of a service: what it says, without defaults.

@@ -70,7 +70,7 @@ func describe(intent discovery.Intent, objects []discovery.Object, err error) st
 	for _, s := range intent.Services {
 		fmt.Fprintf(&b, "service %s selector=%v headless=%v\n", s.Key(), s.Selector, s.Headless)
 		for _, p := range s.Ports {
-			fmt.Fprintf(&b, "  port %d name=%q target=%d protocol=%q%s\n", p.Port.Port, p.Name, p.Target, p.Protocol, announced(p.ProxyProtocol))
+			fmt.Fprintf(&b, "  port %d name=%q target=%d protocol=%q%s\n", p.Port.Port, p.Name, p.Target, p.Protocol, announced(p))
 		}
 	}
 	for _, n := range intent.Namespaces {
@@ -193,9 +193,12 @@ func TestProtocol(t *testing.T) {
 	}
 }
 
-func announced(yes bool) string {
-	if yes {
-		return " proxy-protocol"
+func announced(p discovery.DeclaredPort) (text string) {
+	if p.ProxyProtocol {
+		text += " proxy-protocol"
 	}
-	return ""
+	if p.ForwardClientCert {
+		text += " forward-client-cert"
+	}
+	return text
 }

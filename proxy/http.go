@@ -325,12 +325,11 @@ func (s *session) acceptHTTP(st mux.Stream, open []byte) (mux.Handler, mux.Code)
 		s.lastOpen = append(s.lastOpen[:0], open...)
 		s.lastCounted = &counted{p: s.p, series: s.p.rec.Series(s.key(&h))}
 	}
-	return s.p.http.in.Accept(st, http1.Origin{
-		Client:   netip.AddrPortFrom(s.remote.Addr(), 0),
-		Target:   s.local,
-		Observer: s.lastCounted,
-		Guard:    s.protection(),
-	}), 0
+	o := http1.Origin{Client: netip.AddrPortFrom(s.remote.Addr(), 0), Target: s.local, Observer: s.lastCounted, Guard: s.protection()}
+	if s.p.snap.Load().certified[s.local] {
+		o.Edit = s.certEdit()
+	}
+	return s.p.http.in.Accept(st, o), 0
 }
 
 // protection guards the port that the session is with, if it is a service's. The
@@ -366,7 +365,11 @@ func (i *inbound) serveGuestHTTP(first []byte) error {
 		origin.Guard = sp.care.inbound
 	}
 	var err error
-	if g := i.guests(); g != nil {
+	if i.snap.certified[i.dst] {
+		// Not handed to anybody else, who would take the client for this workload.
+		origin.Edit = &nobodysCert
+		err = i.p.http.in.Serve(i.ctx, i.conn, first, origin)
+	} else if g := i.guests(); g != nil {
 		err = i.p.http.in.ServeRouted(i.ctx, i.conn, first, origin, g)
 		g.close()
 	} else {

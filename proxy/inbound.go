@@ -268,7 +268,11 @@ func (i *inbound) plaintext(first []byte) error {
 	if sp := i.snap.targets[i.dst]; sp != nil && sp.declared != assay.Detect {
 		i.protocol = sp.declared
 	}
-	if i.app == nil || i.quiet {
+	quiet := i.app == nil || i.quiet
+	if i.snap.certified[i.dst] && (i.protocol != assay.HTTP1 || !quiet) {
+		return &refusal{refusedHTTP, nil} // only what is read as HTTP/1 has the field stripped
+	}
+	if quiet && !i.snap.announced[i.dst] {
 		switch i.protocol {
 		case assay.HTTP1:
 			return i.serveGuestHTTP(first)

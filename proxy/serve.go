@@ -26,7 +26,8 @@ func (s *session) accept(st mux.Stream, open []byte) (mux.Handler, mux.Code) {
 	case assay.HTTP1, assay.HTTP2:
 		// Connections to the application are shared by requests there: nobody could be
 		// announced on one.
-		if s.p.snap.Load().announced[s.local] {
+		snap := s.p.snap.Load()
+		if snap.announced[s.local] || proto == assay.HTTP2 && snap.certified[s.local] {
 			return s.refuseHeader()
 		}
 		if proto == assay.HTTP2 {
@@ -35,8 +36,8 @@ func (s *session) accept(st mux.Stream, open []byte) (mux.Handler, mux.Code) {
 		return s.acceptHTTP(st, open)
 	}
 	h, rest, err := ParseHeader(open)
-	if err != nil || len(rest) > 0 {
-		return s.refuseHeader()
+	if err != nil || len(rest) > 0 || s.p.snap.Load().certified[s.local] {
+		return s.refuseHeader() // or an application that trusts the field would believe the client
 	}
 	var in *protection
 	if sp := s.p.snap.Load().targets[s.local]; sp != nil {

@@ -14,6 +14,7 @@ import (
 	"assay.dev/proxy/http1"
 	"assay.dev/proxy/mtls"
 	"assay.dev/proxy/mux"
+	"assay.dev/proxy/route"
 	"golang.org/x/sys/unix"
 )
 
@@ -34,6 +35,7 @@ type session struct {
 	// What the last stream of HTTP/1 said, and how it is counted; the reader's.
 	lastOpen    []byte
 	lastCounted *counted
+	certOfPeer  *route.HeadEdit // certEdit's
 	// The port's guard, nil for one that is no service's, by the snapshot.
 	lastSnap  *snapshot
 	lastGuard http1.Guard

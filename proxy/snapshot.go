@@ -32,6 +32,7 @@ type snapshot struct {
 	names           *dns.Snapshot
 	egress          *egress.Policy
 	announced       map[netip.AddrPort]bool // where applications want to be told who comes
+	certified       map[netip.AddrPort]bool // and where in a field of HTTP
 	servicesVersion uint64
 	hasServices     bool
 	tableVersion    uint64
@@ -49,6 +50,7 @@ type servicePort struct {
 	port     uint16 // as dialled
 	declared assay.Protocol
 	announce bool           // to the application who its client is
+	certify  bool           // the same in a field of HTTP
 	memory   *detect.Memory // outlives the snapshot
 	care     *care          // as does this
 	request  *guard.Request // what a request is allowed
@@ -114,7 +116,7 @@ func (s *snapshot) withServices(d link.Services, p *Proxy) *snapshot {
 // index makes the maps that connections and names are looked up in.
 func (s *snapshot) index() {
 	s.vips = make(map[netip.Addr]*service, 2*len(s.services))
-	s.targets, s.announced = map[netip.AddrPort]*servicePort{}, map[netip.AddrPort]bool{}
+	s.targets, s.announced, s.certified = map[netip.AddrPort]*servicePort{}, map[netip.AddrPort]bool{}, map[netip.AddrPort]bool{}
 	list := make([]*assay.Service, 0, len(s.services))
 	for _, key := range slices.Sorted(maps.Keys(s.services)) {
 		svc := s.services[key]
@@ -127,6 +129,9 @@ func (s *snapshot) index() {
 				for _, e := range set.Endpoints() {
 					if sp.announce {
 						s.announced[e.Addr] = true
+					}
+					if sp.certify {
+						s.certified[e.Addr] = true
 					}
 					if s.targets[e.Addr] == nil {
 						s.targets[e.Addr] = sp
@@ -143,7 +148,7 @@ func (s *snapshot) index() {
 func newService(svc *assay.Service, old *service, zone string, p *Proxy) *service {
 	out := &service{Service: *svc}
 	for i, port := range svc.Ports {
-		sp := &servicePort{service: svc.Key(), port: port.Port, declared: port.Protocol, announce: port.ProxyProtocol}
+		sp := &servicePort{service: svc.Key(), port: port.Port, declared: port.Protocol, announce: port.ProxyProtocol, certify: port.ForwardClientCert}
 		var v4, v6 *balance.Set
 		if old != nil {
 			if was := old.port(port.Port); was != nil {

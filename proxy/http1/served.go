@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"assay.dev/proxy/mux"
+	"assay.dev/proxy/route"
 )
 
 // served is the handler of one stream from a peer: one request, or, once the client
@@ -107,6 +108,7 @@ func (x *served) receive(p []byte, fin bool) mux.Code {
 		p = x.held.b
 	}
 	end := 0
+	edited := false // the head, which is at the beginning of p
 	switch {
 	case x.tunnel:
 		end = len(p)
@@ -130,6 +132,12 @@ func (x *served) receive(p []byte, fin bool) mux.Code {
 			}
 			x.headOver()
 			x.inBody, x.body, end = true, x.req.Body(lim), x.req.Size
+			if x.origin.Edit != nil {
+				if x.req.IsConnect {
+					return x.refuse(ErrMethod)
+				}
+				edited = true
+			}
 			if code := x.begin(); code != 0 {
 				x.lose()
 				x.dead = true
@@ -147,7 +155,11 @@ func (x *served) receive(p []byte, fin bool) mux.Code {
 			return x.refuse(ErrRequestLine)
 		}
 	}
-	x.forward(p[:end], own)
+	if edited {
+		x.forwardEdited(p[:end], own)
+	} else {
+		x.forward(p[:end], own)
+	}
 	if own && x.inBody {
 		x.held.release()
 		x.held = nil
@@ -158,6 +170,28 @@ func (x *served) receive(p []byte, fin bool) mux.Code {
 	x.release()
 	return 0
 }
+
+// forwardEdited is forward for p with the head, which the application gets edited. It is
+// apart from it so that others need no stack for it.
+//
+//go:noinline
+func (x *served) forwardEdited(p []byte, own bool) {
+	n := x.req.Size
+	h := NewHead(p, n)
+	edits := []*route.HeadEdit{x.origin.Edit, nil}
+	if x.req.Upgrade && !x.req.WebSocket {
+		edits[1] = &noUpgrade
+	}
+	if !own {
+		x.consumed(n) // the kernel counts other bytes than the peer sent
+	}
+	x.forward(h.AppendRequest(make([]byte, 0, n+512), nil, nil, edits...), true)
+	x.forward(p[n:], own)
+}
+
+// noUpgrade takes away the wish to leave HTTP, which a server need not grant (RFC 9110
+// section 7.8).
+var noUpgrade = route.HeadEdit{Drop: []string{"upgrade", "http2-settings"}}
 
 // begin starts the exchange whose head was parsed.
 func (x *served) begin() mux.Code {

@@ -14,8 +14,9 @@ import (
 // Peer is who is at the other end, as its certificate says.
 type Peer struct {
 	Identity  assay.Identity
-	Artifacts assay.Digest // of the artifact set; "" when the leaf carries none
-	Serial    string       // hexadecimal
+	Artifacts assay.Digest      // of the artifact set; "" when the leaf carries none
+	Serial    string            // hexadecimal
+	Leaf      [sha256.Size]byte // hash of its certificate
 }
 
 // maxChain bounds the certificates of a chain: leaf, intermediate, and room for
@@ -80,7 +81,7 @@ func (b *bundle) verify(chain []*x509.Certificate, use x509.ExtKeyUsage, now tim
 	if peer.Identity.TrustDomain != b.trustDomain {
 		return Peer{}, &Error{Reason: UnknownAuthority, Peer: peer.Identity.String(), Err: fmt.Errorf("our trust domain is %s", b.trustDomain)}
 	}
-	key := cacheKey{sha256.Sum256(leaf.Raw), use}
+	key := cacheKey{peer.Leaf, use}
 	b.mu.Lock()
 	w, ok := b.verified[key]
 	b.mu.Unlock()
@@ -183,7 +184,7 @@ func checkLeaf(leaf *x509.Certificate) (Peer, error) {
 	if err != nil {
 		return Peer{}, &Error{Reason: Malformed, Peer: name(leaf), Err: err}
 	}
-	return Peer{Identity: id, Artifacts: artifacts, Serial: leaf.SerialNumber.Text(16)}, nil
+	return Peer{Identity: id, Artifacts: artifacts, Serial: leaf.SerialNumber.Text(16), Leaf: sha256.Sum256(leaf.Raw)}, nil
 }
 
 func checkTime(leaf *x509.Certificate, now time.Time) error {
