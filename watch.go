@@ -70,7 +70,15 @@ type Record struct {
 	Failure       string        `json:"failure,omitempty"` // why there is no whole response
 	RequestBytes  int64         `json:"requestBytes"`
 	ResponseBytes int64         `json:"responseBytes"`
+	GRPC          *GRPC         `json:"grpc,omitempty"`
 	Trace         TraceContext  `json:"trace,omitzero"` // that the request came with
+}
+
+// GRPC is what is known of a call.
+type GRPC struct {
+	Code             int    `json:"code"` // grpc-status, -1 when none was seen
+	RequestMessages  uint64 `json:"requestMessages"`
+	ResponseMessages uint64 `json:"responseMessages"`
 }
 
 // TraceContext is what a request says of the trace that it belongs to, as in W3C Trace

@@ -68,10 +68,13 @@ func (s *spans) add(r *assay.Record, w *assay.Workload) {
 	if r.Direction == assay.Inbound {
 		span.Kind = trace.Span_SPAN_KIND_SERVER
 	}
+	if g := r.GRPC; g != nil {
+		span.Attributes = append(span.Attributes, text("rpc.system", "grpc"), number("rpc.grpc.status_code", int64(g.Code)))
+	}
 	if r.Failure != "" {
 		span.Attributes = append(span.Attributes, text("error.type", r.Failure))
 	}
-	if r.Failure != "" || r.Status >= 500 {
+	if r.Failure != "" || r.Status >= 500 || r.GRPC != nil && r.GRPC.Code != 0 {
 		span.Status = &trace.Status{Code: trace.Status_STATUS_CODE_ERROR, Message: r.Failure}
 	}
 	one := &trace.ResourceSpans{

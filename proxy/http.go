@@ -64,7 +64,7 @@ func (d *dispatcher) Begin(x *http1.Exchange) {
 		if d.o.port != nil {
 			service = d.o.port.service
 		}
-		ws.begin(x, assay.Outbound, service)
+		ws.note1(x, assay.Outbound, service)
 	}
 	if c, ok := x.Tag.(*call); ok {
 		c.begin()
@@ -220,7 +220,7 @@ func (d *dispatcher) End(x *http1.Exchange) {
 		if ok {
 			s = c.series
 		}
-		d.o.p.watcher.end(x, s, d.o.key())
+		d.o.p.watcher.end1(x, s, d.o.key())
 	}
 	if d.routed != nil && d.routed.end(x, now) {
 		return
@@ -293,14 +293,14 @@ type counted struct {
 
 func (c *counted) Begin(x *http1.Exchange) {
 	if ws := c.p.watches.Load(); ws != nil {
-		ws.begin(x, assay.Inbound, c.series.Key().Service)
+		ws.note1(x, assay.Inbound, c.series.Key().Service)
 	}
 	c.series.Begin()
 }
 
 func (c *counted) End(x *http1.Exchange) {
 	if x.Note != nil {
-		c.p.watcher.end(x, c.series, assay.SignalKey{})
+		c.p.watcher.end1(x, c.series, assay.SignalKey{})
 	}
 	c.p.malformed(x)
 	observe(c.series, x, time.Now(), true)

@@ -237,7 +237,15 @@ func (d *streams) refuse(err error) error {
 const grpcUnavailable = 14
 
 // Begin implements http2.Observer.
-func (d *streams) Begin(*http2.Exchange) {}
+func (d *streams) Begin(x *http2.Exchange) {
+	if ws := d.o.p.watches.Load(); ws != nil {
+		service := ""
+		if d.o.port != nil {
+			service = d.o.port.service
+		}
+		ws.note2(x, assay.Outbound, service)
+	}
+}
 
 // End implements http2.Observer.
 func (d *streams) End(x *http2.Exchange) {
@@ -258,6 +266,13 @@ func (d *streams) End(x *http2.Exchange) {
 		}
 	}
 	c, ok := x.Tag.(*call)
+	if x.Note != nil {
+		var s *golden.Series
+		if ok {
+			s = c.series
+		}
+		d.o.p.watcher.end2(x, s, d.o.key())
+	}
 	if !ok && x.Plan != nil && x.Plan.Answer != nil && x.Failure == "" {
 		d.answered(x, now)
 		return
@@ -366,9 +381,17 @@ type counted2 struct {
 	series *golden.Series
 }
 
-func (c *counted2) Begin(*http2.Exchange) { c.series.Begin() }
+func (c *counted2) Begin(x *http2.Exchange) {
+	if ws := c.p.watches.Load(); ws != nil {
+		ws.note2(x, assay.Inbound, c.series.Key().Service)
+	}
+	c.series.Begin()
+}
 
 func (c *counted2) End(x *http2.Exchange) {
+	if x.Note != nil {
+		c.p.watcher.end2(x, c.series, assay.SignalKey{})
+	}
 	c.p.malformed2(x)
 	observe2(c.series, x, time.Now(), true)
 }

@@ -13,6 +13,7 @@ import (
 	"assay.dev/link"
 	"assay.dev/proxy/golden"
 	"assay.dev/proxy/http1"
+	"assay.dev/proxy/http2"
 )
 
 // Requests can be watched: for an access log, for traces, by somebody who taps a
@@ -75,27 +76,80 @@ func (w *watcher) set(list []assay.Watch) {
 	w.p.watches.Store(next)
 }
 
-// begin notes what is only known while the head is at hand.
-func (ws *watches) begin(x *http1.Exchange, way assay.Direction, service string) {
-	req := x.Request
-	if req == nil || len(req.Target) == 0 {
-		return
+// heard is a request's head, of either protocol.
+type heard interface {
+	// about returns method, authority, path and query.
+	about() (method, authority, path, query []byte)
+	field(name string) (string, bool)
+	each(f func(name, value []byte) bool)
+}
+
+type heard1 struct {
+	*http1.Request
+	head http1.Head
+}
+
+func (h *heard1) about() (method, authority, path, query []byte) {
+	path, query = h.Path()
+	return h.Method, h.Authority, path, query
+}
+
+func (h *heard1) field(name string) (string, bool) {
+	v, ok := h.head.Field(name, nil)
+	return string(v), ok
+}
+
+func (h *heard1) each(f func(name, value []byte) bool) { h.head.Each(f) }
+
+type heard2 struct{ *http2.Head }
+
+func (h heard2) about() (method, authority, path, query []byte) {
+	p, q, _ := strings.Cut(h.Path, "?")
+	return []byte(h.Method), []byte(h.Authority), []byte(p), []byte(q)
+}
+
+func (h heard2) field(name string) (string, bool) { return h.Lookup(name) }
+
+func (h heard2) each(f func(name, value []byte) bool) {
+	for i := range h.Fields {
+		if !f([]byte(h.Fields[i].Name), []byte(h.Fields[i].Value)) {
+			return
+		}
 	}
-	path, query := req.Path()
+}
+
+// note1 and note2 note what is only known while the head is at hand.
+func (ws *watches) note1(x *http1.Exchange, way assay.Direction, service string) {
+	if req := x.Request; req != nil && len(req.Target) > 0 {
+		if r := ws.note(&heard1{req, http1.NewHead(req.Head(), len(req.Head()))}, assay.HTTP1, way, service); r != nil {
+			x.Note = r
+		}
+	}
+}
+
+func (ws *watches) note2(x *http2.Exchange, way assay.Direction, service string) {
+	if x.Request != nil {
+		if r := ws.note(heard2{x.Request}, assay.HTTP2, way, service); r != nil {
+			x.Note = r
+		}
+	}
+}
+
+func (ws *watches) note(h heard, protocol assay.Protocol, way assay.Direction, service string) *assay.Record {
+	method, authority, path, query := h.about()
 	var r *assay.Record
 	var trace assay.TraceContext
 	looked := false
 	for _, w := range ws.list {
 		if w.Direction != "" && w.Direction != way || w.Service != "" && w.Service != service ||
-			w.Method != "" && w.Method != string(req.Method) || !bytes.HasPrefix(path, w.path) ||
+			w.Method != "" && w.Method != string(method) || !bytes.HasPrefix(path, w.path) ||
 			w.Share > 0 && rand.IntN(1_000_000) >= w.Share {
 			continue
 		}
-		head := http1.NewHead(req.Head(), len(req.Head()))
 		if !looked {
 			looked = true
-			if v, ok := head.Field("traceparent", nil); ok {
-				trace, _ = assay.ParseTraceParent(string(v)) // what cannot be read is no context
+			if v, ok := h.field("traceparent"); ok {
+				trace, _ = assay.ParseTraceParent(v) // what cannot be read is no context
 			}
 		}
 		if w.Traced && !trace.Sampled {
@@ -103,8 +157,8 @@ func (ws *watches) begin(x *http1.Exchange, way assay.Direction, service string)
 		}
 		if r == nil {
 			r = &assay.Record{
-				Time: time.Now(), Direction: way, Service: service, Protocol: assay.HTTP1, Trace: trace,
-				Method: cut(req.Method), Authority: cut(req.Authority), Path: cut(path),
+				Time: time.Now(), Direction: way, Service: service, Protocol: protocol, Trace: trace,
+				Method: cut(method), Authority: cut(authority), Path: cut(path),
 			}
 			if len(query) > 0 {
 				r.Query = assay.Redacted
@@ -115,17 +169,15 @@ func (ws *watches) begin(x *http1.Exchange, way assay.Direction, service string)
 			r.Query = cut(query)
 		}
 		if w.Fields {
-			r.Fields = fieldsOf(&head, w.Reveal)
+			r.Fields = fieldsOf(h, w.Reveal)
 		}
 	}
-	if r != nil {
-		x.Note = r
-	}
+	return r
 }
 
 // fieldsOf copies the fields of a head. Secrets are named, not told.
-func fieldsOf(head *http1.Head, reveal []string) (list []assay.HeaderField) {
-	head.Each(func(name, value []byte) bool {
+func fieldsOf(h heard, reveal []string) (list []assay.HeaderField) {
+	h.each(func(name, value []byte) bool {
 		f := assay.HeaderField{Name: cut(name), Value: cut(value)}
 		if secret(f.Name) && !slices.ContainsFunc(reveal, func(s string) bool { return strings.EqualFold(s, f.Name) }) {
 			f.Value = assay.Redacted
@@ -155,18 +207,29 @@ func cut(b []byte) string {
 	return strings.ToValidUTF8(string(b[:min(len(b), assay.MaxRecordText)]), "?")
 }
 
-// end tells of a request that was noted.
-func (w *watcher) end(x *http1.Exchange, s *golden.Series, key assay.SignalKey) {
-	r, ok := x.Note.(*assay.Record)
-	if !ok {
-		return
-	}
+// end1 and end2 tell of a request that was noted.
+func (w *watcher) end1(x *http1.Exchange, s *golden.Series, key assay.SignalKey) {
+	r, _ := x.Note.(*assay.Record)
 	x.Note = nil
+	r.Duration, r.Status, r.Failure, r.RequestBytes, r.ResponseBytes = x.Duration, x.Status, x.Failure, x.RequestBytes, x.ResponseBytes
+	w.end(r, s, key)
+}
+
+func (w *watcher) end2(x *http2.Exchange, s *golden.Series, key assay.SignalKey) {
+	r, _ := x.Note.(*assay.Record)
+	x.Note = nil
+	r.Duration, r.Status, r.Failure, r.RequestBytes, r.ResponseBytes = x.Duration, x.Status, x.Failure, x.RequestBytes, x.ResponseBytes
+	if x.GRPC {
+		r.GRPC = &assay.GRPC{Code: x.Code, RequestMessages: x.RequestMessages, ResponseMessages: x.ResponseMessages}
+	}
+	w.end(r, s, key)
+}
+
+func (w *watcher) end(r *assay.Record, s *golden.Series, key assay.SignalKey) {
 	if s != nil {
 		key = s.Key()
 	}
 	r.Peer, r.Security, r.Port = key.Peer, key.Security, key.Port
-	r.Duration, r.Status, r.Failure, r.RequestBytes, r.ResponseBytes = x.Duration, x.Status, x.Failure, x.RequestBytes, x.ResponseBytes
 	ws := w.p.watches.Load()
 	if ws == nil {
 		return

@@ -164,6 +164,9 @@ func printRecord(out io.Writer, r *assay.Record, format string) error {
 	if r.Status == 0 {
 		result = "-"
 	}
+	if r.GRPC != nil {
+		result += fmt.Sprintf(" grpc %d", r.GRPC.Code)
+	}
 	if r.Failure != "" {
 		result += " " + r.Failure
 	}

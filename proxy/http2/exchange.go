@@ -28,6 +28,8 @@ type Exchange struct {
 	Attempt int
 	Cause   guard.Cause
 	Last    mux.Code
+	// Note is whatever an observer's Begin wants to find again in its End.
+	Note any
 	// Tag is whatever Dispatch or Begin wants to find again in End.
 	Tag any
 

@@ -4,10 +4,12 @@ package watching
 
 import (
 	"bufio"
+	"context"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -20,6 +22,13 @@ import (
 	"assay.dev"
 	"assay.dev/test/lab"
 	trace "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -27,6 +36,7 @@ func TestMain(m *testing.M) { lab.Main(m) }
 
 const (
 	port      = 8080
+	portGRPC  = 9000
 	collector = 4318
 	secret    = "hunter2"
 	traceID   = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -247,5 +257,43 @@ func TestLogsAndTraces(t *testing.T) {
 			span.GetEndTimeUnixNano() <= span.GetStartTimeUnixNano() || strings.Contains(span.String(), secret) {
 			t.Errorf("a span of %s: %s", name, span)
 		}
+	}
+}
+
+// TestTapOfCalls taps gRPC, whose result is in its trailers.
+func TestTapOfCalls(t *testing.T) {
+	lab.Require(t, "ip", "nft", "getent")
+	w := lab.NewWorld(t, lab.Meshed)
+	server := w.Workload(t, "rpc", lab.Spec{Ports: []int{portGRPC}})
+	client := w.Workload(t, "caller", lab.Spec{})
+	srv := grpc.NewServer()
+	healthpb.RegisterHealthServer(srv, health.NewServer())
+	l := server.Listen(t, portGRPC)
+	done := make(chan struct{})
+	go func() { defer close(done); srv.Serve(l) }()
+	t.Cleanup(func() { srv.Stop(); <-done })
+	to := w.AwaitService(t, client, "rpc", portGRPC)
+	conn, err := grpc.NewClient("passthrough:///rpc", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return client.Dial(to) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	tap := w.Start(t, w.Mesh.Assay, "tap", "rpc", "--path", "/grpc.health.v1.Health/", "--fields", "-o", "json", "--count", "1")
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "x-api-token", secret, "x-colour", "green")
+	lab.Eventually(t, 20*time.Second, "a call is told", func() error {
+		_, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{Service: "nobody"})
+		if status.Code(err) != codes.NotFound {
+			return err
+		}
+		if !tap.Ended() {
+			return fmt.Errorf("not yet")
+		}
+		return nil
+	})
+	r := decode(t, tap.Output())[0]
+	if r.Protocol != assay.HTTP2 || r.Method != "POST" || r.Path != "/grpc.health.v1.Health/Check" || r.Status != 200 ||
+		r.GRPC == nil || r.GRPC.Code != int(codes.NotFound) || r.GRPC.RequestMessages != 1 || strings.Contains(tap.Output(), secret) {
+		t.Errorf("told %s", tap.Output())
 	}
 }
