@@ -13,6 +13,10 @@
 // that the client counted. All contenders stand on the same two kinds of host:
 // network namespaces joined by a bridge.
 //
+// Envoy and linkerd2-proxy are not compared: no package of a registry or of Debian has
+// their programs (those named envoy are something else). Loads of HTTP/2 and gRPC
+// belong beside load.go, with a point of their own in allPoints.
+//
 // Tour: main.go (the run), contender.go (what is compared), peers.go (nginx and
 // HAProxy), mesh.go (Assay), certs.go, load.go (wrk and reading /proc), idle.go,
 // report.go (Markdown and JSON).

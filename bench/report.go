@@ -170,6 +170,7 @@ func (r *results) markdown(w io.Writer) {
 			fmt.Fprintf(w, "| %s | %s %g %s | %.2f %s | %v |\n", g.what, g.sign(), g.most, g.unit, g.got, g.unit, g.met())
 		}
 	}
+	fmt.Fprint(w, "\nNot compared: Envoy, linkerd2-proxy (no package has them).\n")
 	fmt.Fprintf(w, "\nThe run took %.0f s.\n", r.Took)
 }
 
