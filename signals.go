@@ -233,6 +233,19 @@ func (c Counters) Plus(other *Counters) Counters {
 		}
 		*m.to = sum
 	}
+	if len(other.Decisions) > 0 {
+		decisions := slices.Clone(c.Decisions)
+		for _, d := range other.Decisions {
+			i := slices.IndexFunc(decisions, func(x Decided) bool { return x.Service == d.Service && x.Decision == d.Decision })
+			if i < 0 {
+				decisions = append(decisions, d)
+			} else {
+				decisions[i].Count += d.Count
+			}
+		}
+		c.Decisions = decisions
+	}
+	c.Unfit = other.Unfit // what is now, by who looked last
 	return c
 }
 

@@ -24,6 +24,7 @@ type Workload struct {
 	Name      string            `json:"name"`              // the account; standalone, the service's name
 	Service   string            `json:"service,omitempty"` // the service that `assay run` named
 	Host      string            `json:"host"`
+	Zone      string            `json:"zone,omitempty"` // of the host: what fails together, and is near
 	Identity  Identity          `json:"identity"`
 	Addrs     []netip.Addr      `json:"addrs"` // IPv4 first, then IPv6
 	Labels    map[string]string `json:"labels,omitempty"`

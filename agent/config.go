@@ -45,6 +45,9 @@ type Config struct {
 	HostName string
 	// Advertise is where other hosts can route this host's workloads to (none).
 	Advertise netip.Addr
+	// Zone is what the host fails together with, and is near to: a room, an availability
+	// zone (none).
+	Zone string
 	// Upstreams resolve names that are no service's (the host's resolv.conf).
 	Upstreams []netip.AddrPort
 	// Domain is the suffix of service names: NAME.NAMESPACE.svc.DOMAIN (assay.internal).

@@ -212,6 +212,28 @@ func writeMetrics(out io.Writer, h hostMetrics, list []*workload) {
 		}
 	}
 	writeBeside(p, sources)
+	p.family("assay_decisions_total", "counter", "What was decided to protect a service, its clients and its workloads.")
+	for _, src := range sources {
+		for _, d := range src.counters.Decisions {
+			p.sample("assay_decisions_total", join(src.labels, labels("service", d.Service, "decision", d.Decision)), float64(d.Count))
+		}
+	}
+	p.family("assay_endpoints_unfit", "gauge", "Endpoints that this workload's proxy finds wanting; ejected ones are given nothing.")
+	for _, src := range sources {
+		type group struct {
+			service string
+			ejected bool
+		}
+		unfit := map[group]int{}
+		for _, u := range src.counters.Unfit {
+			unfit[group{u.Service, u.Ejected}]++
+		}
+		for _, g := range slices.SortedFunc(maps.Keys(unfit), func(a, b group) int {
+			return strings.Compare(a.service+strconv.FormatBool(a.ejected), b.service+strconv.FormatBool(b.ejected))
+		}) {
+			p.sample("assay_endpoints_unfit", join(src.labels, labels("service", g.service, "ejected", strconv.FormatBool(g.ejected))), float64(unfit[g]))
+		}
+	}
 	p.family("assay_certificate_expiry_timestamp_seconds", "gauge", "When the certificate that was issued last expires.")
 	for _, src := range sources {
 		if !src.notAfter.IsZero() {

@@ -151,7 +151,7 @@ func (a *Agent) reserve(req RunRequest) (record, *netns.Host, error) {
 	return record{
 		Boot: a.boot, Number: state.LastNumber, Port: a.host.Port(state.LastNumber), Tree: req.Artifact,
 		Workload: assay.Workload{
-			ID: newID(req.Service), Namespace: req.Namespace, Name: req.Account, Service: req.Service, Host: state.HostID,
+			ID: newID(req.Service), Namespace: req.Namespace, Name: req.Account, Service: req.Service, Host: state.HostID, Zone: a.cfg.Zone,
 			Identity: id, Addrs: addrs, Labels: req.Labels, Ports: req.Ports,
 		},
 	}, a.host, nil

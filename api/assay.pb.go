@@ -1526,6 +1526,7 @@ type Workload struct {
 	Artifacts     []*Artifact            `protobuf:"bytes,11,rep,name=artifacts,proto3" json:"artifacts,omitempty"`
 	MeshedSince   int64                  `protobuf:"varint,12,opt,name=meshed_since,json=meshedSince,proto3" json:"meshed_since,omitempty"`
 	Draining      bool                   `protobuf:"varint,13,opt,name=draining,proto3" json:"draining,omitempty"`
+	Zone          string                 `protobuf:"bytes,14,opt,name=zone,proto3" json:"zone,omitempty"` // of the host
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1649,6 +1650,13 @@ func (x *Workload) GetDraining() bool {
 		return x.Draining
 	}
 	return false
+}
+
+func (x *Workload) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
 }
 
 type Host struct {
@@ -1913,13 +1921,15 @@ func (x *EgressRule) GetPorts() []uint32 {
 }
 
 type Service struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Vips          [][]byte               `protobuf:"bytes,3,rep,name=vips,proto3" json:"vips,omitempty"`
-	Headless      bool                   `protobuf:"varint,4,opt,name=headless,proto3" json:"headless,omitempty"`
-	Ports         []*Port                `protobuf:"bytes,5,rep,name=ports,proto3" json:"ports,omitempty"`
-	Endpoints     []*Endpoint            `protobuf:"bytes,6,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Vips      [][]byte               `protobuf:"bytes,3,rep,name=vips,proto3" json:"vips,omitempty"`
+	Headless  bool                   `protobuf:"varint,4,opt,name=headless,proto3" json:"headless,omitempty"`
+	Ports     []*Port                `protobuf:"bytes,5,rep,name=ports,proto3" json:"ports,omitempty"`
+	Endpoints []*Endpoint            `protobuf:"bytes,6,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	// An assay.TrafficPolicy as JSON, for the reason that Route has.
+	Policy        []byte `protobuf:"bytes,7,opt,name=policy,proto3" json:"policy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1992,6 +2002,13 @@ func (x *Service) GetPorts() []*Port {
 func (x *Service) GetEndpoints() []*Endpoint {
 	if x != nil {
 		return x.Endpoints
+	}
+	return nil
+}
+
+func (x *Service) GetPolicy() []byte {
+	if x != nil {
+		return x.Policy
 	}
 	return nil
 }
@@ -2078,6 +2095,7 @@ type Endpoint struct {
 	Identity      string                 `protobuf:"bytes,2,opt,name=identity,proto3" json:"identity,omitempty"`
 	Addrs         [][]byte               `protobuf:"bytes,3,rep,name=addrs,proto3" json:"addrs,omitempty"`
 	Targets       []uint32               `protobuf:"varint,4,rep,packed,name=targets,proto3" json:"targets,omitempty"`
+	Zone          string                 `protobuf:"bytes,5,opt,name=zone,proto3" json:"zone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2138,6 +2156,13 @@ func (x *Endpoint) GetTargets() []uint32 {
 		return x.Targets
 	}
 	return nil
+}
+
+func (x *Endpoint) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
 }
 
 // Route is an assay.Route as JSON, the form in which agents pass it on: one schema for
@@ -2282,6 +2307,8 @@ type WorkloadReport struct {
 	Refusals          map[string]uint64      `protobuf:"bytes,7,rep,name=refusals,proto3" json:"refusals,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	Balance           *Balance               `protobuf:"bytes,8,opt,name=balance,proto3" json:"balance,omitempty"`  // of the workload's link, when the host keeps one
 	Counted           int64                  `protobuf:"varint,9,opt,name=counted,proto3" json:"counted,omitempty"` // when the proxy answered, by the agent's clock
+	Decisions         []*Decided             `protobuf:"bytes,10,rep,name=decisions,proto3" json:"decisions,omitempty"`
+	Unfit             []*Unfit               `protobuf:"bytes,11,rep,name=unfit,proto3" json:"unfit,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -2379,6 +2406,166 @@ func (x *WorkloadReport) GetCounted() int64 {
 	return 0
 }
 
+func (x *WorkloadReport) GetDecisions() []*Decided {
+	if x != nil {
+		return x.Decisions
+	}
+	return nil
+}
+
+func (x *WorkloadReport) GetUnfit() []*Unfit {
+	if x != nil {
+		return x.Unfit
+	}
+	return nil
+}
+
+// Decided counts one kind of decision about one service's requests.
+type Decided struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	Decision      string                 `protobuf:"bytes,2,opt,name=decision,proto3" json:"decision,omitempty"`
+	Count         uint64                 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Decided) Reset() {
+	*x = Decided{}
+	mi := &file_assay_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Decided) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Decided) ProtoMessage() {}
+
+func (x *Decided) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Decided.ProtoReflect.Descriptor instead.
+func (*Decided) Descriptor() ([]byte, []int) {
+	return file_assay_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *Decided) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *Decided) GetDecision() string {
+	if x != nil {
+		return x.Decision
+	}
+	return ""
+}
+
+func (x *Decided) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+// Unfit is an endpoint that a client's proxy found wanting.
+type Unfit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	Workload      string                 `protobuf:"bytes,2,opt,name=workload,proto3" json:"workload,omitempty"`
+	Addr          string                 `protobuf:"bytes,3,opt,name=addr,proto3" json:"addr,omitempty"`
+	Ejected       bool                   `protobuf:"varint,4,opt,name=ejected,proto3" json:"ejected,omitempty"`
+	Why           string                 `protobuf:"bytes,5,opt,name=why,proto3" json:"why,omitempty"`
+	Until         int64                  `protobuf:"varint,6,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Unfit) Reset() {
+	*x = Unfit{}
+	mi := &file_assay_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Unfit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Unfit) ProtoMessage() {}
+
+func (x *Unfit) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Unfit.ProtoReflect.Descriptor instead.
+func (*Unfit) Descriptor() ([]byte, []int) {
+	return file_assay_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *Unfit) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *Unfit) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+func (x *Unfit) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
+}
+
+func (x *Unfit) GetEjected() bool {
+	if x != nil {
+		return x.Ejected
+	}
+	return false
+}
+
+func (x *Unfit) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *Unfit) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
 // Balance: where the bytes on a workload's link belong.
 type Balance struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2392,7 +2579,7 @@ type Balance struct {
 
 func (x *Balance) Reset() {
 	*x = Balance{}
-	mi := &file_assay_proto_msgTypes[30]
+	mi := &file_assay_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2404,7 +2591,7 @@ func (x *Balance) String() string {
 func (*Balance) ProtoMessage() {}
 
 func (x *Balance) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[30]
+	mi := &file_assay_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2417,7 +2604,7 @@ func (x *Balance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Balance.ProtoReflect.Descriptor instead.
 func (*Balance) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{30}
+	return file_assay_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Balance) GetSince() int64 {
@@ -2461,7 +2648,7 @@ type BalanceWay struct {
 
 func (x *BalanceWay) Reset() {
 	*x = BalanceWay{}
-	mi := &file_assay_proto_msgTypes[31]
+	mi := &file_assay_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2473,7 +2660,7 @@ func (x *BalanceWay) String() string {
 func (*BalanceWay) ProtoMessage() {}
 
 func (x *BalanceWay) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[31]
+	mi := &file_assay_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2486,7 +2673,7 @@ func (x *BalanceWay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalanceWay.ProtoReflect.Descriptor instead.
 func (*BalanceWay) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{31}
+	return file_assay_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *BalanceWay) GetLink() *FrameCount {
@@ -2534,7 +2721,7 @@ type FrameCount struct {
 
 func (x *FrameCount) Reset() {
 	*x = FrameCount{}
-	mi := &file_assay_proto_msgTypes[32]
+	mi := &file_assay_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2546,7 +2733,7 @@ func (x *FrameCount) String() string {
 func (*FrameCount) ProtoMessage() {}
 
 func (x *FrameCount) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[32]
+	mi := &file_assay_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2559,7 +2746,7 @@ func (x *FrameCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FrameCount.ProtoReflect.Descriptor instead.
 func (*FrameCount) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{32}
+	return file_assay_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *FrameCount) GetPackets() uint64 {
@@ -2610,7 +2797,7 @@ type Signals struct {
 
 func (x *Signals) Reset() {
 	*x = Signals{}
-	mi := &file_assay_proto_msgTypes[33]
+	mi := &file_assay_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2622,7 +2809,7 @@ func (x *Signals) String() string {
 func (*Signals) ProtoMessage() {}
 
 func (x *Signals) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[33]
+	mi := &file_assay_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2635,7 +2822,7 @@ func (x *Signals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Signals.ProtoReflect.Descriptor instead.
 func (*Signals) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{33}
+	return file_assay_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Signals) GetDirection() string {
@@ -2830,7 +3017,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_assay_proto_msgTypes[34]
+	mi := &file_assay_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2842,7 +3029,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[34]
+	mi := &file_assay_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2855,7 +3042,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{34}
+	return file_assay_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *File) GetName() string {
@@ -2883,7 +3070,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_assay_proto_msgTypes[35]
+	mi := &file_assay_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2895,7 +3082,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[35]
+	mi := &file_assay_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2908,7 +3095,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{35}
+	return file_assay_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ApplyRequest) GetFiles() []*File {
@@ -2941,7 +3128,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_assay_proto_msgTypes[36]
+	mi := &file_assay_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2953,7 +3140,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[36]
+	mi := &file_assay_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2966,7 +3153,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{36}
+	return file_assay_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ApplyResponse) GetChanges() []*Change {
@@ -2988,7 +3175,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_assay_proto_msgTypes[37]
+	mi := &file_assay_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3000,7 +3187,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[37]
+	mi := &file_assay_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3013,7 +3200,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{37}
+	return file_assay_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Change) GetKind() string {
@@ -3055,7 +3242,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_assay_proto_msgTypes[38]
+	mi := &file_assay_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3067,7 +3254,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[38]
+	mi := &file_assay_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3080,7 +3267,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{38}
+	return file_assay_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *DeleteRequest) GetKind() string {
@@ -3112,7 +3299,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_assay_proto_msgTypes[39]
+	mi := &file_assay_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3124,7 +3311,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[39]
+	mi := &file_assay_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3137,7 +3324,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{39}
+	return file_assay_proto_rawDescGZIP(), []int{41}
 }
 
 // Kinds: services, workloads, namespaces, meshconfigs, egresses, httproutes, grpcroutes, referencegrants, hosts, certificates, signals, edges,
@@ -3153,7 +3340,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_assay_proto_msgTypes[40]
+	mi := &file_assay_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3165,7 +3352,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[40]
+	mi := &file_assay_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3178,7 +3365,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{40}
+	return file_assay_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListRequest) GetKind() string {
@@ -3212,7 +3399,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_assay_proto_msgTypes[41]
+	mi := &file_assay_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3224,7 +3411,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[41]
+	mi := &file_assay_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3237,7 +3424,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{41}
+	return file_assay_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListResponse) GetItems() [][]byte {
@@ -3264,7 +3451,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_assay_proto_msgTypes[42]
+	mi := &file_assay_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3276,7 +3463,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[42]
+	mi := &file_assay_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3289,7 +3476,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{42}
+	return file_assay_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *CreateTokenRequest) GetCovers() []string {
@@ -3316,7 +3503,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_assay_proto_msgTypes[43]
+	mi := &file_assay_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3328,7 +3515,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[43]
+	mi := &file_assay_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3341,7 +3528,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{43}
+	return file_assay_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -3370,7 +3557,7 @@ type IssueOperatorRequest struct {
 
 func (x *IssueOperatorRequest) Reset() {
 	*x = IssueOperatorRequest{}
-	mi := &file_assay_proto_msgTypes[44]
+	mi := &file_assay_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3382,7 +3569,7 @@ func (x *IssueOperatorRequest) String() string {
 func (*IssueOperatorRequest) ProtoMessage() {}
 
 func (x *IssueOperatorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[44]
+	mi := &file_assay_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3395,7 +3582,7 @@ func (x *IssueOperatorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueOperatorRequest.ProtoReflect.Descriptor instead.
 func (*IssueOperatorRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{44}
+	return file_assay_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *IssueOperatorRequest) GetName() string {
@@ -3436,7 +3623,7 @@ type IssueOperatorResponse struct {
 
 func (x *IssueOperatorResponse) Reset() {
 	*x = IssueOperatorResponse{}
-	mi := &file_assay_proto_msgTypes[45]
+	mi := &file_assay_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3448,7 +3635,7 @@ func (x *IssueOperatorResponse) String() string {
 func (*IssueOperatorResponse) ProtoMessage() {}
 
 func (x *IssueOperatorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[45]
+	mi := &file_assay_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3461,7 +3648,7 @@ func (x *IssueOperatorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueOperatorResponse.ProtoReflect.Descriptor instead.
 func (*IssueOperatorResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{45}
+	return file_assay_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *IssueOperatorResponse) GetChain() [][]byte {
@@ -3487,7 +3674,7 @@ type RotateRequest struct {
 
 func (x *RotateRequest) Reset() {
 	*x = RotateRequest{}
-	mi := &file_assay_proto_msgTypes[46]
+	mi := &file_assay_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3499,7 +3686,7 @@ func (x *RotateRequest) String() string {
 func (*RotateRequest) ProtoMessage() {}
 
 func (x *RotateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[46]
+	mi := &file_assay_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3512,7 +3699,7 @@ func (x *RotateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateRequest.ProtoReflect.Descriptor instead.
 func (*RotateRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{46}
+	return file_assay_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *RotateRequest) GetDeadlineSeconds() int64 {
@@ -3531,7 +3718,7 @@ type RotateResponse struct {
 
 func (x *RotateResponse) Reset() {
 	*x = RotateResponse{}
-	mi := &file_assay_proto_msgTypes[47]
+	mi := &file_assay_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3543,7 +3730,7 @@ func (x *RotateResponse) String() string {
 func (*RotateResponse) ProtoMessage() {}
 
 func (x *RotateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[47]
+	mi := &file_assay_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3556,7 +3743,7 @@ func (x *RotateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateResponse.ProtoReflect.Descriptor instead.
 func (*RotateResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{47}
+	return file_assay_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RotateResponse) GetBundleVersion() uint64 {
@@ -3575,7 +3762,7 @@ type TapRequest struct {
 
 func (x *TapRequest) Reset() {
 	*x = TapRequest{}
-	mi := &file_assay_proto_msgTypes[48]
+	mi := &file_assay_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3587,7 +3774,7 @@ func (x *TapRequest) String() string {
 func (*TapRequest) ProtoMessage() {}
 
 func (x *TapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[48]
+	mi := &file_assay_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3600,7 +3787,7 @@ func (x *TapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TapRequest.ProtoReflect.Descriptor instead.
 func (*TapRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{48}
+	return file_assay_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *TapRequest) GetWatch() []byte {
@@ -3620,7 +3807,7 @@ type TapEvent struct {
 
 func (x *TapEvent) Reset() {
 	*x = TapEvent{}
-	mi := &file_assay_proto_msgTypes[49]
+	mi := &file_assay_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3632,7 +3819,7 @@ func (x *TapEvent) String() string {
 func (*TapEvent) ProtoMessage() {}
 
 func (x *TapEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[49]
+	mi := &file_assay_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3645,7 +3832,7 @@ func (x *TapEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TapEvent.ProtoReflect.Descriptor instead.
 func (*TapEvent) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{49}
+	return file_assay_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *TapEvent) GetRecord() []byte {
@@ -3671,7 +3858,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_assay_proto_msgTypes[50]
+	mi := &file_assay_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3683,7 +3870,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[50]
+	mi := &file_assay_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3696,7 +3883,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{50}
+	return file_assay_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CheckRequest) GetExpirySeconds() int64 {
@@ -3715,7 +3902,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_assay_proto_msgTypes[51]
+	mi := &file_assay_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3727,7 +3914,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_proto_msgTypes[51]
+	mi := &file_assay_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3740,7 +3927,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_assay_proto_rawDescGZIP(), []int{51}
+	return file_assay_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *CheckResponse) GetFindings() []*Finding {
@@ -3863,7 +4050,7 @@ const file_assay_proto_rawDesc = "" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x03 \x01(\tR\x06digest\x12\x1a\n" +
-	"\bunproven\x18\x04 \x01(\tR\bunproven\"\xc4\x03\n" +
+	"\bunproven\x18\x04 \x01(\tR\bunproven\"\xd8\x03\n" +
 	"\bWorkload\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -3878,7 +4065,8 @@ const file_assay_proto_rawDesc = "" +
 	" \x03(\rR\tlistening\x120\n" +
 	"\tartifacts\x18\v \x03(\v2\x12.assay.v1.ArtifactR\tartifacts\x12!\n" +
 	"\fmeshed_since\x18\f \x01(\x03R\vmeshedSince\x12\x1a\n" +
-	"\bdraining\x18\r \x01(\bR\bdraining\x1a9\n" +
+	"\bdraining\x18\r \x01(\bR\bdraining\x12\x12\n" +
+	"\x04zone\x18\x0e \x01(\tR\x04zone\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb2\x01\n" +
@@ -3907,25 +4095,27 @@ const file_assay_proto_rawDesc = "" +
 	"\baccounts\x18\x02 \x03(\tR\baccounts\x12\x14\n" +
 	"\x05hosts\x18\x03 \x03(\tR\x05hosts\x12\x1c\n" +
 	"\taddresses\x18\x04 \x03(\tR\taddresses\x12\x14\n" +
-	"\x05ports\x18\x05 \x03(\rR\x05ports\"\xc3\x01\n" +
+	"\x05ports\x18\x05 \x03(\rR\x05ports\"\xdb\x01\n" +
 	"\aService\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
 	"\x04vips\x18\x03 \x03(\fR\x04vips\x12\x1a\n" +
 	"\bheadless\x18\x04 \x01(\bR\bheadless\x12$\n" +
 	"\x05ports\x18\x05 \x03(\v2\x0e.assay.v1.PortR\x05ports\x120\n" +
-	"\tendpoints\x18\x06 \x03(\v2\x12.assay.v1.EndpointR\tendpoints\"\xa1\x01\n" +
+	"\tendpoints\x18\x06 \x03(\v2\x12.assay.v1.EndpointR\tendpoints\x12\x16\n" +
+	"\x06policy\x18\a \x01(\fR\x06policy\"\xa1\x01\n" +
 	"\x04Port\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
 	"\bprotocol\x18\x03 \x01(\tR\bprotocol\x12%\n" +
 	"\x0eproxy_protocol\x18\x04 \x01(\bR\rproxyProtocol\x12.\n" +
-	"\x13forward_client_cert\x18\x05 \x01(\bR\x11forwardClientCert\"r\n" +
+	"\x13forward_client_cert\x18\x05 \x01(\bR\x11forwardClientCert\"\x86\x01\n" +
 	"\bEndpoint\x12\x1a\n" +
 	"\bworkload\x18\x01 \x01(\tR\bworkload\x12\x1a\n" +
 	"\bidentity\x18\x02 \x01(\tR\bidentity\x12\x14\n" +
 	"\x05addrs\x18\x03 \x03(\fR\x05addrs\x12\x18\n" +
-	"\atargets\x18\x04 \x03(\rR\atargets\"\x1b\n" +
+	"\atargets\x18\x04 \x03(\rR\atargets\x12\x12\n" +
+	"\x04zone\x18\x05 \x01(\tR\x04zone\"\x1b\n" +
 	"\x05Route\x12\x12\n" +
 	"\x04json\x18\x01 \x01(\fR\x04json\"\x97\x01\n" +
 	"\aFinding\x12\x12\n" +
@@ -3934,7 +4124,7 @@ const file_assay_proto_rawDesc = "" +
 	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x18\n" +
 	"\asubject\x18\x04 \x01(\tR\asubject\x12\x16\n" +
 	"\x06detail\x18\x05 \x01(\tR\x06detail\x12\x16\n" +
-	"\x06remedy\x18\x06 \x01(\tR\x06remedy\"\x8f\x05\n" +
+	"\x06remedy\x18\x06 \x01(\tR\x06remedy\"\xe7\x05\n" +
 	"\x0eWorkloadReport\x12\x1f\n" +
 	"\vworkload_id\x18\x01 \x01(\tR\n" +
 	"workloadId\x12\x18\n" +
@@ -3949,7 +4139,10 @@ const file_assay_proto_rawDesc = "" +
 	"detections\x12B\n" +
 	"\brefusals\x18\a \x03(\v2&.assay.v1.WorkloadReport.RefusalsEntryR\brefusals\x12+\n" +
 	"\abalance\x18\b \x01(\v2\x11.assay.v1.BalanceR\abalance\x12\x18\n" +
-	"\acounted\x18\t \x01(\x03R\acounted\x1aD\n" +
+	"\acounted\x18\t \x01(\x03R\acounted\x12/\n" +
+	"\tdecisions\x18\n" +
+	" \x03(\v2\x11.assay.v1.DecidedR\tdecisions\x12%\n" +
+	"\x05unfit\x18\v \x03(\v2\x0f.assay.v1.UnfitR\x05unfit\x1aD\n" +
 	"\x16HandshakeFailuresEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a=\n" +
@@ -3958,7 +4151,18 @@ const file_assay_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a;\n" +
 	"\rRefusalsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x87\x01\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"U\n" +
+	"\aDecided\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1a\n" +
+	"\bdecision\x18\x02 \x01(\tR\bdecision\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\x04R\x05count\"\x93\x01\n" +
+	"\x05Unfit\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1a\n" +
+	"\bworkload\x18\x02 \x01(\tR\bworkload\x12\x12\n" +
+	"\x04addr\x18\x03 \x01(\tR\x04addr\x12\x18\n" +
+	"\aejected\x18\x04 \x01(\bR\aejected\x12\x10\n" +
+	"\x03why\x18\x05 \x01(\tR\x03why\x12\x14\n" +
+	"\x05until\x18\x06 \x01(\x03R\x05until\"\x87\x01\n" +
 	"\aBalance\x12\x14\n" +
 	"\x05since\x18\x01 \x01(\x03R\x05since\x12$\n" +
 	"\x02in\x18\x02 \x01(\v2\x14.assay.v1.BalanceWayR\x02in\x12&\n" +
@@ -4099,7 +4303,7 @@ func file_assay_proto_rawDescGZIP() []byte {
 	return file_assay_proto_rawDescData
 }
 
-var file_assay_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
+var file_assay_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
 var file_assay_proto_goTypes = []any{
 	(*JoinRequest)(nil),           // 0: assay.v1.JoinRequest
 	(*JoinResponse)(nil),          // 1: assay.v1.JoinResponse
@@ -4131,36 +4335,38 @@ var file_assay_proto_goTypes = []any{
 	(*Route)(nil),                 // 27: assay.v1.Route
 	(*Finding)(nil),               // 28: assay.v1.Finding
 	(*WorkloadReport)(nil),        // 29: assay.v1.WorkloadReport
-	(*Balance)(nil),               // 30: assay.v1.Balance
-	(*BalanceWay)(nil),            // 31: assay.v1.BalanceWay
-	(*FrameCount)(nil),            // 32: assay.v1.FrameCount
-	(*Signals)(nil),               // 33: assay.v1.Signals
-	(*File)(nil),                  // 34: assay.v1.File
-	(*ApplyRequest)(nil),          // 35: assay.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 36: assay.v1.ApplyResponse
-	(*Change)(nil),                // 37: assay.v1.Change
-	(*DeleteRequest)(nil),         // 38: assay.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 39: assay.v1.DeleteResponse
-	(*ListRequest)(nil),           // 40: assay.v1.ListRequest
-	(*ListResponse)(nil),          // 41: assay.v1.ListResponse
-	(*CreateTokenRequest)(nil),    // 42: assay.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 43: assay.v1.CreateTokenResponse
-	(*IssueOperatorRequest)(nil),  // 44: assay.v1.IssueOperatorRequest
-	(*IssueOperatorResponse)(nil), // 45: assay.v1.IssueOperatorResponse
-	(*RotateRequest)(nil),         // 46: assay.v1.RotateRequest
-	(*RotateResponse)(nil),        // 47: assay.v1.RotateResponse
-	(*TapRequest)(nil),            // 48: assay.v1.TapRequest
-	(*TapEvent)(nil),              // 49: assay.v1.TapEvent
-	(*CheckRequest)(nil),          // 50: assay.v1.CheckRequest
-	(*CheckResponse)(nil),         // 51: assay.v1.CheckResponse
-	nil,                           // 52: assay.v1.HostHello.KnownEntry
-	nil,                           // 53: assay.v1.Records.DroppedEntry
-	nil,                           // 54: assay.v1.Workload.LabelsEntry
-	nil,                           // 55: assay.v1.WorkloadReport.HandshakeFailuresEntry
-	nil,                           // 56: assay.v1.WorkloadReport.DetectionsEntry
-	nil,                           // 57: assay.v1.WorkloadReport.RefusalsEntry
-	nil,                           // 58: assay.v1.BalanceWay.ControlEntry
-	nil,                           // 59: assay.v1.Signals.GrpcEntry
+	(*Decided)(nil),               // 30: assay.v1.Decided
+	(*Unfit)(nil),                 // 31: assay.v1.Unfit
+	(*Balance)(nil),               // 32: assay.v1.Balance
+	(*BalanceWay)(nil),            // 33: assay.v1.BalanceWay
+	(*FrameCount)(nil),            // 34: assay.v1.FrameCount
+	(*Signals)(nil),               // 35: assay.v1.Signals
+	(*File)(nil),                  // 36: assay.v1.File
+	(*ApplyRequest)(nil),          // 37: assay.v1.ApplyRequest
+	(*ApplyResponse)(nil),         // 38: assay.v1.ApplyResponse
+	(*Change)(nil),                // 39: assay.v1.Change
+	(*DeleteRequest)(nil),         // 40: assay.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 41: assay.v1.DeleteResponse
+	(*ListRequest)(nil),           // 42: assay.v1.ListRequest
+	(*ListResponse)(nil),          // 43: assay.v1.ListResponse
+	(*CreateTokenRequest)(nil),    // 44: assay.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),   // 45: assay.v1.CreateTokenResponse
+	(*IssueOperatorRequest)(nil),  // 46: assay.v1.IssueOperatorRequest
+	(*IssueOperatorResponse)(nil), // 47: assay.v1.IssueOperatorResponse
+	(*RotateRequest)(nil),         // 48: assay.v1.RotateRequest
+	(*RotateResponse)(nil),        // 49: assay.v1.RotateResponse
+	(*TapRequest)(nil),            // 50: assay.v1.TapRequest
+	(*TapEvent)(nil),              // 51: assay.v1.TapEvent
+	(*CheckRequest)(nil),          // 52: assay.v1.CheckRequest
+	(*CheckResponse)(nil),         // 53: assay.v1.CheckResponse
+	nil,                           // 54: assay.v1.HostHello.KnownEntry
+	nil,                           // 55: assay.v1.Records.DroppedEntry
+	nil,                           // 56: assay.v1.Workload.LabelsEntry
+	nil,                           // 57: assay.v1.WorkloadReport.HandshakeFailuresEntry
+	nil,                           // 58: assay.v1.WorkloadReport.DetectionsEntry
+	nil,                           // 59: assay.v1.WorkloadReport.RefusalsEntry
+	nil,                           // 60: assay.v1.BalanceWay.ControlEntry
+	nil,                           // 61: assay.v1.Signals.GrpcEntry
 }
 var file_assay_proto_depIdxs = []int32{
 	17, // 0: assay.v1.JoinResponse.bundle:type_name -> assay.v1.Bundle
@@ -4172,71 +4378,73 @@ var file_assay_proto_depIdxs = []int32{
 	28, // 6: assay.v1.HostUpdate.finding:type_name -> assay.v1.Finding
 	7,  // 7: assay.v1.HostUpdate.synced:type_name -> assay.v1.Synced
 	11, // 8: assay.v1.HostUpdate.records:type_name -> assay.v1.Records
-	52, // 9: assay.v1.HostHello.known:type_name -> assay.v1.HostHello.KnownEntry
+	54, // 9: assay.v1.HostHello.known:type_name -> assay.v1.HostHello.KnownEntry
 	12, // 10: assay.v1.ControlUpdate.welcome:type_name -> assay.v1.Welcome
 	15, // 11: assay.v1.ControlUpdate.delta:type_name -> assay.v1.Delta
 	17, // 12: assay.v1.ControlUpdate.bundle:type_name -> assay.v1.Bundle
 	13, // 13: assay.v1.ControlUpdate.accepted:type_name -> assay.v1.Accepted
 	14, // 14: assay.v1.ControlUpdate.refused:type_name -> assay.v1.Refused
 	10, // 15: assay.v1.ControlUpdate.watches:type_name -> assay.v1.Watches
-	53, // 16: assay.v1.Records.dropped:type_name -> assay.v1.Records.DroppedEntry
+	55, // 16: assay.v1.Records.dropped:type_name -> assay.v1.Records.DroppedEntry
 	16, // 17: assay.v1.Delta.upsert:type_name -> assay.v1.Resource
 	20, // 18: assay.v1.Resource.workload:type_name -> assay.v1.Workload
 	24, // 19: assay.v1.Resource.service:type_name -> assay.v1.Service
 	22, // 20: assay.v1.Resource.namespace:type_name -> assay.v1.NamespaceConfig
 	21, // 21: assay.v1.Resource.host:type_name -> assay.v1.Host
 	27, // 22: assay.v1.Resource.route:type_name -> assay.v1.Route
-	54, // 23: assay.v1.Workload.labels:type_name -> assay.v1.Workload.LabelsEntry
+	56, // 23: assay.v1.Workload.labels:type_name -> assay.v1.Workload.LabelsEntry
 	19, // 24: assay.v1.Workload.artifacts:type_name -> assay.v1.Artifact
 	23, // 25: assay.v1.NamespaceConfig.allow:type_name -> assay.v1.EgressRule
 	25, // 26: assay.v1.Service.ports:type_name -> assay.v1.Port
 	26, // 27: assay.v1.Service.endpoints:type_name -> assay.v1.Endpoint
-	33, // 28: assay.v1.WorkloadReport.signals:type_name -> assay.v1.Signals
-	55, // 29: assay.v1.WorkloadReport.handshake_failures:type_name -> assay.v1.WorkloadReport.HandshakeFailuresEntry
-	56, // 30: assay.v1.WorkloadReport.detections:type_name -> assay.v1.WorkloadReport.DetectionsEntry
-	57, // 31: assay.v1.WorkloadReport.refusals:type_name -> assay.v1.WorkloadReport.RefusalsEntry
-	30, // 32: assay.v1.WorkloadReport.balance:type_name -> assay.v1.Balance
-	31, // 33: assay.v1.Balance.in:type_name -> assay.v1.BalanceWay
-	31, // 34: assay.v1.Balance.out:type_name -> assay.v1.BalanceWay
-	32, // 35: assay.v1.BalanceWay.link:type_name -> assay.v1.FrameCount
-	32, // 36: assay.v1.BalanceWay.proxy:type_name -> assay.v1.FrameCount
-	32, // 37: assay.v1.BalanceWay.exceptions:type_name -> assay.v1.FrameCount
-	58, // 38: assay.v1.BalanceWay.control:type_name -> assay.v1.BalanceWay.ControlEntry
-	59, // 39: assay.v1.Signals.grpc:type_name -> assay.v1.Signals.GrpcEntry
-	34, // 40: assay.v1.ApplyRequest.files:type_name -> assay.v1.File
-	37, // 41: assay.v1.ApplyResponse.changes:type_name -> assay.v1.Change
-	17, // 42: assay.v1.IssueOperatorResponse.bundle:type_name -> assay.v1.Bundle
-	28, // 43: assay.v1.CheckResponse.findings:type_name -> assay.v1.Finding
-	32, // 44: assay.v1.BalanceWay.ControlEntry.value:type_name -> assay.v1.FrameCount
-	0,  // 45: assay.v1.Hosts.Join:input_type -> assay.v1.JoinRequest
-	2,  // 46: assay.v1.Hosts.Renew:input_type -> assay.v1.RenewRequest
-	5,  // 47: assay.v1.Hosts.Sync:input_type -> assay.v1.HostUpdate
-	3,  // 48: assay.v1.Hosts.Issue:input_type -> assay.v1.IssueRequest
-	35, // 49: assay.v1.Operator.Apply:input_type -> assay.v1.ApplyRequest
-	38, // 50: assay.v1.Operator.Delete:input_type -> assay.v1.DeleteRequest
-	40, // 51: assay.v1.Operator.List:input_type -> assay.v1.ListRequest
-	42, // 52: assay.v1.Operator.CreateToken:input_type -> assay.v1.CreateTokenRequest
-	44, // 53: assay.v1.Operator.IssueOperator:input_type -> assay.v1.IssueOperatorRequest
-	46, // 54: assay.v1.Operator.Rotate:input_type -> assay.v1.RotateRequest
-	48, // 55: assay.v1.Operator.Tap:input_type -> assay.v1.TapRequest
-	50, // 56: assay.v1.Operator.Check:input_type -> assay.v1.CheckRequest
-	1,  // 57: assay.v1.Hosts.Join:output_type -> assay.v1.JoinResponse
-	1,  // 58: assay.v1.Hosts.Renew:output_type -> assay.v1.JoinResponse
-	9,  // 59: assay.v1.Hosts.Sync:output_type -> assay.v1.ControlUpdate
-	4,  // 60: assay.v1.Hosts.Issue:output_type -> assay.v1.IssueResponse
-	36, // 61: assay.v1.Operator.Apply:output_type -> assay.v1.ApplyResponse
-	39, // 62: assay.v1.Operator.Delete:output_type -> assay.v1.DeleteResponse
-	41, // 63: assay.v1.Operator.List:output_type -> assay.v1.ListResponse
-	43, // 64: assay.v1.Operator.CreateToken:output_type -> assay.v1.CreateTokenResponse
-	45, // 65: assay.v1.Operator.IssueOperator:output_type -> assay.v1.IssueOperatorResponse
-	47, // 66: assay.v1.Operator.Rotate:output_type -> assay.v1.RotateResponse
-	49, // 67: assay.v1.Operator.Tap:output_type -> assay.v1.TapEvent
-	51, // 68: assay.v1.Operator.Check:output_type -> assay.v1.CheckResponse
-	57, // [57:69] is the sub-list for method output_type
-	45, // [45:57] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	35, // 28: assay.v1.WorkloadReport.signals:type_name -> assay.v1.Signals
+	57, // 29: assay.v1.WorkloadReport.handshake_failures:type_name -> assay.v1.WorkloadReport.HandshakeFailuresEntry
+	58, // 30: assay.v1.WorkloadReport.detections:type_name -> assay.v1.WorkloadReport.DetectionsEntry
+	59, // 31: assay.v1.WorkloadReport.refusals:type_name -> assay.v1.WorkloadReport.RefusalsEntry
+	32, // 32: assay.v1.WorkloadReport.balance:type_name -> assay.v1.Balance
+	30, // 33: assay.v1.WorkloadReport.decisions:type_name -> assay.v1.Decided
+	31, // 34: assay.v1.WorkloadReport.unfit:type_name -> assay.v1.Unfit
+	33, // 35: assay.v1.Balance.in:type_name -> assay.v1.BalanceWay
+	33, // 36: assay.v1.Balance.out:type_name -> assay.v1.BalanceWay
+	34, // 37: assay.v1.BalanceWay.link:type_name -> assay.v1.FrameCount
+	34, // 38: assay.v1.BalanceWay.proxy:type_name -> assay.v1.FrameCount
+	34, // 39: assay.v1.BalanceWay.exceptions:type_name -> assay.v1.FrameCount
+	60, // 40: assay.v1.BalanceWay.control:type_name -> assay.v1.BalanceWay.ControlEntry
+	61, // 41: assay.v1.Signals.grpc:type_name -> assay.v1.Signals.GrpcEntry
+	36, // 42: assay.v1.ApplyRequest.files:type_name -> assay.v1.File
+	39, // 43: assay.v1.ApplyResponse.changes:type_name -> assay.v1.Change
+	17, // 44: assay.v1.IssueOperatorResponse.bundle:type_name -> assay.v1.Bundle
+	28, // 45: assay.v1.CheckResponse.findings:type_name -> assay.v1.Finding
+	34, // 46: assay.v1.BalanceWay.ControlEntry.value:type_name -> assay.v1.FrameCount
+	0,  // 47: assay.v1.Hosts.Join:input_type -> assay.v1.JoinRequest
+	2,  // 48: assay.v1.Hosts.Renew:input_type -> assay.v1.RenewRequest
+	5,  // 49: assay.v1.Hosts.Sync:input_type -> assay.v1.HostUpdate
+	3,  // 50: assay.v1.Hosts.Issue:input_type -> assay.v1.IssueRequest
+	37, // 51: assay.v1.Operator.Apply:input_type -> assay.v1.ApplyRequest
+	40, // 52: assay.v1.Operator.Delete:input_type -> assay.v1.DeleteRequest
+	42, // 53: assay.v1.Operator.List:input_type -> assay.v1.ListRequest
+	44, // 54: assay.v1.Operator.CreateToken:input_type -> assay.v1.CreateTokenRequest
+	46, // 55: assay.v1.Operator.IssueOperator:input_type -> assay.v1.IssueOperatorRequest
+	48, // 56: assay.v1.Operator.Rotate:input_type -> assay.v1.RotateRequest
+	50, // 57: assay.v1.Operator.Tap:input_type -> assay.v1.TapRequest
+	52, // 58: assay.v1.Operator.Check:input_type -> assay.v1.CheckRequest
+	1,  // 59: assay.v1.Hosts.Join:output_type -> assay.v1.JoinResponse
+	1,  // 60: assay.v1.Hosts.Renew:output_type -> assay.v1.JoinResponse
+	9,  // 61: assay.v1.Hosts.Sync:output_type -> assay.v1.ControlUpdate
+	4,  // 62: assay.v1.Hosts.Issue:output_type -> assay.v1.IssueResponse
+	38, // 63: assay.v1.Operator.Apply:output_type -> assay.v1.ApplyResponse
+	41, // 64: assay.v1.Operator.Delete:output_type -> assay.v1.DeleteResponse
+	43, // 65: assay.v1.Operator.List:output_type -> assay.v1.ListResponse
+	45, // 66: assay.v1.Operator.CreateToken:output_type -> assay.v1.CreateTokenResponse
+	47, // 67: assay.v1.Operator.IssueOperator:output_type -> assay.v1.IssueOperatorResponse
+	49, // 68: assay.v1.Operator.Rotate:output_type -> assay.v1.RotateResponse
+	51, // 69: assay.v1.Operator.Tap:output_type -> assay.v1.TapEvent
+	53, // 70: assay.v1.Operator.Check:output_type -> assay.v1.CheckResponse
+	59, // [59:71] is the sub-list for method output_type
+	47, // [47:59] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_assay_proto_init() }
@@ -4275,7 +4483,7 @@ func file_assay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_assay_proto_rawDesc), len(file_assay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   60,
+			NumMessages:   62,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

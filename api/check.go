@@ -19,6 +19,7 @@ const (
 	maxEndpoints = 100_000
 	maxSignals   = 20_000
 	maxCounters  = 1024
+	maxDecisions = 16_384
 	maxCovers    = 256
 	maxRoots     = 16
 	maxEgress    = 1024
@@ -56,6 +57,13 @@ func ValidCover(s string) bool {
 func checkText(what, s string) error {
 	if len(s) > maxText {
 		return fmt.Errorf("%s: %d bytes, at most %d", what, len(s), maxText)
+	}
+	return nil
+}
+
+func checkZone(zone string) error {
+	if zone != "" && !assay.ValidName(zone) {
+		return fmt.Errorf("zone %q: may hold a-z, 0-9 and '-', 63 characters at most", zone)
 	}
 	return nil
 }

@@ -19,7 +19,7 @@ func FromWorkload(w *assay.Workload) *Workload {
 		Id: w.ID, Namespace: w.Namespace, Name: w.Name, Service: w.Service, Host: w.Host,
 		Identity: w.Identity.String(), Addrs: fromAddrs(w.Addrs), Labels: maps.Clone(w.Labels),
 		Ports: fromPorts(w.Ports), Listening: fromPorts(w.Listening), Artifacts: FromArtifacts(w.Artifacts),
-		MeshedSince: FromTime(w.MeshedSince), Draining: w.Draining,
+		MeshedSince: FromTime(w.MeshedSince), Draining: w.Draining, Zone: w.Zone,
 	}
 }
 
@@ -36,7 +36,7 @@ func (m *Workload) Noun() (assay.Workload, error) {
 func (m *Workload) noun() (assay.Workload, error) {
 	w := assay.Workload{
 		ID: m.GetId(), Namespace: m.GetNamespace(), Name: m.GetName(), Service: m.GetService(),
-		Host: m.GetHost(), Labels: maps.Clone(m.GetLabels()), Draining: m.GetDraining(),
+		Host: m.GetHost(), Labels: maps.Clone(m.GetLabels()), Draining: m.GetDraining(), Zone: m.GetZone(),
 	}
 	if !ValidID(w.ID) {
 		return w, errors.New("the ID may hold letters, digits, '-', '.' and '_', 128 characters at most")
@@ -52,7 +52,7 @@ func (m *Workload) noun() (assay.Workload, error) {
 			return w, err
 		}
 	}
-	if err := checkLabels(w.Labels); err != nil {
+	if err := errors.Join(checkLabels(w.Labels), checkZone(w.Zone)); err != nil {
 		return w, err
 	}
 	var err error
@@ -264,7 +264,14 @@ func FromService(s *assay.Service) *Service {
 		m.Ports = append(m.Ports, &Port{Name: p.Name, Port: uint32(p.Port), Protocol: string(p.Protocol), ProxyProtocol: p.ProxyProtocol, ForwardClientCert: p.ForwardClientCert})
 	}
 	for _, e := range s.Endpoints {
-		m.Endpoints = append(m.Endpoints, &Endpoint{Workload: e.Workload, Identity: e.Identity.String(), Addrs: fromAddrs(e.Addrs), Targets: fromPorts(e.Targets)})
+		m.Endpoints = append(m.Endpoints, &Endpoint{Workload: e.Workload, Identity: e.Identity.String(), Addrs: fromAddrs(e.Addrs), Targets: fromPorts(e.Targets), Zone: e.Zone})
+	}
+	if s.Policy != nil {
+		b, err := json.Marshal(s.Policy)
+		if err != nil {
+			panic("api: a policy that is no JSON: " + err.Error()) // it has plain fields alone
+		}
+		m.Policy = b
 	}
 	return m
 }
@@ -310,11 +317,26 @@ func (m *Service) noun() (assay.Service, error) {
 		}
 		s.Endpoints = append(s.Endpoints, e)
 	}
+	if b := m.GetPolicy(); len(b) > 0 {
+		if len(b) > maxPolicy {
+			return s, fmt.Errorf("policy of %d bytes", len(b))
+		}
+		s.Policy = new(assay.TrafficPolicy)
+		if err := json.Unmarshal(b, s.Policy); err != nil {
+			return s, fmt.Errorf("policy: %w", err)
+		}
+	}
 	return s, nil
 }
 
+// maxPolicy bounds the JSON of a service's policy.
+const maxPolicy = 64 << 10
+
 func (m *Endpoint) noun(want int) (e assay.Endpoint, err error) {
-	e.Workload = m.GetWorkload()
+	e.Workload, e.Zone = m.GetWorkload(), m.GetZone()
+	if err := checkZone(e.Zone); err != nil {
+		return e, err
+	}
 	if !ValidID(e.Workload) {
 		return e, errors.New("not a workload's ID")
 	}
@@ -419,6 +441,12 @@ func FromReport(r *Report) *WorkloadReport {
 		HandshakeFailures: r.Counters.HandshakeFailures, Detections: r.Counters.Detections, Refusals: r.Counters.Refusals,
 		Balance: fromBalance(r.Balance), Counted: FromTime(r.Counted),
 	}
+	for _, d := range r.Counters.Decisions {
+		m.Decisions = append(m.Decisions, &Decided{Service: d.Service, Decision: d.Decision, Count: d.Count})
+	}
+	for _, u := range r.Counters.Unfit {
+		m.Unfit = append(m.Unfit, &Unfit{Service: u.Service, Workload: u.Workload, Addr: u.Addr, Ejected: u.Ejected, Why: u.Why, Until: FromTime(u.Until)})
+	}
 	for i := range r.Signals {
 		m.Signals = append(m.Signals, fromSignals(&r.Signals[i]))
 	}
@@ -463,6 +491,9 @@ func (m *WorkloadReport) Noun() (Report, error) {
 				return Report{}, fmt.Errorf("report of workload %s: a counter's name of %d bytes", r.Workload, len(name))
 			}
 		}
+	}
+	if err := r.resilience(m); err != nil {
+		return Report{}, fmt.Errorf("report of workload %s: %w", r.Workload, err)
 	}
 	var err error
 	if r.Started, err = Time(m.GetStarted()); err != nil {
@@ -526,4 +557,27 @@ func (m *Signals) noun() (s assay.Signals, err error) {
 	}
 	s.LastSeen, err = Time(m.GetLastSeen())
 	return s, err
+}
+
+// resilience reads what a proxy decided, and which endpoints it finds wanting.
+func (r *Report) resilience(m *WorkloadReport) error {
+	if err := errors.Join(checkLen("decisions", len(m.GetDecisions()), maxDecisions), checkLen("unfit endpoints", len(m.GetUnfit()), assay.MaxUnfit)); err != nil {
+		return err
+	}
+	for _, d := range m.GetDecisions() {
+		if len(d.GetService()) > 2*63+1 || len(d.GetDecision()) > 64 {
+			return errors.New("a decision with a name that is too long")
+		}
+		r.Counters.Decisions = append(r.Counters.Decisions, assay.Decided{Service: d.GetService(), Decision: d.GetDecision(), Count: d.GetCount()})
+	}
+	for _, u := range m.GetUnfit() {
+		until, err := Time(u.GetUntil())
+		if err != nil || len(u.GetService()) > 2*63+1 || len(u.GetAddr()) > 64 || len(u.GetWhy()) > 256 || !ValidID(u.GetWorkload()) {
+			return errors.New("an unfit endpoint that is none")
+		}
+		r.Counters.Unfit = append(r.Counters.Unfit, assay.Unfit{
+			Service: u.GetService(), Workload: u.GetWorkload(), Addr: u.GetAddr(), Ejected: u.GetEjected(), Why: u.GetWhy(), Until: until,
+		})
+	}
+	return nil
 }

@@ -27,7 +27,7 @@ func fullWorkload() assay.Workload {
 		Addrs:  []netip.Addr{netip.MustParseAddr("10.181.0.5"), netip.MustParseAddr("fd5a:5a59::5")},
 		Labels: map[string]string{"app": "payments", "example.com/tier": "back"}, Ports: []uint16{8080, 9090}, Listening: []uint16{8080},
 		Artifacts:   assay.ArtifactSet{{Kind: assay.Executable, Name: "/usr/bin/python3", Digest: digest, Unproven: "an interpreter"}},
-		MeshedSince: someTime, Draining: true,
+		MeshedSince: someTime, Draining: true, Zone: "west-1",
 	}
 }
 
@@ -36,7 +36,9 @@ func fullService() assay.Service {
 		Namespace: "bank", Name: "payments", VIPs: []netip.Addr{netip.MustParseAddr("10.182.0.1"), netip.MustParseAddr("fd5a:5a59:1::1")},
 		Ports: []assay.Port{{Name: "grpc", Port: 80, Protocol: assay.HTTP2}, {Name: "admin", Port: 81}},
 		Endpoints: []assay.Endpoint{{Workload: "payments-7f3a", Identity: payments,
-			Addrs: []netip.Addr{netip.MustParseAddr("10.181.0.5")}, Targets: []uint16{8080, 0}}},
+			Addrs: []netip.Addr{netip.MustParseAddr("10.181.0.5")}, Targets: []uint16{8080, 0}, Zone: "west"}},
+		Policy: &assay.TrafficPolicy{Namespace: "bank", Name: "p", Services: []string{"payments"}, Timeout: time.Second, PanicPercent: -1,
+			Retry: assay.RetryPolicy{Codes: []int{503}}, Inbound: assay.InboundPolicy{RateLimit: 2.5}},
 	}
 }
 
@@ -48,7 +50,9 @@ func fullReport() Report {
 	}
 	s.Latency.Buckets[0], s.Latency.Buckets[9], s.Latency.Sum = 1, 2, time.Second
 	return Report{Workload: "payments-7f3a", Started: someTime, Signals: []assay.Signals{s}, Counters: assay.Counters{
-		Handshakes: 9, HandshakeFailures: map[string]uint64{"expired": 1}, Detections: map[string]uint64{"http1": 2}, Refusals: map[string]uint64{"strict": 3}}}
+		Handshakes: 9, HandshakeFailures: map[string]uint64{"expired": 1}, Detections: map[string]uint64{"http1": 2}, Refusals: map[string]uint64{"strict": 3},
+		Decisions: []assay.Decided{{Service: "bank/ledger", Decision: "eject", Count: 4}},
+		Unfit:     []assay.Unfit{{Service: "bank/ledger", Workload: "ledger-1", Addr: "10.181.0.7:80", Ejected: true, Why: "5 failures in a row", Until: someTime}}}}
 }
 
 // wire sends a message through its encoding.

@@ -33,6 +33,7 @@ var lists = map[string]func(*Control) []item{
 	"egresses":        func(c *Control) []item { return c.listObjects("Egress") },
 	"httproutes":      func(c *Control) []item { return c.listObjects("HTTPRoute") },
 	"grpcroutes":      func(c *Control) []item { return c.listObjects("GRPCRoute") },
+	"trafficpolicies": (*Control).listPolicies,
 	"referencegrants": func(c *Control) []item { return c.listObjects("ReferenceGrant") },
 	"hosts":           (*Control).listHosts,
 	"certificates":    (*Control).listCertificates,
@@ -147,6 +148,32 @@ func (c *Control) listNamespaces() []item {
 }
 
 func (c *Control) listMeshConfigs() []item { return c.listObjects("MeshConfig") }
+
+// listPolicies lists traffic policies; one whose services are not there is in effect
+// for the others.
+func (c *Control) listPolicies() []item {
+	out := c.listObjects("TrafficPolicy")
+	for i := range out {
+		v := out[i].doc.(api.ObjectView)
+		var p struct {
+			TargetRefs []struct{ Name string } `json:"targetRefs"`
+		}
+		if json.Unmarshal(v.Manifest, &p) != nil {
+			continue
+		}
+		found := 0
+		for _, t := range p.TargetRefs {
+			if c.model.hasService(v.Namespace + "/" + t.Name) {
+				found++
+			} else if v.Status.Problem == "" {
+				v.Status.Problem = "TargetNotFound: there is no Service " + v.Namespace + "/" + t.Name
+			}
+		}
+		v.Status.InEffect = v.Status.InEffect && found > 0
+		out[i].doc = v
+	}
+	return out
+}
 
 // listObjects lists the objects of intent of one kind, with what became of them.
 func (c *Control) listObjects(kind string) []item {

@@ -24,7 +24,8 @@ type Catalog struct {
 	declared   map[string]*DeclaredService
 	declaredNS map[string][]*DeclaredService // by namespace
 	configs    map[string]assay.NamespaceConfig
-	egress     map[string][]assay.EgressRule // by namespace
+	egress     map[string][]assay.EgressRule   // by namespace
+	policies   map[string]*assay.TrafficPolicy // by the key of the service
 	workloads  map[string]*assay.Workload
 	byNS       map[string]map[string]*assay.Workload // namespace -> ID
 	members    map[string]map[string]*assay.Workload // service key -> ID: who belongs to it
@@ -78,6 +79,24 @@ func (c *Catalog) SetIntent(in Intent) error {
 			differs[key] = true
 		}
 	}
+	policies := map[string]*assay.TrafficPolicy{}
+	for i := range in.Policies {
+		p := &in.Policies[i]
+		for _, name := range p.Services {
+			policies[p.Namespace+"/"+name] = p
+		}
+	}
+	for key, p := range policies {
+		if !samePolicy(c.policies[key], p) {
+			c.touch(key)
+		}
+	}
+	for key := range c.policies {
+		if policies[key] == nil {
+			c.touch(key)
+		}
+	}
+	c.policies = policies
 	configs := make(map[string]assay.NamespaceConfig, len(in.Namespaces))
 	for _, n := range in.Namespaces {
 		configs[n.Namespace] = n

@@ -36,6 +36,7 @@ type Intent struct {
 	Namespaces []assay.NamespaceConfig // one MeshConfig each; at most one per namespace
 	Routes     []DeclaredRoute
 	Grants     []ReferenceGrant
+	Policies   []assay.TrafficPolicy // at most one for each service
 	Egress     []DeclaredEgress
 }
 
@@ -111,6 +112,9 @@ func (in *Intent) Validate() error {
 	if err := in.validateRoutes(); err != nil {
 		return err
 	}
+	if err := in.validatePolicies(); err != nil {
+		return err
+	}
 	mesh := map[string]bool{}
 	for _, n := range in.Namespaces {
 		switch {
@@ -146,6 +150,24 @@ func (in *Intent) Validate() error {
 		rules[key] = true
 		if count[e.Namespace]++; count[e.Namespace] > maxEgress {
 			return fmt.Errorf("namespace %s: more than %d Egress", e.Namespace, maxEgress)
+		}
+	}
+	return nil
+}
+
+func (in *Intent) validatePolicies() error {
+	seen := map[string]bool{}
+	for i := range in.Policies {
+		p := &in.Policies[i]
+		if !assay.ValidName(p.Namespace) || !assay.ValidName(p.Name) {
+			return fmt.Errorf("traffic policy %q: namespace and name may hold a-z, 0-9 and '-', 63 characters at most", p.Key())
+		}
+		for _, name := range p.Services {
+			if key := p.Namespace + "/" + name; !assay.ValidName(name) || seen[key] {
+				return fmt.Errorf("traffic policy %s: service %q is no name, or has a policy already", p.Key(), name)
+			} else {
+				seen[key] = true
+			}
 		}
 	}
 	return nil

@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"reflect"
 	"slices"
 	"strings"
 
@@ -35,7 +36,7 @@ func (c *Catalog) service(key string) (assay.Service, bool) {
 			return assay.Service{}, false
 		}
 	}
-	s := assay.Service{Namespace: ns, Name: name, Headless: d.Headless, VIPs: d.ClusterIPs}
+	s := assay.Service{Namespace: ns, Name: name, Headless: d.Headless, VIPs: d.ClusterIPs, Policy: c.policies[key]}
 	for _, p := range d.Ports {
 		s.Ports = append(s.Ports, p.Port)
 	}
@@ -83,7 +84,7 @@ func (c *Catalog) implicit(ns, name string) *DeclaredService {
 // is lost, stays listed, so that its address keeps its identity, and takes
 // nothing new.
 func (c *Catalog) endpoint(d *DeclaredService, w *assay.Workload) assay.Endpoint {
-	e := assay.Endpoint{Workload: w.ID, Identity: w.Identity, Addrs: w.Addrs, Targets: make([]uint16, len(d.Ports))}
+	e := assay.Endpoint{Workload: w.ID, Identity: w.Identity, Addrs: w.Addrs, Zone: w.Zone, Targets: make([]uint16, len(d.Ports))}
 	if w.Draining || c.lost[w.Host] {
 		return e
 	}
@@ -100,8 +101,13 @@ func (c *Catalog) endpoint(d *DeclaredService, w *assay.Workload) assay.Endpoint
 }
 
 func sameService(a, b *assay.Service) bool {
-	return a.Headless == b.Headless && slices.Equal(a.VIPs, b.VIPs) && slices.Equal(a.Ports, b.Ports) &&
+	return a.Headless == b.Headless && samePolicy(a.Policy, b.Policy) && slices.Equal(a.VIPs, b.VIPs) && slices.Equal(a.Ports, b.Ports) &&
 		slices.EqualFunc(a.Endpoints, b.Endpoints, func(x, y assay.Endpoint) bool {
-			return x.Workload == y.Workload && x.Identity == y.Identity && slices.Equal(x.Addrs, y.Addrs) && slices.Equal(x.Targets, y.Targets)
+			return x.Workload == y.Workload && x.Identity == y.Identity && slices.Equal(x.Addrs, y.Addrs) && slices.Equal(x.Targets, y.Targets) && x.Zone == y.Zone
 		})
+}
+
+// samePolicy compares what two policies say.
+func samePolicy(a, b *assay.TrafficPolicy) bool {
+	return a == b || a != nil && b != nil && reflect.DeepEqual(a, b)
 }

@@ -16,7 +16,7 @@
 //     spec.clusterIP None. What the API server adds on its own (status, uid,
 //     resourceVersion, creationTimestamp, generation, managedFields) is passed over,
 //     so that `kubectl get -o yaml` can be the source.
-//   - assay.dev/v1alpha1 MeshConfig (package kube/v1alpha1).
+//   - assay.dev/v1alpha1 MeshConfig and TrafficPolicy (package kube/v1alpha1).
 //   - gateway.networking.k8s.io/v1 HTTPRoute and GRPCRoute, attached to services, and
 //     ReferenceGrant (v1beta1 of them too). What the API server would refuse is a problem
 //     with a line; what a controller judges (a value that is not supported, filters that

@@ -136,6 +136,7 @@ var kinds = []kind{
 	{"v1", "Service", serviceType, (*document).service},
 	{v1alpha1.APIVersion, "MeshConfig", meshConfigType, (*document).meshConfig},
 	{v1alpha1.APIVersion, "Egress", egressType, (*document).egress},
+	{v1alpha1.APIVersion, "TrafficPolicy", trafficPolicyType, (*document).trafficPolicy},
 	{gatewayV1, "HTTPRoute", httpRouteType, (*document).httpRoute},
 	{gatewayV1, "GRPCRoute", grpcRouteType, (*document).grpcRoute},
 	{gatewayV1, "ReferenceGrant", referenceGrantType, (*document).referenceGrant},

@@ -85,6 +85,9 @@ func describe(intent discovery.Intent, objects []discovery.Object, err error) st
 	for _, g := range intent.Grants {
 		fmt.Fprintf(&b, "grant %s/%s from=%v to=%q\n", g.Namespace, g.Name, g.From, g.To)
 	}
+	for _, p := range intent.Policies {
+		fmt.Fprintf(&b, "policy %+v\n", p)
+	}
 	return b.String()
 }
 
@@ -113,7 +116,7 @@ func checkTranslation(t *testing.T, files []discovery.File) {
 	if err := intent.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	if len(objects) != len(intent.Services)+len(intent.Namespaces)+len(intent.Routes)+len(intent.Grants)+len(intent.Egress) {
+	if len(objects) != len(intent.Services)+len(intent.Namespaces)+len(intent.Routes)+len(intent.Grants)+len(intent.Egress)+len(intent.Policies) {
 		t.Fatalf("%d objects, %d services, %d namespaces, %d routes, %d grants", len(objects), len(intent.Services), len(intent.Namespaces), len(intent.Routes), len(intent.Grants))
 	}
 	// What is stored means the same, and is in its normal form already.

@@ -52,6 +52,7 @@ assay-proxy is now, without losing a connection (see 'assay up --help').`,
 	f.StringVar(&o.data, "data", "", "the folder for state that survives a restart (/var/lib/assay)")
 	f.StringVar(&o.config.RuntimeDir, "runtime", "", "the folder for sockets (/run/assay)")
 	f.StringVar(&o.config.HostName, "host-name", "", "this host's name, for people (the machine's)")
+	f.StringVar(&o.config.Zone, "zone", "", "what the host fails together with and is near to, a room or an availability zone; endpoints in the same one are preferred")
 	f.StringVar(&o.advertise, "advertise", "", "the address by which other hosts reach this one (that of the route to control)")
 	f.StringVar(&o.config.Bridge, "bridge", "", "the name of this host's bridge (assay0)")
 	f.StringVar(&o.config.Proxy, "proxy", "", "the path of assay-proxy (beside this command)")
@@ -85,6 +86,9 @@ func runAgent(ctx context.Context, o *agentOptions) error {
 	}
 	o.remote.DataDir, o.remote.HostName, o.remote.Log = o.config.DataDir, o.config.HostName, log
 	var err error
+	if err := checkZone(o.config.Zone); err != nil {
+		return err
+	}
 	if o.config.Advertise, err = advertised(o.advertise, o.remote.Address); err != nil {
 		return err
 	}
@@ -137,6 +141,13 @@ func upgradeOnSignal(ctx context.Context, a *agent.Agent, log *slog.Logger) (sto
 		cancel()
 		<-done
 	}
+}
+
+func checkZone(zone string) error {
+	if zone == "" || assay.ValidName(zone) {
+		return nil
+	}
+	return &assay.Error{Kind: assay.Invalid, Op: "--zone " + zone, Err: errors.New("not a name"), Remedy: "a-z, 0-9 and '-', 63 characters at most"}
 }
 
 // advertised is the address that was given, or the one from which this host reaches

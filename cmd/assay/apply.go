@@ -26,7 +26,8 @@ func applyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "apply -f FILE|DIR",
 		Short: "Declare what the files say",
-		Long: `Declare what the files say: Service (v1), MeshConfig and Egress (assay.dev/v1alpha1),
+		Long: `Declare what the files say: Service (v1), MeshConfig, Egress and TrafficPolicy
+(assay.dev/v1alpha1),
 HTTPRoute, GRPCRoute and ReferenceGrant (gateway.networking.k8s.io/v1).
 
 All files are checked together, and with what is declared already; if anything in

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -205,6 +206,9 @@ func describeService(w io.Writer, s api.ServiceView, around surroundings) error 
 	if err := section(w, "Signals since the proxies started", statColumns(true)[1:], serviceTotals(around.signals, s.Namespace, s.Name), around.at); err != nil {
 		return err
 	}
+	if err := describeProtection(w, s.Key(), around); err != nil {
+		return err
+	}
 	to := slices.DeleteFunc(slices.Clone(around.edges), func(e assay.Edge) bool { return e.Service != s.Key() })
 	return section(w, "Clients", edgeColumns(false), edgeRows(nil, to, 0), around.at)
 }
@@ -292,4 +296,57 @@ func describeBalance(w io.Writer, id string, around surroundings) error {
 	}
 	_, err = fmt.Fprintf(w, "  unexplained: %d bytes in, %d bytes out\n", b.In.Unexplained, b.Out.Unexplained)
 	return err
+}
+
+// unfitRow is an endpoint with who finds it wanting.
+type unfitRow struct {
+	assay.Unfit
+	by string
+}
+
+// describeProtection shows what was decided to protect a service, and which of its
+// endpoints its clients' proxies find wanting. What never happened is not shown.
+func describeProtection(w io.Writer, service string, around surroundings) error {
+	total := map[string]uint64{}
+	var unfit []unfitRow
+	for _, s := range around.signals {
+		for _, d := range s.Counters.Decisions {
+			if d.Service == service {
+				total[d.Decision] += d.Count
+			}
+		}
+		for _, u := range s.Counters.Unfit {
+			if u.Service == service && s.Gone.IsZero() {
+				unfit = append(unfit, unfitRow{u, s.Namespace + "/" + s.Name})
+			}
+		}
+	}
+	if len(unfit) > 0 {
+		err := section(w, "Unfit endpoints", []column[unfitRow]{
+			col("WORKLOAD", func(u unfitRow) string { return u.Workload }),
+			col("ADDRESS", func(u unfitRow) string { return u.Addr }),
+			col("EJECTED", func(u unfitRow) string { return yesNo(u.Ejected) }),
+			col("WHY", func(u unfitRow) string { return u.Why }),
+			col("BY", func(u unfitRow) string { return u.by }),
+			timed("PROBED IN", func(u unfitRow, now time.Time) string { return until(now, u.Until) }),
+		}, unfit, around.at)
+		if err != nil {
+			return err
+		}
+	}
+	if len(total) == 0 {
+		return nil
+	}
+	type row struct {
+		decision string
+		n        uint64
+	}
+	var rows []row
+	for _, name := range slices.Sorted(maps.Keys(total)) {
+		rows = append(rows, row{name, total[name]})
+	}
+	return section(w, "Decisions since the proxies started", []column[row]{
+		col("DECISION", func(r row) string { return r.decision }),
+		col("COUNT", func(r row) string { return number(r.n) }),
+	}, rows, around.at)
 }

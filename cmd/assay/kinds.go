@@ -32,6 +32,7 @@ var kinds = []kind{
 	{"namespaces", []string{"namespace", "ns"}, "", tableOf(namespaceColumns)},
 	{"meshconfigs", []string{"meshconfig", "mc"}, "MeshConfig", tableOf(meshConfigColumns)},
 	{"egresses", []string{"egress"}, "Egress", tableOf(egressColumns)},
+	{"trafficpolicies", []string{"trafficpolicy", "tp"}, "TrafficPolicy", tableOf(policyColumns)},
 	{"httproutes", []string{"httproute"}, "HTTPRoute", tableOf(routeColumns)},
 	{"grpcroutes", []string{"grpcroute"}, "GRPCRoute", tableOf(routeColumns)},
 	{"referencegrants", []string{"referencegrant", "refgrant"}, "ReferenceGrant", tableOf(objectColumns)},
@@ -185,6 +186,25 @@ func egressSpec(o api.ObjectView) egressManifest {
 	}
 	json.Unmarshal(o.Manifest, &m) // control checked it
 	return m.Spec
+}
+
+var policyColumns = []column[api.ObjectView]{
+	col("NAMESPACE", func(o api.ObjectView) string { return o.Namespace }),
+	col("NAME", func(o api.ObjectView) string { return o.Name }),
+	col("SERVICES", func(o api.ObjectView) string {
+		var spec struct {
+			TargetRefs []struct{ Name string } `json:"targetRefs"`
+		}
+		if json.Unmarshal(o.Manifest, &spec) != nil {
+			return ""
+		}
+		return join(spec.TargetRefs, func(t struct{ Name string }) string { return t.Name })
+	}),
+	col("SOURCE", func(o api.ObjectView) string { return o.Source }),
+	col("IN EFFECT", func(o api.ObjectView) string { return yesNo(o.Status.InEffect) }),
+	timed("CHANGED", func(o api.ObjectView, now time.Time) string { return age(now, o.Changed) }),
+	wide("GENERATION", func(o api.ObjectView) string { return strconv.FormatInt(o.Generation, 10) }),
+	wide("PROBLEM", func(o api.ObjectView) string { return o.Status.Problem }),
 }
 
 var meshConfigColumns = []column[api.ObjectView]{

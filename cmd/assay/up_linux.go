@@ -31,6 +31,7 @@ type up struct {
 	metrics     string
 	listen      string
 	advertise   string
+	zone        string
 	proxy       string
 	proxyDrain  time.Duration
 	accessLog   string
@@ -88,6 +89,7 @@ network of its own.`,
 	f.StringVar(&u.trustDomain, "trust-domain", "", "`name` of a new mesh (assay.local)")
 	f.StringVar(&u.metrics, "metrics", "", "`address` for Prometheus, or fd:N for an inherited socket")
 	f.StringVar(&u.listen, "listen", "", "`address` for agents of other hosts and remote operators, or fd:N")
+	f.StringVar(&u.zone, "zone", "", "`name` of what the host fails together with and is near to")
 	f.StringVar(&u.advertise, "advertise", "", "`address` where other hosts route this host's workloads to")
 	f.StringVar(&u.proxy, "proxy", "", "`path` of assay-proxy (beside this binary)")
 	f.DurationVar(&u.proxyDrain, "proxy-drain", agent.DefaultProxyDrain, "how long a proxy that was upgraded goes on with what cannot move")
@@ -153,6 +155,9 @@ func (u *up) check() error {
 	if u.trustDomain != "" && !assay.ValidTrustDomain(u.trustDomain) {
 		return bad("--trust-domain "+u.trustDomain, errors.New("not a trust domain"), "use a-z, 0-9, '.', '-' and '_'")
 	}
+	if err := checkZone(u.zone); err != nil {
+		return err
+	}
 	if u.advertise != "" {
 		if _, err := netip.ParseAddr(u.advertise); err != nil {
 			return bad("--advertise "+u.advertise, err, "name one IP address")
@@ -203,7 +208,7 @@ func (u *up) reenter(ctx context.Context) error {
 		return &assay.Error{Op: "up", Err: err}
 	}
 	args := []string{"up", "--data", u.data, "--runtime", u.runtime, "--leaf-life", u.leafLife.String(), "--proxy-drain", u.proxyDrain.String(), "--inherit", names}
-	for _, opt := range [][2]string{{"--config", u.config}, {"--trust-domain", u.trustDomain}, {"--advertise", u.advertise}, {"--proxy", u.proxy}, {"--access-log", u.accessLog}, {"--otlp", u.otlp}} {
+	for _, opt := range [][2]string{{"--config", u.config}, {"--trust-domain", u.trustDomain}, {"--advertise", u.advertise}, {"--zone", u.zone}, {"--proxy", u.proxy}, {"--access-log", u.accessLog}, {"--otlp", u.otlp}} {
 		if opt[1] != "" {
 			args = append(args, opt[0], opt[1])
 		}
@@ -272,6 +277,7 @@ func (u *up) agent(ctx, control context.Context, ctl *control.Control, proxy str
 		Hosts: hosts, DataDir: filepath.Join(u.data, "agent"), RuntimeDir: u.runtime, Listener: u.sockets.agent, Metrics: u.sockets.metrics,
 		Hidden: []string{u.data, u.runtime}, Proxy: proxy, ProxyDrain: u.proxyDrain, EndWorkloads: !u.keep, Last: u.rootless, Build: buildVersion(), Log: u.log.With("role", "agent"),
 	}
+	cfg.Zone = u.zone
 	if u.advertise != "" {
 		cfg.Advertise = netip.MustParseAddr(u.advertise)
 	}

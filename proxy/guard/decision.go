@@ -56,6 +56,13 @@ func (c *Counts) Count(d Decision) {
 	}
 }
 
+// takeBack undoes a Count of what did not come to pass.
+func (c *Counts) takeBack(d Decision) {
+	if c != nil {
+		c.n[d].Add(^uint64(0))
+	}
+}
+
 // Each calls f with each decision that was ever taken.
 func (c *Counts) Each(f func(name string, n uint64)) {
 	for d := range c.n {

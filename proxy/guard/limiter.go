@@ -24,6 +24,7 @@ type Limiter struct {
 	limit    atomic.Int64 // 0: none
 	ends     atomic.Int64 // of the window
 	refused  atomic.Int64 // in it
+	given    atomic.Int64 // requests in it that ended without an answer: given up, most of them
 	buckets  [assay.LatencyBuckets]atomic.Uint32
 
 	mu    sync.Mutex
@@ -78,13 +79,15 @@ func (l *Limiter) Limit() int64 { return l.limit.Load() }
 // InFlight returns how many requests are between Admit and Done.
 func (l *Limiter) InFlight() int64 { return l.inFlight.Load() }
 
-// Done gives back what Admit took. took is how long the answer needed, negative when
-// there was none.
+// Done gives back what Admit took. took is how long the answer needed; negative when
+// there was none, and then how long it was waited for.
 func (l *Limiter) Done(took, now time.Duration) {
 	l.inFlight.Add(-1)
-	if took >= 0 {
-		l.buckets[assay.LatencyBucket(took)].Add(1)
+	if took < 0 {
+		took = -took
+		l.given.Add(1)
 	}
+	l.buckets[assay.LatencyBucket(took)].Add(1)
 	if int64(now) >= l.ends.Load() {
 		l.look(now)
 	}
@@ -112,9 +115,9 @@ func (l *Limiter) look(now time.Duration) {
 	var counts [assay.LatencyBuckets]uint32
 	for i := range l.buckets {
 		counts[i] = l.buckets[i].Load()
-		w.answers += int64(counts[i])
+		w.ended += int64(counts[i])
 	}
-	if w.answers == 0 && l.core.limit > 0 && l.refused.Load() > 0 && w.elapsed > max(10*window, 4*l.core.pace) {
+	if w.ended == 0 && l.core.limit > 0 && l.refused.Load() > 0 && !l.core.sour() && w.elapsed > max(10*window, 4*l.core.pace) {
 		// What is at hand is not what waits. A bound that lets nothing through is worse
 		// than none.
 		l.core = limiterCore{pace: l.core.pace, idle: float64(w.inFlight)}
@@ -123,11 +126,11 @@ func (l *Limiter) look(now time.Duration) {
 		l.apply()
 		return
 	}
-	if w.answers < enough {
+	if w.ended < enough {
 		return
 	}
-	w.fastest = tenth(&counts, w.answers)
-	w.refused = l.refused.Swap(0)
+	w.fastest = tenth(&counts, w.ended)
+	w.refused, w.given = l.refused.Swap(0), l.given.Swap(0)
 	for i := range l.buckets {
 		l.buckets[i].Add(-counts[i])
 	}
@@ -160,10 +163,11 @@ func tenth(counts *[assay.LatencyBuckets]uint32, total int64) time.Duration {
 // seen is what happened in a window.
 type seen struct {
 	elapsed  time.Duration
-	answers  int64
+	ended    int64
 	refused  int64
+	given    int64         // up by clients: the application goes on with them, unseen
 	inFlight int64         // at its end
-	fastest  time.Duration // tenth of the answers
+	fastest  time.Duration // tenth of what ended; who gave up waited for that long at least
 }
 
 // limiterCore is the decision: a function of what it remembers and one window.
@@ -175,10 +179,16 @@ type limiterCore struct {
 	idle  float64       // requests at hand that wait for something else, as long polls do
 	// When the limit began.
 	wasRate, wasFastest float64
+	// Since then.
+	ended, given float64
 }
 
+// sour reports whether many clients gave up since the limit began: what they left
+// behind is still waited for by the application, though nobody sees it.
+func (c *limiterCore) sour() bool { return c.given > c.ended/4 }
+
 func (c *limiterCore) see(rules *assay.InboundPolicy, w seen) {
-	rate := float64(w.answers) / w.elapsed.Seconds()
+	rate := float64(max(w.ended-w.given, 0)) / w.elapsed.Seconds()
 	least := float64(rules.MinConcurrency)
 	if c.pace == 0 || w.fastest < c.pace {
 		c.pace = w.fastest
@@ -200,10 +210,13 @@ func (c *limiterCore) see(rules *assay.InboundPolicy, w seen) {
 		}
 		c.limit, c.over, c.calm = room, 0, 0
 		c.wasRate, c.wasFastest = rate, float64(w.fastest)
+		c.ended, c.given = float64(w.ended), float64(w.given)
 		return
 	}
+	// The last few seconds count most.
+	c.ended, c.given = 0.97*c.ended+float64(w.ended), 0.97*c.given+float64(w.given)
 	switch {
-	case rate < 0.6*c.wasRate && float64(w.fastest) > 0.75*c.wasFastest:
+	case !c.sour() && 4*w.given <= w.ended && rate < 0.6*c.wasRate && float64(w.fastest) > 0.75*c.wasFastest:
 		// Fewer answers, and no faster. An application that is overloaded goes on at
 		// its pace while what waits already is answered.
 		*c = limiterCore{pace: w.fastest, idle: float64(w.inFlight)}

@@ -28,17 +28,13 @@ type Attempt struct {
 // Retry decides whether a request may be sent again, and after which wait. It takes
 // from the budget, and counts. A nil policy is the default one.
 func (s *Service) Retry(p *Request, a Attempt, now time.Duration) (wait time.Duration, ok bool) {
-	why := RetryUnread
+	why := a.Cause.decision()
 	harmless := a.Idempotent || p != nil && p.Retry.Repeatable
 	switch a.Cause {
 	case Unread:
 		harmless = true
-	case Broken:
-		why = RetryBroken
-	case TimedOut:
-		why = RetryTimeout
+	case Broken, TimedOut:
 	case Answered:
-		why = RetryStatus
 		harmless = harmless && p.HasCode(a.Status)
 	default:
 		return 0, false
@@ -63,10 +59,23 @@ func (s *Service) Retry(p *Request, a Attempt, now time.Duration) (wait time.Dur
 }
 
 // GiveBack undoes a Retry that found nobody to try.
-func (s *Service) GiveBack() {
+func (s *Service) GiveBack(c Cause) {
 	if s != nil {
 		s.Budget.giveBack()
+		s.Counts.takeBack(c.decision())
 	}
+}
+
+func (c Cause) decision() Decision {
+	switch c {
+	case Broken:
+		return RetryBroken
+	case TimedOut:
+		return RetryTimeout
+	case Answered:
+		return RetryStatus
+	}
+	return RetryUnread
 }
 
 func (p *Request) backoff(a Attempt) time.Duration {

@@ -130,7 +130,7 @@ func (c *client) dispatch(x *exchange, data []byte, fin bool) bool {
 		switch {
 		case ok:
 		case err == ErrNoOther && x.Attempt > 0:
-			x.Guard.GiveBack()
+			x.Guard.GiveBack(x.Cause)
 			f = x.lastFailure()
 		default:
 			f = &Failure{Status: failDispatch.Status, Reason: failDispatch.Reason, Text: failDispatch.Text + " (" + err.Error() + ")"}

@@ -68,8 +68,9 @@ type Guard interface {
 	// Admit is asked before anything of a request reaches the application. Any code
 	// but 0 refuses it, unread. Times are guard.Now's.
 	Admit(now time.Duration) mux.Code
-	// Answered is called once for what was admitted: when the response began, so many
-	// after the request, or with a negative time when there will be none.
+	// Answered is called once for what was admitted: with how long after the request
+	// its response began; when there will be none, with the negative of how long that
+	// was waited for.
 	Answered(took, now time.Duration)
 }
 

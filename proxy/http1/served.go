@@ -224,7 +224,7 @@ func (x *served) begin() mux.Code {
 func (x *served) answered(took time.Duration) {
 	if x.admitted {
 		x.admitted = false
-		x.origin.Guard.Answered(took, x.Start+max(took, 0))
+		x.origin.Guard.Answered(took, x.Start+max(took, -took))
 	}
 }
 
@@ -405,7 +405,7 @@ func (x *served) report() {
 	x.reported = true
 	x.Duration = now() - x.Start
 	if x.Status == 0 {
-		x.answered(-1)
+		x.answered(-max(x.Duration, 1))
 	} else {
 		x.answered(x.Duration)
 	}

@@ -76,7 +76,7 @@ func (x *stream) await() {
 	switch {
 	case err != nil && !x.rst && !x.sentEnd:
 		if err == ErrNoOther {
-			x.Guard.GiveBack()
+			x.Guard.GiveBack(x.Cause)
 			err = x.lastFailure()
 		}
 		x.fail(asFailure(err))

@@ -1,0 +1,283 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"assay.dev"
+)
+
+// decided returns how often the proxy decided so about a service.
+func (m *workload) decided(service, decision string) (n uint64) {
+	for _, d := range m.report().Counters.Decisions {
+		if d.Service == service && d.Decision == decision {
+			n += d.Count
+		}
+	}
+	return n
+}
+
+// policy gives a service a policy.
+func (w *world) policy(service string, p assay.TrafficPolicy) {
+	w.mu.Lock()
+	s := w.services["bank/"+service]
+	s.Policy = &p
+	w.services["bank/"+service] = s
+	w.mu.Unlock()
+	w.publish()
+}
+
+func TestTimeoutsAndRetries(t *testing.T) {
+	w := newWorld(t)
+	client, one, two := w.workload("client"), w.workload("server"), w.workload("server")
+	var slow, busy atomic.Int64
+	handler := func() http.Handler {
+		mux := http.NewServeMux()
+		mux.HandleFunc("/ok", func(rw http.ResponseWriter, r *http.Request) { io.WriteString(rw, "ok") })
+		mux.HandleFunc("/hang", func(rw http.ResponseWriter, r *http.Request) {
+			slow.Add(1)
+			<-r.Context().Done()
+			slow.Add(-1)
+		})
+		mux.HandleFunc("/busy", func(rw http.ResponseWriter, r *http.Request) {
+			if busy.Add(1)%2 == 1 {
+				rw.WriteHeader(503)
+				return
+			}
+			io.WriteString(rw, "at last")
+		})
+		return mux
+	}
+	port := one.web(0, handler())
+	two.web(int(port), handler())
+	vip := w.service("web", 80, assay.Detect, port, one, two)
+	w.policy("web", assay.TrafficPolicy{
+		Timeout: 2 * time.Second, TryTimeout: 200 * time.Millisecond,
+		Retry: assay.RetryPolicy{Attempts: 1, Codes: []int{503}, Backoff: 5 * time.Millisecond},
+	})
+	c, base := client.browser(), "http://"+vip.String()
+	eventually(t, "the policy to be in use", func() bool {
+		start := time.Now()
+		status, _ := get(t, c, base+"/hang")
+		return status == 504 && time.Since(start) < 5*time.Second
+	})
+	eventually(t, "what was given up to be cancelled at the application", func() bool { return slow.Load() == 0 })
+	busy.Store(0)
+	if status, body := get(t, c, base+"/busy"); status != 200 || body != "at last" || busy.Load() != 2 {
+		t.Errorf("a GET: %d %q after %d tries", status, body, busy.Load())
+	}
+	busy.Store(0)
+	resp, err := c.Post(base+"/busy", "text/plain", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != 503 || busy.Load() != 1 {
+		t.Errorf("a POST: %d after %d tries", resp.StatusCode, busy.Load())
+	}
+	for _, decision := range []string{"retry-timeout", "try-timeout", "retry-status"} {
+		if client.decided("bank/web", decision) == 0 {
+			t.Errorf("%s was not counted: %v", decision, client.report().Counters.Decisions)
+		}
+	}
+}
+
+// TestEjectedAndRestored: an endpoint that answers nothing but 500 gets nothing for a
+// while, and is tried again.
+func TestEjectedAndRestored(t *testing.T) {
+	w := newWorld(t)
+	client, good, bad := w.workload("client"), w.workload("server"), w.workload("server")
+	var broken atomic.Bool
+	var asked atomic.Int64
+	broken.Store(true)
+	port := good.web(0, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { io.WriteString(rw, "good") }))
+	bad.web(int(port), http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		if broken.Load() {
+			rw.WriteHeader(500) // quicker than the other: without ejection it would draw requests
+			return
+		}
+		io.WriteString(rw, "bad")
+	}))
+	vip := w.service("web", 80, assay.Detect, port, good, bad)
+	w.policy("web", assay.TrafficPolicy{Ejection: assay.EjectionPolicy{BaseTime: time.Second}, SlowStart: -1})
+	c, base := client.browser(), "http://"+vip.String()
+	eventually(t, "the endpoint to be ejected", func() bool {
+		for range 20 {
+			get(t, c, base+"/")
+		}
+		return client.decided("bank/web", "eject") == 1
+	})
+	unfit := client.report().Counters.Unfit
+	if len(unfit) != 1 || unfit[0].Workload != bad.ID || !unfit[0].Ejected || unfit[0].Why != "5 failures in a row" || unfit[0].Service != "bank/web" {
+		t.Errorf("reported %+v", unfit)
+	}
+	before := asked.Load()
+	for range 100 {
+		get(t, c, base+"/")
+	}
+	if n := asked.Load() - before; n > 2 {
+		t.Errorf("it was asked %d more times in a hundred", n)
+	}
+	broken.Store(false)
+	eventually(t, "the endpoint to be fit again", func() bool {
+		get(t, c, base+"/")
+		return client.decided("bank/web", "restore") > 0
+	})
+	if len(client.report().Counters.Unfit) != 0 {
+		t.Error("it is still reported")
+	}
+}
+
+func TestRateAndConnectionLimits(t *testing.T) {
+	w := newWorld(t)
+	client, server := w.workload("client"), w.workload("server")
+	port := server.web(0, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { io.WriteString(rw, "ok") }))
+	vip := w.service("web", 80, assay.Detect, port, server)
+	w.policy("web", assay.TrafficPolicy{Inbound: assay.InboundPolicy{RateLimit: 1, RateBurst: 5}})
+	c := client.browser()
+	var refused *http.Response
+	eventually(t, "the limit to be in use", func() bool {
+		resp, err := c.Get("http://" + vip.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		refused = resp
+		return resp.StatusCode == 429
+	})
+	if refused.Header.Get("Retry-After") == "" || refused.Header.Get("Assay-Error") != "rate-limited" {
+		t.Errorf("refused with %v", refused.Header)
+	}
+	if server.decided("bank/web", "rate-limited") == 0 {
+		t.Error("not counted")
+	}
+	echoPort := server.serve(0, echo)
+	tcp := w.service("echo", 7, assay.Opaque, echoPort, server)
+	w.policy("echo", assay.TrafficPolicy{Inbound: assay.InboundPolicy{MaxConnections: 2}})
+	var open []net.Conn
+	eventually(t, "the third connection to be refused", func() bool {
+		for _, c := range open {
+			c.Close()
+		}
+		open = nil
+		for range 2 {
+			conn, err := client.dial(tcp)
+			if err != nil {
+				return false
+			}
+			open = append(open, conn)
+			if _, err := io.WriteString(conn, "x"); err != nil {
+				return false
+			}
+			if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
+				return false
+			}
+		}
+		third := client.mustDial(tcp)
+		defer third.Close()
+		io.WriteString(third, "x")
+		third.SetReadDeadline(time.Now().Add(5 * time.Second))
+		_, err := io.ReadFull(third, make([]byte, 1))
+		return err != nil && server.decided("bank/echo", "too-many") > 0
+	})
+	for _, c := range open {
+		c.Close()
+	}
+}
+
+// TestOverload: an application that does 50 requests a second is asked for ten times
+// as much. It goes on doing what it can, and who is admitted is answered in time. Its
+// clients wait for a second and a half at most.
+func TestOverload(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes half a minute")
+	}
+	w := newWorld(t)
+	client, server := w.workload("client"), w.workload("server")
+	const workers, work = 4, 80 * time.Millisecond
+	const capacity = float64(workers) / (float64(work) / float64(time.Second))
+	slots := make(chan struct{}, workers)
+	port := server.web(0, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		slots <- struct{}{} // whoever waits here waits, also when nobody wants the answer any more
+		time.Sleep(work)    // what a request takes
+		<-slots
+		io.WriteString(rw, "ok")
+	}))
+	vip := w.service("web", 80, assay.HTTP1, port, server)
+	c := client.browser()
+	c.Transport.(*http.Transport).MaxIdleConnsPerHost = 4096
+	load := func(perSecond float64, d, from time.Duration) (good float64, p99 time.Duration, refused int64) {
+		var mu sync.Mutex
+		var took []time.Duration
+		var shed atomic.Int64
+		var asking sync.WaitGroup
+		begin := time.Now()
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
+		sent := 0
+		for since := time.Duration(0); since < d; since = time.Since(begin) {
+			for ; float64(sent) < since.Seconds()*perSecond; sent++ {
+				counts := since > from
+				asking.Go(func() {
+					ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
+					defer cancel()
+					req, _ := http.NewRequestWithContext(ctx, "GET", "http://"+vip.String(), nil)
+					start := time.Now()
+					resp, err := c.Do(req)
+					if err != nil {
+						if !errors.Is(err, context.DeadlineExceeded) {
+							t.Error(err)
+						}
+						return
+					}
+					io.Copy(io.Discard, resp.Body)
+					resp.Body.Close()
+					switch {
+					case resp.StatusCode == 503 && resp.Header.Get("Assay-Error") == "overloaded" && resp.Header.Get("Retry-After") != "":
+						shed.Add(1)
+					case resp.StatusCode != 200:
+						t.Errorf("status %d %v", resp.StatusCode, resp.Header)
+					case counts:
+						mu.Lock()
+						took = append(took, time.Since(start))
+						mu.Unlock()
+					}
+				})
+			}
+			<-tick.C
+		}
+		asking.Wait()
+		if len(took) == 0 {
+			return 0, 0, shed.Load()
+		}
+		slices.Sort(took)
+		return float64(len(took)) / (d - from).Seconds(), took[len(took)*99/100], shed.Load()
+	}
+	load(0.3*capacity, time.Second, 0) // what it is like when nothing waits
+	peak, _, refused := load(0.9*capacity, 5*time.Second, time.Second)
+	if refused > 0 {
+		t.Errorf("%d were refused below its capacity", refused)
+	}
+	// For some seconds the application is busy with what it got before the limit was found.
+	good, p99, refused := load(10*capacity, 18*time.Second, 8*time.Second)
+	t.Logf("at 0.9 of its capacity %.0f/s, at ten times that %.0f/s: %.2f, p99 %v, %d refused at once", peak, good, good/peak, p99, refused)
+	if good < 0.8*peak || p99 > 1200*time.Millisecond {
+		t.Errorf("under ten times its capacity %.0f good answers a second of %.0f, p99 %v", good, peak, p99)
+	}
+	if server.decided("bank/web", "shed") == 0 {
+		t.Error("nothing was counted as shed")
+	}
+	if testing.Verbose() {
+		fmt.Println(client.report().Counters.Decisions, server.report().Counters.Decisions)
+	}
+}
