@@ -223,6 +223,8 @@ func (w *workload) serveProxy(ctx context.Context, g *generation) {
 		if errors.Is(err, errSilent) {
 			w.log.Error("the proxy says nothing and is ended", "pid", proc.PID())
 			proc.Signal(syscall.SIGKILL)
+		} else if ended.Err() == nil {
+			w.log.Warn("the link with the proxy ended", "pid", proc.PID(), "err", err)
 		}
 		conn, hello = nil, link.Message{}
 	}
