@@ -205,7 +205,12 @@ func (s *Signals) Add(other *Signals) {
 	s.BytesOut += other.BytesOut
 	s.Open += other.Open
 	s.InFlight += other.InFlight
+	s.PacketsIn += other.PacketsIn
+	s.PacketsOut += other.PacketsOut
 	s.Latency.Add(&other.Latency)
+	s.GRPC = sumOf(s.GRPC, other.GRPC)
+	s.MessagesIn += other.MessagesIn
+	s.MessagesOut += other.MessagesOut
 	if other.FirstSeen.Before(s.FirstSeen) {
 		s.FirstSeen = other.FirstSeen
 	}
@@ -214,25 +219,27 @@ func (s *Signals) Add(other *Signals) {
 	}
 }
 
+// sumOf adds counts by name. It changes neither of the two.
+func sumOf(a, b map[string]uint64) map[string]uint64 {
+	if len(b) == 0 {
+		return a
+	}
+	sum := maps.Clone(a)
+	if sum == nil {
+		sum = map[string]uint64{}
+	}
+	for name, n := range b {
+		sum[name] += n
+	}
+	return sum
+}
+
 // Plus returns the sum of two proxies' counts.
 func (c Counters) Plus(other *Counters) Counters {
 	c.Handshakes += other.Handshakes
-	for _, m := range []struct {
-		to   *map[string]uint64
-		from map[string]uint64
-	}{{&c.HandshakeFailures, other.HandshakeFailures}, {&c.Detections, other.Detections}, {&c.Refusals, other.Refusals}} {
-		if len(m.from) == 0 {
-			continue
-		}
-		sum := maps.Clone(*m.to)
-		if sum == nil {
-			sum = map[string]uint64{}
-		}
-		for reason, n := range m.from {
-			sum[reason] += n
-		}
-		*m.to = sum
-	}
+	c.HandshakeFailures = sumOf(c.HandshakeFailures, other.HandshakeFailures)
+	c.Detections = sumOf(c.Detections, other.Detections)
+	c.Refusals = sumOf(c.Refusals, other.Refusals)
 	if len(other.Decisions) > 0 {
 		decisions := slices.Clone(c.Decisions)
 		for _, d := range other.Decisions {
