@@ -88,12 +88,12 @@ func (w *workload) upgrades(ctx context.Context, current, next *generation, serv
 				continue
 			case <-want:
 			}
-			if next, release = w.startSuccessor(ctx, serve); next == nil {
+			if next, release = w.startSuccessor(ctx, current, serve); next == nil {
 				again = time.After(upgradeRetry)
 				continue
 			}
 		}
-		if w.awaitSuccessor(ctx, next) {
+		if w.awaitSuccessor(ctx, current, next) {
 			w.replace(current, next)
 			current, again = next, nil
 		} else if ctx.Err() == nil {
@@ -106,9 +106,11 @@ func (w *workload) upgrades(ctx context.Context, current, next *generation, serv
 
 // startSuccessor starts a proxy beside the current one, when it is the workload's turn
 // on this host; release ends that.
-func (w *workload) startSuccessor(ctx context.Context, serve func(*generation)) (next *generation, release func()) {
+func (w *workload) startSuccessor(ctx context.Context, current *generation, serve func(*generation)) (next *generation, release func()) {
 	select {
 	case w.a.upgrading <- struct{}{}:
+	case <-current.ended: // whatever follows it is new
+		return nil, nil
 	case <-ctx.Done():
 		return nil, nil
 	}
@@ -123,14 +125,19 @@ func (w *workload) startSuccessor(ctx context.Context, serve func(*generation)) 
 	return next, func() { <-w.a.upgrading }
 }
 
-// awaitSuccessor waits until next accepts. One that does not is ended.
-func (w *workload) awaitSuccessor(ctx context.Context, next *generation) bool {
+// awaitSuccessor waits until next accepts. One that does not is ended, and so is one
+// whose predecessor dies meanwhile: the next in its place accepts without waiting.
+func (w *workload) awaitSuccessor(ctx context.Context, current, next *generation) bool {
 	t := time.NewTimer(successorWithin)
 	defer t.Stop()
 	select {
 	case <-next.accepts.ch:
 		return true
 	case <-ctx.Done():
+		return false
+	case <-current.ended:
+		next.proc.Signal(syscall.SIGKILL)
+		<-next.ended
 		return false
 	case <-next.ended:
 	case <-t.C:
