@@ -30,6 +30,7 @@ const (
 	spansEvery  = time.Second
 	spansWithin = 10 * time.Second
 	spansTries  = 3
+	spansLast   = time.Second // for what is left at the agent's end
 )
 
 // spans sends what add is given until its context ends.
@@ -111,6 +112,10 @@ func number(key string, value int64) *common.KeyValue {
 func (s *spans) run(ctx context.Context, log func(msg string, args ...any)) {
 	t := time.NewTicker(spansEvery)
 	defer t.Stop()
+	// A collector that hangs does not hold up the agent's end.
+	sending, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(spansLast, cancel) })()
 	failing := false
 	for ctx.Err() == nil {
 		select {
@@ -123,7 +128,7 @@ func (s *spans) run(ctx context.Context, log func(msg string, args ...any)) {
 			if len(batch) == 0 {
 				break
 			}
-			err := s.send(context.WithoutCancel(ctx), batch, ctx.Err() == nil)
+			err := s.send(sending, batch)
 			if err != nil {
 				s.dropped.Add(uint64(len(batch)))
 				if !failing {
@@ -147,17 +152,21 @@ func (s *spans) take() []*trace.ResourceSpans {
 }
 
 // send posts one batch. What a collector may take later is tried again.
-func (s *spans) send(ctx context.Context, batch []*trace.ResourceSpans, again bool) error {
+func (s *spans) send(ctx context.Context, batch []*trace.ResourceSpans) error {
 	body, err := proto.Marshal(&trace.TracesData{ResourceSpans: batch}) // an ExportTraceServiceRequest on the wire
 	if err != nil {
 		return err
 	}
 	for try := 1; ; try++ {
 		wait, err := s.post(ctx, body)
-		if err == nil || wait == 0 || !again || try == spansTries {
+		if err == nil || wait == 0 || try == spansTries {
 			return err
 		}
-		time.Sleep(wait)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return err
+		}
 	}
 }
 
