@@ -408,7 +408,7 @@ func (s *session) receive(ctx context.Context, g *sync.WaitGroup) error {
 			if err := m.Decode(&r); err != nil {
 				return err
 			}
-			s.w.records(&r)
+			s.records(&r)
 		case link.KindFinding:
 			var f assay.Finding
 			if err := m.Decode(&f); err != nil {

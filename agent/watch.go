@@ -66,13 +66,19 @@ func (s *session) updateWatches(v *view) error {
 	if len(list) == 0 && len(s.watches) == 0 || reflect.DeepEqual(list, s.watches) {
 		return nil
 	}
+	s.mu.Lock()
 	s.watches = list
+	s.mu.Unlock()
 	return s.conn.Send(link.KindWatch, 0, link.Watch{List: list})
 }
 
 // records takes in what a proxy saw, to who asked for it.
-func (w *workload) records(m *link.Records) {
+func (s *session) records(m *link.Records) {
+	w := s.w
 	n := w.noun()
+	s.mu.Lock()
+	asked := s.watches
+	s.mu.Unlock()
 	var taps []assay.Record
 	for i := range m.List {
 		r := &m.List[i]
@@ -81,6 +87,9 @@ func (w *workload) records(m *link.Records) {
 			return
 		}
 		r.Workload, r.Identity = w.id, n.Identity
+		r.Watches = slices.DeleteFunc(r.Watches, func(id string) bool {
+			return !slices.ContainsFunc(asked, func(x assay.Watch) bool { return x.ID == id })
+		})
 		if slices.Contains(r.Watches, assay.WatchLog) && w.a.cfg.AccessLog != nil {
 			w.a.accessLog(r)
 		}
@@ -112,7 +121,8 @@ func validRecord(r *assay.Record) bool {
 	if len(r.Watches) > assay.MaxWatches+2 || len(r.Fields) > assay.MaxRecordField {
 		return false
 	}
-	for _, s := range append([]string{r.Method, r.Authority, r.Path, r.Query, r.Service, r.Failure, r.Trace.Trace, r.Trace.Span}, r.Watches...) {
+	for _, s := range append([]string{r.Method, r.Authority, r.Path, r.Query, r.Service, r.Failure, r.Trace.Trace, r.Trace.Span,
+		string(r.Direction), string(r.Protocol), string(r.Security), r.Peer.TrustDomain, r.Peer.Namespace, r.Peer.Account}, r.Watches...) {
 		if len(s) > more {
 			return false
 		}

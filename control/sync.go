@@ -298,7 +298,9 @@ func (c *Control) receive(s *session, stream grpc.BidiStreamingServer[api.HostUp
 		if errors.Is(err, io.EOF) {
 			err = errors.New("the host closed its stream")
 		}
-		if err == nil {
+		if r := msg.GetRecords(); err == nil && r != nil {
+			c.model.seen(s, r)
+		} else if err == nil {
 			err = c.model.take(s, msg)
 		}
 		if err != nil {
@@ -371,8 +373,6 @@ func (m *model) take(s *session, msg *api.HostUpdate) error {
 		if w, ok := m.catalog.Workload(f.Workload); f.Workload == "" || ok && w.Host == s.host {
 			m.findingLocked(f)
 		}
-	case *api.HostUpdate_Records:
-		m.seen(s.host, u.Records)
 	case *api.HostUpdate_Hello:
 		return &assay.Error{Kind: assay.Invalid, Op: "sync host " + s.host, Err: errors.New("a second hello")}
 	}

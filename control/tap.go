@@ -156,15 +156,24 @@ func (m *model) droppedBy(t *openTap) (n uint64) {
 	return n
 }
 
-// seen takes in what a host's proxies saw; the model's lock is held. A caller who does
-// not keep up is told how much it missed.
-func (m *model) seen(host string, records *api.Records) {
-	for _, raw := range records.GetJson() {
-		var r assay.Record
-		if json.Unmarshal(raw, &r) != nil {
-			continue
+// seen takes in what a host's proxies saw. Records are read before the lock is taken: a
+// host may send many. A caller who does not keep up is told how much it missed.
+func (m *model) seen(s *session, records *api.Records) {
+	type of struct {
+		Workload string   `json:"workload"`
+		Watches  []string `json:"watches"`
+	}
+	list := make([]of, len(records.GetJson()))
+	for i, raw := range records.GetJson() {
+		if json.Unmarshal(raw, &list[i]) != nil {
+			list[i] = of{}
 		}
-		if w, ok := m.catalog.Workload(r.Workload); !ok || w.Host != host {
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i, raw := range records.GetJson() {
+		r := &list[i]
+		if w, ok := m.catalog.Workload(r.Workload); !ok || w.Host != s.host {
 			continue
 		}
 		for _, t := range m.taps.list {

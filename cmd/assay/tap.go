@@ -171,7 +171,7 @@ func printRecord(out io.Writer, r *assay.Record, format string) error {
 		result += " " + r.Failure
 	}
 	if _, err := fmt.Fprintf(out, "%s  %s -> %s  %s %s  %s  %s  %d B in, %d B out  %s\n", r.Time.Local().Format("15:04:05.000"), quoted(peer), party(r.Identity),
-		quoted(r.Method), quoted(target), quoted(result), r.Duration.Round(10*time.Microsecond), r.RequestBytes, r.ResponseBytes, r.Security); err != nil {
+		quoted(r.Method), quoted(target), quoted(result), r.Duration.Round(10*time.Microsecond), r.RequestBytes, r.ResponseBytes, quoted(string(r.Security))); err != nil {
 		return err
 	}
 	if format == "wide" {
