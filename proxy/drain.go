@@ -109,15 +109,21 @@ func (s *session) drain() {
 // give sends connections of one listener to the heir.
 func (p *Proxy) give(role string) http1.Give {
 	return func(tcp *net.TCPConn, first []byte) bool {
-		heir := p.heir.Load()
 		raw, err := tcp.SyscallConn()
 		if err != nil {
 			return false
 		}
-		raw.Control(func(fd uintptr) {
-			heir.Socket().SetWriteDeadline(time.Now().Add(giveWithin))
-			err = heir.Send(link.KindConnection, 0, link.Connection{Role: role, First: first}, int(fd))
-		})
+		for heir := p.heir.Load(); ; {
+			raw.Control(func(fd uintptr) {
+				heir.Socket().SetWriteDeadline(time.Now().Add(giveWithin))
+				err = heir.Send(link.KindConnection, 0, link.Connection{Role: role, First: first}, int(fd))
+			})
+			next := p.heir.Load()
+			if err == nil || next == heir {
+				break
+			}
+			heir = next // another one was named meanwhile
+		}
 		if err != nil {
 			p.log.Warn("a connection stays: the successor does not take it", "error", err)
 		}

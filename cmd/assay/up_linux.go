@@ -9,7 +9,9 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -216,6 +218,7 @@ func (u *up) reenter(ctx context.Context) error {
 	if u.verbose {
 		args = append(args, "--verbose")
 	}
+	signal.Ignore(syscall.SIGUSR2) // it is for the agent in there; we would end by it
 	return (&space{args: args, files: files, dir: u.runtime}).run(ctx)
 }
 
