@@ -148,6 +148,9 @@ func (r *results) markdown(w io.Writer) {
 	for i, c := range concurrency {
 		for _, name := range r.Contenders {
 			p, n := r.Small[name][i], r.nginx(i)
+			if p.RequestsPerS == 0 {
+				continue
+			}
 			fmt.Fprintf(w, "| %s | %d | %s | %s | %s | %s | %s | %s | %.1f | %d | %d |\n", name, c,
 				ratio("%.1f", p.CPU, n.CPU), ratio("%.0f", p.RequestsPerS, n.RequestsPerS), ratio("%.0f", p.P50, n.P50), ratio("%.0f", p.P99, n.P99), ratio("%.0f", p.P999, n.P999),
 				ratio("%.1f", mb(p.Memory.RSS), mb(n.Memory.RSS)), mb(p.Memory.PSS), p.Sockets, p.Errors)
