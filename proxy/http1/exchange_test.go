@@ -225,6 +225,24 @@ func TestSkippedEmptyLine(t *testing.T) {
 	})
 }
 
+// TestSkippedEmptyLineInPieces: it may come a byte at a time.
+func TestSkippedEmptyLineInPieces(t *testing.T) {
+	each(t, func(t *testing.T, mode string) {
+		app := newScript(t)
+		c := newWorld(t, mode, app.addr, func(w *world) { w.first = []byte("\r") }).dial()
+		say(t, c, "\n"+getA)
+		a := app.accept()
+		expect(t, a, getA)
+		say(t, a, okay)
+		expect(t, c, okay)
+		swap(t, c, a, getB, okayB)
+
+		other := newWorld(t, mode, app.addr, func(w *world) { w.first = []byte("\r") }).dial()
+		say(t, other, getA)
+		expectAnswer(t, other, "400", "method")
+	})
+}
+
 // TestBoundAuthentication: a client connection that authenticates itself gets a
 // connection of its own, which nobody else ever uses.
 func TestBoundAuthentication(t *testing.T) {
