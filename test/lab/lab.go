@@ -82,7 +82,7 @@ func newLab(t TB) (*Lab, error) {
 	if line != "ready\n" {
 		return l, fmt.Errorf("process 1: %s", strings.TrimSpace(line))
 	}
-	if l.Space, err = openSpace(cmd.Process.Pid); err != nil {
+	if l.Space, err = OpenSpace(cmd.Process.Pid); err != nil {
 		return l, err
 	}
 	if l.pidns, err = os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", cmd.Process.Pid)); err != nil {

@@ -97,6 +97,12 @@ func buildDir() (string, error) {
 // Build compiles the command in the package pkg, once, and returns its path
 // inside every lab.
 func Build(pkg string) (string, error) {
+	_, err := BuildHere(pkg)
+	return filepath.Join(BinDir, filepath.Base(pkg)), err
+}
+
+// BuildHere is Build that returns the path outside of labs.
+func BuildHere(pkg string) (string, error) {
 	dir, err := buildDir()
 	if err != nil {
 		return "", err
@@ -116,7 +122,7 @@ func Build(pkg string) (string, error) {
 		}
 		builds.done[pkg] = err
 	}
-	return filepath.Join(BinDir, name), err
+	return filepath.Join(dir, name), err
 }
 
 // BuildAssay compiles both commands and returns the path of `assay`.

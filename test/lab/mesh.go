@@ -148,7 +148,7 @@ func (m *Mesh) StartRun(t TB, name string, spec Spec) (*Workload, error) {
 		return w, err
 	}
 	w.RunTime = time.Since(began)
-	if w.Space, err = openSpace(w.PID); err != nil {
+	if w.Space, err = OpenSpace(w.PID); err != nil {
 		return w, err
 	}
 	if inode, err := w.NetInode(); err == nil {

@@ -119,7 +119,7 @@ func (m *Mesh) SecondHost(t TB, name string) *Mesh {
 		}
 		return nil
 	})
-	host, err := openSpace(holder.PID)
+	host, err := OpenSpace(holder.PID)
 	if err != nil {
 		t.Fatalf("%v", err)
 	}

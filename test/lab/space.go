@@ -14,8 +14,9 @@ type Space struct {
 	pid, mnt, net *os.File
 }
 
-// openSpace opens the namespaces of a process by its number here.
-func openSpace(pid int) (*Space, error) {
+// OpenSpace opens the pid, mount and network namespaces of a process by its number
+// here: those of a lab's process 1, or of a machine that another package made.
+func OpenSpace(pid int) (*Space, error) {
 	var s Space
 	var errs [3]error
 	s.pid, errs[0] = os.Open(fmt.Sprintf("/proc/%d/ns/pid", pid))
