@@ -33,6 +33,10 @@ chaos: ## kill control, agents and proxies under load for two minutes (LENGTH=2m
 soak: ## every protocol on a bad network, beside clients that misbehave, for half an hour (LENGTH=30m)
 	ASSAY_E2E=1 ASSAY_SOAK=$(or $(LENGTH),30m) $(GO) test -count=1 -v -timeout 2h -run TestSoak ./test/soak
 
+.PHONY: test-kubernetes
+test-kubernetes: packages ## a Kubernetes of our own in this machine, of one node and of three; compiles it the first time
+	ASSAY_E2E=1 ASSAY_KUBERNETES=1 $(GO) test -count=1 -v -timeout 45m ./test/kubernetes/...
+
 .PHONY: trap
 trap: ## the end-to-end suites with proxies that die of a refused system call and show where it came from
 	GOFLAGS=-tags=assay_trap test/e2e.sh

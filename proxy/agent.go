@@ -163,7 +163,9 @@ func (a *agent) handle(ctx context.Context, conn *link.Conn, m *link.Message) er
 			c.Addrs[i] = c.Addrs[i].Unmap()
 		}
 		if len(c.Listeners) > 0 {
-			if err := p.takeListeners(c.Listeners, m.Take()); err != nil {
+			files := m.Files
+			m.Files = nil
+			if err := p.takeListeners(c.Listeners, files); err != nil {
 				return err
 			}
 		}
@@ -191,7 +193,9 @@ func (a *agent) handle(ctx context.Context, conn *link.Conn, m *link.Message) er
 		if len(m.Files) != 1 {
 			return fmt.Errorf("table: %d descriptors, want one", len(m.Files))
 		}
-		table, err := link.OpenTable(m.Take()[0])
+		fd := m.Files[0]
+		m.Files[0] = -1
+		table, err := link.OpenTable(fd)
 		if err != nil {
 			return err
 		}

@@ -158,7 +158,8 @@ func (p *Proxy) take(ctx context.Context, m *link.Message) error {
 	if m.Kind != link.KindConnection || len(m.Files) != 1 {
 		return os.ErrInvalid
 	}
-	file := os.NewFile(uintptr(m.Take()[0]), c.Role)
+	file := os.NewFile(uintptr(m.Files[0]), c.Role)
+	m.Files = nil
 	conn, err := net.FileConn(file)
 	file.Close()
 	if err != nil {
@@ -220,5 +221,7 @@ func fileConn(m *link.Message) (*link.Conn, error) {
 	if len(m.Files) != 1 {
 		return nil, unix.EBADMSG
 	}
-	return link.FileConn(os.NewFile(uintptr(m.Take()[0]), string(m.Kind)))
+	fd := m.Files[0]
+	m.Files = nil
+	return link.FileConn(os.NewFile(uintptr(fd), string(m.Kind)))
 }

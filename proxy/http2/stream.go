@@ -22,9 +22,8 @@ type state struct {
 	Exchange
 	id       uint32 // 0 until the application was sent its head
 	st       mux.Stream
-	past     []mux.Stream // of attempts that came to nothing
-	chain    *stream      // in the table
-	next     *stream      // in a queue, or in the pool
+	chain    *stream // in the table
+	next     *stream // in a queue, or in the pool
 	observer Observer
 	guard    Guard // that admitted it, until it was answered; nil for none
 
@@ -139,7 +138,7 @@ func (x *stream) settle() {
 	x.down.release()
 	// Only what ended well cannot be called again but for a late Writable, which sees
 	// another stream.
-	if x.listed || x.dead || !x.opened || len(x.past) > 0 || c.nfree >= 64 {
+	if x.listed || x.dead || !x.opened || c.nfree >= 64 {
 		return
 	}
 	x.state = state{next: c.free}
@@ -323,7 +322,7 @@ func (x *stream) Reset(st mux.Stream, code mux.Code) {
 	c := x.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !x.current(st) {
+	if !x.st.IsZero() && x.st != st || x.over {
 		return
 	}
 	if x.waiting {
@@ -384,7 +383,7 @@ func (x *stream) Writable(st mux.Stream) {
 	c := x.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if x.waiting || !x.current(st) {
+	if x.st != st || x.over {
 		return
 	}
 	x.stuck = false

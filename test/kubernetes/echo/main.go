@@ -1,0 +1,109 @@
+// Command echo is what the cluster's suites run in pods: a server that tells who
+// asks whom, and a client.
+//
+//	echo serve [ADDRESS]      HTTP, on :8080 if nothing is said
+//	echo get URL [TIMES]      prints the answers
+//	echo lookup NAME          prints the addresses of a name
+//	echo sleep                waits for its end
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	if err := run(ctx, append(os.Args[1:], "", "")); err != nil {
+		fmt.Fprintln(os.Stderr, "echo:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	switch args[0] {
+	case "serve":
+		return serve(ctx, args[1])
+	case "get":
+		return get(ctx, args[1], args[2])
+	case "lookup":
+		addrs, err := net.DefaultResolver.LookupHost(ctx, args[1])
+		slices.Sort(addrs)
+		fmt.Println(strings.Join(addrs, " "))
+		return err
+	case "sleep":
+		<-ctx.Done()
+		return nil
+	}
+	return fmt.Errorf("%q is nothing that it can do", args[0])
+}
+
+// serve answers with its host's name, the client's address and the path, and logs it.
+func serve(ctx context.Context, address string) error {
+	if address == "" {
+		address = ":8080"
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	server := &http.Server{Addr: address, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		client, _, _ := net.SplitHostPort(r.RemoteAddr)
+		fmt.Printf("%s asks for %s\n", client, r.URL.Path)
+		fmt.Fprintf(w, "host=%s client=%s path=%s\n", host, client, r.URL.Path)
+	})}
+	context.AfterFunc(ctx, func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		server.Shutdown(ctx)
+	})
+	fmt.Printf("%s serves on %s\n", host, address)
+	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// get asks with a new connection each time, so that each is balanced.
+func get(ctx context.Context, url, times string) error {
+	n := 1
+	if times != "" {
+		var err error
+		if n, err = strconv.Atoi(times); err != nil {
+			return err
+		}
+	}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 20 * time.Second}
+	for range n {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		if err != nil {
+			return err
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return err
+		}
+		text, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil {
+			return err
+		}
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("%s: %s: %s", url, resp.Status, text)
+		}
+		fmt.Print(string(text))
+	}
+	return nil
+}
