@@ -229,6 +229,7 @@ func (w *workload) serveProxy(ctx context.Context, g *generation) {
 		conn, hello = nil, link.Message{}
 	}
 	if conn != nil { // the end came before the first word: a proxy that hears nothing ends by this
+		w.log.Warn("the proxy is not spoken with", "pid", proc.PID(), "err", context.Cause(ended))
 		hello.Discard()
 		conn.Close()
 	}

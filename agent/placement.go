@@ -90,8 +90,7 @@ func Place(ctx context.Context, path string, req RunRequest) (*Placement, error)
 		conn.Close()
 		return nil, errors.Join(errors.New("the agent's answer has no network namespace"), err)
 	}
-	p.Namespace, err = netns.FromFile(os.NewFile(uintptr(m.Files[0]), "namespace"))
-	m.Files = nil
+	p.Namespace, err = netns.FromFile(os.NewFile(uintptr(m.Take()[0]), "namespace"))
 	if err != nil {
 		conn.Close()
 		return nil, err

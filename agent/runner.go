@@ -11,6 +11,7 @@ import (
 	"assay.dev"
 	"assay.dev/agent/attest"
 	"assay.dev/link"
+	"golang.org/x/sys/unix"
 )
 
 // runner serves one `assay run`: it places the workload, takes in what the command
@@ -27,7 +28,7 @@ func (a *Agent) runner(ctx context.Context, conn *link.Conn, first link.Message,
 	if first.Kind == kindRun {
 		w, err = a.runNew(ctx, conn, first, peer)
 	} else {
-		w, err = a.runAgain(first, peer)
+		w, err = a.runAgain(&first, peer)
 	}
 	if err != nil {
 		conn.Send(kindFailed, first.ID, failureOf("run", err))
@@ -75,7 +76,7 @@ func (a *Agent) runNew(ctx context.Context, conn *link.Conn, m link.Message, pee
 }
 
 // runAgain continues with an `assay run` whose agent was gone.
-func (a *Agent) runAgain(m link.Message, peer *attest.Process) (*workload, error) {
+func (a *Agent) runAgain(m *link.Message, peer *attest.Process) (*workload, error) {
 	var r resume
 	if err := m.Decode(&r); err != nil {
 		return nil, err
@@ -93,7 +94,7 @@ func (a *Agent) runAgain(m link.Message, peer *attest.Process) (*workload, error
 	if len(m.Files) == 0 {
 		return w, nil
 	}
-	command, err := takePidfd(&m)
+	command, err := takePidfd(m)
 	if err != nil {
 		return nil, err
 	}
@@ -104,9 +105,11 @@ func takePidfd(m *link.Message) (*attest.Process, error) {
 	if len(m.Files) == 0 {
 		return nil, fmt.Errorf("%s: no pidfd", m.Kind)
 	}
-	fd := m.Files[0]
-	m.Files = m.Files[1:]
-	return attest.FromPidfd(os.NewFile(uintptr(fd), "pidfd"))
+	files := m.Take()
+	for _, fd := range files[1:] {
+		unix.Close(fd)
+	}
+	return attest.FromPidfd(os.NewFile(uintptr(files[0]), "pidfd"))
 }
 
 // converse follows an `assay run` until its connection or its workload ends.

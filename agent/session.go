@@ -140,8 +140,8 @@ func (s *session) greet(m link.Message) error {
 			w.mu.Unlock()
 			return fmt.Errorf("proxy %d: %w", h.PID, err)
 		}
-		w.listeners, w.rec.Listeners = back, back.inodes() // the agent that made them is gone
-		m.Files = nil
+		back.fds = m.Take() // the agent that made them is gone
+		w.listeners, w.rec.Listeners = back, back.inodes()
 	case w.listeners == nil && h.Workload != "":
 		w.mu.Unlock()
 		return fmt.Errorf("proxy %d has no listeners", h.PID)

@@ -80,6 +80,8 @@ type workload struct {
 	requests  *pace                   // for certificates, by its proxies
 	findings  *pace
 
+	saving sync.Mutex // held before mu
+
 	mu        sync.Mutex
 	rec       record
 	listeners *listeners
@@ -460,6 +462,8 @@ func (w *workload) noun() assay.Workload {
 }
 
 func (w *workload) save() error {
+	w.saving.Lock() // an older record must not be written last
+	defer w.saving.Unlock()
 	w.mu.Lock()
 	rec := w.rec
 	w.mu.Unlock()

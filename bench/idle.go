@@ -9,9 +9,9 @@ import (
 )
 
 // perIdle is what one connection costs both proxies together that asked once and then
-// stays: the growth of their resident memory over n of them.
+// stays: the growth of their resident memory over n of them since they were idle
+// themselves. What loads before it have left behind counts, too.
 func (c *contender) perIdle(r *run, n int) float64 {
-	before := readMemory(c.proxies())
 	var conns []net.Conn
 	defer func() {
 		for _, conn := range conns {
@@ -45,5 +45,5 @@ func (c *contender) perIdle(r *run, n int) float64 {
 		r.Fatalf("%s: %d idle connections: %v", c.name, n, err)
 	}
 	after := readMemory(c.proxies())
-	return float64(after.RSS-before.RSS) / float64(n)
+	return float64(after.RSS-c.idle.RSS) / float64(n)
 }

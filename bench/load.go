@@ -37,32 +37,44 @@ func (c *contender) measure(r *run, w load) sample {
 	if w.fresh {
 		argv = append(argv, "-H", "Connection: close")
 	}
-	argv = append(argv, c.url+w.path)
+	argv = append(argv, c.url(portHTTP1)+w.path)
+	out, used, s := c.watch(r, w.duration, argv...)
+	requests, bytes, took := s.parse(r, out)
+	s.account(r, c, fmt.Sprintf("c=%-3d %s fresh=%v", w.connections, w.path, w.fresh), used, requests, bytes, took)
+	return s
+}
+
+// watch runs a client that takes d, and returns what it said and what both proxies used
+// meanwhile.
+func (c *contender) watch(r *run, d time.Duration, argv ...string) (out string, used time.Duration, s sample) {
 	pids := c.proxies()
 	before := cpuOf(pids)
 	p := c.client.Start(r, argv...)
-	var s sample
 	select {
-	case <-time.After(w.duration * 7 / 10):
+	case <-time.After(d * 7 / 10):
 		s.Memory, s.Sockets = readMemory(pids), c.sockets(r)
 	case <-p.Done():
 	case <-r.ctx.Done():
 		r.Fatalf("interrupted")
 	}
 	if code := p.Code(); code != 0 {
-		r.Fatalf("%s: wrk: exit code %d\n%s", c.name, code, p.Output())
+		r.Fatalf("%s: %s: exit code %d\n%s", c.name, argv[0], code, p.Output())
 	}
-	used := cpuOf(c.proxies()) - before
-	requests, bytes, took := s.parse(r, p.Output())
+	return p.Output(), cpuOf(c.proxies()) - before, s
+}
+
+// account divides what was used by what was done.
+func (s *sample) account(r *run, c *contender, what string, used time.Duration, requests, bytes, took float64) {
 	if requests == 0 {
-		r.Fatalf("%s: no request was answered\n%s", c.name, p.Output())
+		r.Fatalf("%s: no request was answered: %s", c.name, what)
 	}
 	s.CPU = used.Seconds() * 1e6 / requests
 	s.Requests = requests / took
 	s.Bytes = bytes / took
-	s.PerMB = used.Seconds() * 1e3 / (bytes / (1 << 20))
-	r.Logf("%-8s %v c=%-3d %s fresh=%v: %.1f us, %.0f/s, p50 %.0f, p99 %.0f, p99.9 %.0f, %d sockets, %d errors", c.name, pids, w.connections, w.path, w.fresh, s.CPU, s.Requests, s.P50, s.P99, s.P999, s.Sockets, s.Errors)
-	return s
+	if bytes > 0 {
+		s.PerMB = used.Seconds() * 1e3 / (bytes / (1 << 20))
+	}
+	r.Logf("%-8s %s: %.1f us, %.0f/s, %.3f ms/MB, p50 %.0f, p99 %.0f, p99.9 %.0f, %d sockets, %d errors, %.1f MB", c.name, what, s.CPU, s.Requests, s.PerMB, s.P50, s.P99, s.P999, s.Sockets, s.Errors, mb(s.Memory.RSS))
 }
 
 // percentileScript has wrk tell what it does not by itself.

@@ -13,13 +13,19 @@
 // that the client counted. All contenders stand on the same two kinds of host:
 // network namespaces joined by a bridge.
 //
-// Envoy and linkerd2-proxy are not compared: no package of a registry or of Debian has
-// their programs (those named envoy are something else). Loads of HTTP/2 and gRPC
-// belong beside load.go, with a point of their own in allPoints.
+// What each peer really does: nginx speaks HTTP/2 with the client and HTTP/1.1 behind it,
+// as it does for everybody, and gRPC on every leg; HAProxy speaks HTTP/2 on every leg;
+// opaque bytes pass nginx's stream module and HAProxy's tcp mode, a TLS connection for
+// each connection.
+//
+// Envoy, linkerd2-proxy and ztunnel are not compared, since they cannot be installed by a
+// package's name: Debian has none of them, the registries' packages named envoy are something
+// else, and that named linkerd2-proxy is an empty one.
 //
 // Tour: main.go (the run), contender.go (what is compared), peers.go (nginx and
-// HAProxy), mesh.go (Assay), certs.go, load.go (wrk and reading /proc), idle.go,
-// report.go (Markdown and JSON).
+// HAProxy), mesh.go (Assay), app.go (the application beside nginx), certs.go, load.go (wrk
+// and reading /proc), wire.go (HTTP/2, gRPC, opaque TCP), talk.go (a client for what has
+// none), idle.go, report.go (Markdown and JSON), goals.go.
 package main
 
 import (
@@ -52,13 +58,21 @@ type options struct {
 
 func main() {
 	lab.Init()
+	if len(os.Args) > 2 && (os.Args[1] == "serve" || os.Args[1] == "talk") {
+		role := map[string]func([]string) error{"serve": serve, "talk": talkMain}[os.Args[1]]
+		if err := role(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "bench "+os.Args[1]+":", err)
+			os.Exit(1)
+		}
+		return
+	}
 	var o options
-	flag.BoolVar(&o.short, "short", false, "one repeat, short loads: about a minute")
+	flag.BoolVar(&o.short, "short", false, "one repeat, short loads: two or three minutes")
 	flag.IntVar(&o.repeats, "repeats", 3, "how often each point is measured")
 	flag.DurationVar(&o.duration, "duration", 2*time.Second, "how long each load lasts")
 	flag.StringVar(&o.json, "json", "", "write the results as JSON to this `file`")
 	flag.StringVar(&o.contenders, "contenders", "direct,nginx,haproxy,assay", "what to compare, of direct, nginx, haproxy, assay")
-	flag.StringVar(&o.points, "points", allPoints, "which loads to measure: connections of small requests, bulk, churn, idle connections")
+	flag.StringVar(&o.points, "points", "all", "which loads to measure: connections of small requests, bulk, churn, h2, grpc, stream, tcp (or one of those by its name), idle")
 	flag.BoolVar(&o.check, "check", false, "exit with 2 when a goal is missed")
 	flag.BoolVar(&o.hold, "hold", false, "measure nothing: say where the contenders are and keep them until interrupted, to be profiled")
 	flag.BoolVar(&o.verbose, "v", false, "show each measurement")
@@ -86,22 +100,28 @@ var concurrency = []int{1, 8, 64, 256, 1000}
 
 const (
 	bulkConcurrency = 4
-	allPoints       = "1,8,64,256,1000,bulk,churn,idle"
-	idleConnections = 1000
+	idleConnections = 10000
 )
 
 // wants reports whether a point is to be measured.
-func (o options) wants(point string) bool {
-	return slices.Contains(strings.Split(o.points, ","), point)
+func (o options) wants(names ...string) bool {
+	list := strings.Split(o.points, ",")
+	return o.points == "all" || slices.ContainsFunc(names, func(name string) bool { return slices.Contains(list, name) })
 }
 
 func bench(r *run, o options) *results {
 	os.Setenv(lab.EndToEnd, "1")
 	names := strings.Split(o.contenders, ",")
-	lab.Require(r, "nginx", "haproxy", "wrk", "ip", "nft", "ss")
+	lab.Require(r, "nginx", "haproxy", "wrk", "h2load", "ip", "nft", "ss")
 	res := newResults(o)
+	self, err := lab.Build("assay.dev/bench")
+	if err != nil {
+		r.Fatalf("%v", err)
+	}
 	l := lab.New(r)
+	r.self, r.lab = self, l
 	l.Write(r, percentileFile, percentileScript)
+	l.Write(r, grpcBodyFile, string(grpcBody))
 	pki, err := newPKI()
 	if err != nil {
 		r.Fatalf("certificates: %v", err)
@@ -151,6 +171,15 @@ func bench(r *run, o options) *results {
 				res.churn(c.name, c.measure(r, load{path: "/", connections: 16, duration: o.duration, fresh: true}))
 			})
 		}
+		for _, p := range wirePoints {
+			if o.wants(p.kind, p.name()) {
+				inTurn(field, rep, func(c *contender) {
+					if c.has(p.kind) {
+						res.add(c.name, p.name(), c.measureWire(r, p, o.duration))
+					}
+				})
+			}
+		}
 	}
 	if o.wants("idle") {
 		for _, c := range field {
@@ -175,7 +204,7 @@ func bench(r *run, o options) *results {
 // hold says how to reach the contenders from another terminal, and waits.
 func hold(r *run, field []*contender) {
 	for _, c := range field {
-		fmt.Printf("%s: proxies %v: %s wrk -t1 -c64 -d5s --latency %s/\n", c.name, c.proxies(), c.client.Enter(), c.url)
+		fmt.Printf("%s: proxies %v: %s wrk -t1 -c64 -d5s --latency %s/\n", c.name, c.proxies(), c.client.Enter(), c.url(portHTTP1))
 	}
 	<-r.ctx.Done()
 }
@@ -202,6 +231,8 @@ func inTurn(field []*contender, round int, measure func(*contender)) {
 // run is the lab's test: one that prints instead of failing a suite.
 type run struct {
 	ctx     context.Context
+	lab     *lab.Lab
+	self    string // this program, as it is found in the lab
 	verbose bool
 	failed  bool
 	clean   []func()

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 
@@ -12,7 +11,7 @@ import (
 // `assay run`.
 func newAssay(r *run, l *lab.Lab, res *results) *contender {
 	m := l.StartMesh(r)
-	server := m.Run(r, "bench-web", lab.Spec{Ports: []int{8081}, Command: backendCommand(r, l, "assay-backend")})
+	server := m.Run(r, "bench-web", lab.Spec{Ports: []int{portHTTP1, portHTTP2, portEcho, portGRPC}, Command: backendCommand(r, l, "assay-backend")})
 	client := m.Run(r, "bench-client", lab.Spec{})
 	pair := func() []int { return []int{m.Proxy(server), m.Proxy(client)} }
 	proxies := pair()
@@ -27,7 +26,7 @@ func newAssay(r *run, l *lab.Lab, res *results) *contender {
 	res.Mesh["proxyIdleRSS"] = float64(one.RSS)
 	res.Mesh["proxyIdleAnonymous"] = float64(one.Anonymous)
 	return &contender{
-		name: "assay", client: client.Space, url: fmt.Sprintf("http://%s:8081", "bench-web"), peer: server.IPv4.String(),
+		name: "assay", client: client.Space, host: "bench-web", peer: server.IPv4.String(),
 		addr: netip.AddrPortFrom(server.IPv4, 8081).String(),
 		proxies: func() []int {
 			// One that was replaced would take its CPU time with it.

@@ -17,10 +17,12 @@ type results struct {
 	Repeats    int                 `json:"repeats"`
 	Seconds    float64             `json:"secondsPerLoad"`
 	Contenders []string            `json:"contenders"`
-	Small      map[string][]point  `json:"small"`             // 50 bytes, by contender, in the order of Concurrency
-	Bulk       map[string]point    `json:"bulk"`              // 1 MiB, four connections
-	Churn      map[string]point    `json:"churn"`             // a connection for each request, sixteen at a time
-	PerIdle    map[string]float64  `json:"perIdleConnection"` // bytes of the pair
+	Small      map[string][]point  `json:"small"` // 50 bytes, by contender, in the order of Concurrency
+	Bulk       map[string]point    `json:"bulk"`  // 1 MiB, four connections
+	Churn      map[string]point    `json:"churn"` // a connection for each request, sixteen at a time
+	Wire       map[string][]point  `json:"wire"`  // HTTP/2, gRPC, opaque TCP: by contender, in the order of WireNames
+	WireNames  []string            `json:"wireNames"`
+	PerIdle    map[string]float64  `json:"perIdleConnection"` // bytes of the pair, at rest
 	Idle       map[string]memory   `json:"idle"`              // the pair before any request
 	After      map[string]memory   `json:"after"`             // the pair after all of them
 	Mesh       map[string]float64  `json:"mesh,omitempty"`
@@ -46,7 +48,7 @@ type point struct {
 func newResults(o options) *results {
 	return &results{
 		Time: time.Now().UTC(), Machine: machine(), Repeats: o.repeats, Seconds: o.duration.Seconds(),
-		Small: map[string][]point{}, Bulk: map[string]point{}, Churn: map[string]point{},
+		Small: map[string][]point{}, Bulk: map[string]point{}, Churn: map[string]point{}, Wire: map[string][]point{},
 		PerIdle: map[string]float64{}, Idle: map[string]memory{}, After: map[string]memory{}, Mesh: map[string]float64{},
 		samples: map[string][]sample{},
 	}
@@ -80,6 +82,12 @@ func (r *results) finish() {
 		}
 		r.Bulk[name] = r.median(name, "bulk", bulkConcurrency)
 		r.Churn[name] = r.median(name, "churn", 16)
+		for _, p := range wirePoints {
+			r.Wire[name] = append(r.Wire[name], r.median(name, p.name(), p.conns*p.streams))
+		}
+	}
+	for _, p := range wirePoints {
+		r.WireNames = append(r.WireNames, p.name())
 	}
 	r.Took = time.Since(r.Time).Seconds()
 }
@@ -140,6 +148,9 @@ func (r *results) markdown(w io.Writer) {
 	for i, c := range concurrency {
 		for _, name := range r.Contenders {
 			p, n := r.Small[name][i], r.nginx(i)
+			if p.RequestsPerS == 0 {
+				continue
+			}
 			fmt.Fprintf(w, "| %s | %d | %s | %s | %s | %s | %s | %s | %.1f | %d | %d |\n", name, c,
 				ratio("%.1f", p.CPU, n.CPU), ratio("%.0f", p.RequestsPerS, n.RequestsPerS), ratio("%.0f", p.P50, n.P50), ratio("%.0f", p.P99, n.P99), ratio("%.0f", p.P999, n.P999),
 				ratio("%.1f", mb(p.Memory.RSS), mb(n.Memory.RSS)), mb(p.Memory.PSS), p.Sockets, p.Errors)
@@ -157,6 +168,11 @@ func (r *results) markdown(w io.Writer) {
 		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %d |\n", name, ratio("%.0f", p.RequestsPerS, n.RequestsPerS),
 			ratio("%.1f", p.CPU, n.CPU), ratio("%.0f", p.P50, n.P50), ratio("%.0f", p.P99, n.P99), p.Errors)
 	}
+	for i, p := range wirePoints {
+		if r.measured(i) {
+			r.wireTable(w, i, p)
+		}
+	}
 	fmt.Fprint(w, "\n| both proxies | RSS idle MB | PSS idle MB | anonymous idle MB | RSS after MB | anonymous after MB | KB for an idle connection |\n|---|--:|--:|--:|--:|--:|--:|\n")
 	for _, name := range r.Contenders {
 		if name != "direct" {
@@ -170,66 +186,42 @@ func (r *results) markdown(w io.Writer) {
 			fmt.Fprintf(w, "| %s | %s %g %s | %.2f %s | %v |\n", g.what, g.sign(), g.most, g.unit, g.got, g.unit, g.met())
 		}
 	}
-	fmt.Fprint(w, "\nNot compared: Envoy, linkerd2-proxy (no package has them).\n")
+	fmt.Fprint(w, "\nNot compared: Envoy, linkerd2-proxy, ztunnel (no package has them).\n")
 	fmt.Fprintf(w, "\nThe run took %.0f s.\n", r.Took)
 }
 
-// goal is what the project has promised of itself.
-type goal struct {
-	what      string
-	most, got float64 // or least, when more is better
-	unit      string
-	more      bool
+// measured reports whether anybody has the wire point i.
+func (r *results) measured(i int) bool {
+	return slices.ContainsFunc(r.Contenders, func(name string) bool { return r.Wire[name][i].RequestsPerS > 0 })
 }
 
-func (g goal) met() bool { return g.more && g.got >= g.most || !g.more && g.got <= g.most }
-
-func (g goal) sign() string {
-	if g.more {
-		return ">="
+// wireTable writes the table of the wire point i. Ratios are to HAProxy where there is no
+// nginx.
+func (r *results) wireTable(w io.Writer, i int, p wirePoint) {
+	base := r.wire("nginx", i)
+	if base.RequestsPerS == 0 {
+		base = r.wire("haproxy", i)
 	}
-	return "<="
-}
-
-// goals are held against the results; there are none when Assay did not run, and none
-// against nginx when that did not.
-func (r *results) goals() []goal {
-	assay := r.Small["assay"]
-	if len(r.Mesh) == 0 || len(assay) < len(concurrency) {
-		return nil
+	what, cpu := "requests/s", "CPU us/request"
+	if p.mode != "" {
+		what, cpu = "messages/s", "CPU us/message"
 	}
-	most := func(what string, most, got float64, unit string) goal { return goal{what, most, got, unit, false} }
-	list := []goal{
-		most("`assay up` until it is ready", 3, r.Mesh["upReadySeconds"], "s"),
-		most("`assay up`, idle, RSS", 120, r.Mesh["upIdleRSS"]/(1<<20), "MB"),
-		most("`assay run` until the command runs, meshed", 1, r.Mesh["runSeconds"], "s"),
-		most("one idle proxy, RSS", 10, r.Mesh["proxyIdleRSS"]/(1<<20), "MB"),
-		most("one idle proxy, anonymous", 3, r.Mesh["proxyIdleAnonymous"]/(1<<20), "MB"),
-	}
-	if v := r.PerIdle["assay"]; v > 0 {
-		list = append(list, most("an idle connection, both proxies", 16, v/(1<<10), "KB"))
-	}
-	for i, g := range []struct{ cpu, p50, p99 float64 }{{0.9, 1.05, 1.05}, {0.7, 0.85, 0.85}, {0.55, 0.7, 0.7}, {0.5, 0.7, 0.7}} {
-		a, n, c := assay[i], r.nginx(i), concurrency[i]
-		if a.CPU > 0 && n.CPU > 0 {
-			list = append(list,
-				most(fmt.Sprintf("CPU per request at c=%d", c), g.cpu, a.CPU/n.CPU, "x nginx"),
-				most(fmt.Sprintf("p50 at c=%d", c), g.p50, a.P50/n.P50, "x nginx"),
-				most(fmt.Sprintf("p99 at c=%d", c), g.p99, a.P99/n.P99, "x nginx"))
+	fmt.Fprintf(w, "\n| %s | %s | %s | GB/s | CPU ms/MB | p50 us | p99 us | p99.9 us | RSS MB | sockets | errors |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n", p.title, cpu, what)
+	for _, name := range r.Contenders {
+		if q := r.wire(name, i); q.RequestsPerS > 0 {
+			fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s | %s | %s | %d | %d |\n", name,
+				ratio("%.1f", q.CPU, base.CPU), ratio("%.0f", q.RequestsPerS, base.RequestsPerS), ratio("%.2f", q.BytesPerS/1e9, 0), ratio("%.2f", q.CPUPerMB, 0),
+				ratio("%.0f", q.P50, base.P50), ratio("%.0f", q.P99, base.P99), ratio("%.0f", q.P999, base.P999), ratio("%.1f", mb(q.Memory.RSS), mb(base.Memory.RSS)), q.Sockets, q.Errors)
 		}
 	}
-	if a := assay[len(concurrency)-1]; a.CPU > 0 {
-		list = append(list, most("sockets between the proxies at c=1000", 8, float64(a.Sockets), ""),
-			most("both proxies at c=1000, RSS", 40, mb(a.Memory.RSS), "MB"))
+}
+
+// wire returns what a contender has of the wire point i.
+func (r *results) wire(name string, i int) point {
+	if list := r.Wire[name]; i < len(list) {
+		return list[i]
 	}
-	if a, n := r.Bulk["assay"], r.Bulk["nginx"]; a.CPU > 0 && n.CPU > 0 {
-		list = append(list, goal{"bulk throughput", 1.2, a.BytesPerS / n.BytesPerS, "x nginx", true},
-			most("CPU per MB of bulk", 0.85, a.CPUPerMB/n.CPUPerMB, "x nginx"))
-	}
-	if a, n := r.Churn["assay"], r.Churn["nginx"]; a.CPU > 0 && n.CPU > 0 {
-		list = append(list, goal{"connections per second", 2, a.RequestsPerS / n.RequestsPerS, "x nginx", true})
-	}
-	return list
+	return point{}
 }
 
 func (r *results) nginx(i int) point {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -190,5 +191,16 @@ func (m *Message) Decode(v any) error {
 	return nil
 }
 
-// Discard closes the message's descriptors.
-func (m *Message) Discard() { closeAll(m.Files); m.Files = nil }
+// Take returns the message's descriptors, which are the caller's from now on: Discard
+// leaves them alone, also that of a copy of the message.
+func (m *Message) Take() []int {
+	files := slices.Clone(m.Files)
+	for i := range m.Files {
+		m.Files[i] = -1
+	}
+	m.Files = nil
+	return files
+}
+
+// Discard closes the message's descriptors, but for those that were taken.
+func (m *Message) Discard() { closeAll(m.Take()) }

@@ -37,6 +37,9 @@ func parseRights(oob []byte) ([]int, error) {
 // it last, for as long as its sender likes (socket(7)).
 func closeAll(fds []int) {
 	for _, fd := range fds {
+		if fd < 0 {
+			continue
+		}
 		unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{})
 		unix.Close(fd)
 	}

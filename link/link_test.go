@@ -390,3 +390,30 @@ func BenchmarkLookup(b *testing.B) {
 		}
 	}
 }
+
+// TestTakenDescriptors: whoever took a message's descriptors may close them, and the
+// numbers may be another's by the time that a copy of the message is discarded.
+func TestTakenDescriptors(t *testing.T) {
+	a, b := pair(t)
+	if err := a.Send(KindHello, 0, nil, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	m, err := b.Receive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := m
+	taken := m.Take()
+	if len(taken) != 2 {
+		t.Fatalf("%d descriptors, want 2", len(taken))
+	}
+	before := descriptors(t)
+	m.Discard()
+	other.Discard()
+	if after := descriptors(t); after != before {
+		t.Errorf("%d taken descriptors were closed", before-after)
+	}
+	for _, fd := range taken {
+		unix.Close(fd)
+	}
+}

@@ -46,7 +46,7 @@ type Message struct {
 	Kind  Kind   `json:"kind"`
 	ID    uint64 `json:"id,omitempty"`
 	Body  []byte `json:"-"` // JSON
-	Files []int  `json:"-"` // descriptors; whoever receives a message closes or keeps them
+	Files []int  `json:"-"` // descriptors; whoever receives a message calls Take or Discard
 }
 
 // Listener roles, in the order of the descriptors in Configure and Hello.

@@ -163,9 +163,7 @@ func (a *agent) handle(ctx context.Context, conn *link.Conn, m *link.Message) er
 			c.Addrs[i] = c.Addrs[i].Unmap()
 		}
 		if len(c.Listeners) > 0 {
-			files := m.Files
-			m.Files = nil
-			if err := p.takeListeners(c.Listeners, files); err != nil {
+			if err := p.takeListeners(c.Listeners, m.Take()); err != nil {
 				return err
 			}
 		}
@@ -193,9 +191,7 @@ func (a *agent) handle(ctx context.Context, conn *link.Conn, m *link.Message) er
 		if len(m.Files) != 1 {
 			return fmt.Errorf("table: %d descriptors, want one", len(m.Files))
 		}
-		fd := m.Files[0]
-		m.Files[0] = -1
-		table, err := link.OpenTable(fd)
+		table, err := link.OpenTable(m.Take()[0])
 		if err != nil {
 			return err
 		}

@@ -158,8 +158,7 @@ func (p *Proxy) take(ctx context.Context, m *link.Message) error {
 	if m.Kind != link.KindConnection || len(m.Files) != 1 {
 		return os.ErrInvalid
 	}
-	file := os.NewFile(uintptr(m.Files[0]), c.Role)
-	m.Files = nil
+	file := os.NewFile(uintptr(m.Take()[0]), c.Role)
 	conn, err := net.FileConn(file)
 	file.Close()
 	if err != nil {
@@ -221,7 +220,5 @@ func fileConn(m *link.Message) (*link.Conn, error) {
 	if len(m.Files) != 1 {
 		return nil, unix.EBADMSG
 	}
-	fd := m.Files[0]
-	m.Files = nil
-	return link.FileConn(os.NewFile(uintptr(fd), string(m.Kind)))
+	return link.FileConn(os.NewFile(uintptr(m.Take()[0]), string(m.Kind)))
 }

@@ -26,16 +26,21 @@ type holder struct {
 func (db *DB) Shared() bool { return db.keyed }
 
 // Claim makes id the store's holder, and blocks until it is: while another one's beat
-// is seen to change it waits, and takes over once that has stood still for patience.
-// waiting is told once whom it waits for; while it waits the store may be away. An id that held the store before
-// gets it at once: its owner sees to it that there is only one of it. From then on every
-// write of this process is refused when the store is not its own any more.
+// is seen to change it waits, and takes over once that has stood still for patience in a
+// store that answers: the holder cannot beat while the store is away, and gets a whole
+// patience once it is back. waiting is told once whom it waits for. An id that held the
+// store before gets it at once: its owner sees to it that there is only one of it. From
+// then on every write of this process is refused when the store is not its own any more.
 func (db *DB) Claim(ctx context.Context, id string, patience time.Duration, waiting func(holder string)) error {
 	const op = "claim the store"
 	var seen []byte
-	since := now()
+	since := now() // when the beat was first seen to stand where it does
 	for {
+		asked := now()
 		raw, err := db.GetMeta(ctx, metaHolder)
+		if now().Sub(asked) > patience/4 {
+			since = now() // the store was away, or we were
+		}
 		if waiting == nil && assay.KindOf(err) == assay.Unavailable && ctx.Err() == nil {
 			// Nobody's beat can be seen, the holder's neither: that proves nothing.
 			if since = now(); !pause(ctx, patience/20) {

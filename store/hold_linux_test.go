@@ -26,7 +26,7 @@ func TestHold(t *testing.T) {
 		return db
 	}
 	ctx := t.Context()
-	const patience = 400 * time.Millisecond
+	const patience = 1500 * time.Millisecond
 	claim := func(db *DB, id string) (waits <-chan string, got <-chan error) {
 		w, g := make(chan string, 1), make(chan error, 1)
 		go func() { g <- db.Claim(ctx, id, patience, func(holder string) { w <- holder }) }()
@@ -68,13 +68,13 @@ func TestHold(t *testing.T) {
 	select {
 	case err := <-got:
 		t.Fatalf("took the store of one that lives: %v", err)
-	case <-time.After(3 * patience):
+	case <-time.After(2 * patience):
 	}
 	must(b.PutMeta(ctx, "x", []byte("one that waits has claimed nothing")))
 
 	// The server goes and comes: that proves nothing about anybody.
 	server.stop(os.Interrupt)
-	if !pause(ctx, 2*patience) {
+	if !pause(ctx, patience*3/2) {
 		t.FailNow()
 	}
 	server.start(t)

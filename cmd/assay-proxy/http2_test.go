@@ -52,7 +52,7 @@ func (m *workload) browser2() *http.Client {
 		return c, err
 	}}
 	m.w.t.Cleanup(tr.CloseIdleConnections)
-	return &http.Client{Transport: tr, Timeout: 20 * time.Second}
+	return &http.Client{Transport: tr, Timeout: time.Minute}
 }
 
 func TestHTTP2(t *testing.T) {
@@ -79,7 +79,7 @@ func TestHTTP2(t *testing.T) {
 	count := map[string]int{}
 	requests := uint64(0)
 	// One connection of the client's, both endpoints: requests are balanced.
-	for deadline := time.Now().Add(15 * time.Second); count["one"] < 5 || count["two"] < 5; requests++ {
+	for deadline := time.Now().Add(time.Minute); count["one"] < 5 || count["two"] < 5; requests++ {
 		if time.Now().After(deadline) {
 			t.Fatalf("answered by %v", count)
 		}
@@ -180,7 +180,7 @@ func TestGRPC(t *testing.T) {
 	two.rpc(int(port), seen("two"))
 	vip := w.service("rpc", 50051, assay.Detect, port, one, two)
 	stub := client.stub(vip)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	const n = 400
 	var wg sync.WaitGroup
@@ -252,11 +252,18 @@ func TestHTTP2Renewal(t *testing.T) {
 	port := server.web2(0, func(rw http.ResponseWriter, r *http.Request) { io.Copy(rw, r.Body) })
 	vip := w.service("web", 80, assay.Detect, port, server)
 	var wg sync.WaitGroup
-	stop := time.Now().Add(3 * time.Second)
+	stop := make(chan struct{})
+	defer wg.Wait()
+	defer close(stop)
 	c := client.browser2()
 	for range 4 {
 		wg.Go(func() {
-			for time.Now().Before(stop) {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
 				resp, err := c.Post("http://"+vip.String()+"/", "text/plain", strings.NewReader("renew"))
 				if err != nil {
 					t.Error(err)
@@ -271,10 +278,9 @@ func TestHTTP2Renewal(t *testing.T) {
 			}
 		})
 	}
-	wg.Wait()
-	if n := client.report().Counters.Handshakes; n < 5 {
-		t.Errorf("%d handshakes: too few to prove anything", n)
-	}
+	eventually(t, "certificates were renewed some times", func() bool {
+		return t.Failed() || client.report().Counters.Handshakes >= 5
+	})
 }
 
 func TestGuestHTTP2(t *testing.T) {

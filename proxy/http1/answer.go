@@ -20,6 +20,7 @@ type exchange struct {
 
 	opened  bool // st is known
 	bound   bool // st carries the following requests, too
+	ending  bool // the client's connection ends with the request, and nobody behind it knows
 	gotFin  bool
 	sentFin bool
 	owed    int // bytes consumed before st was known
@@ -109,7 +110,7 @@ func (x *exchange) receive(p []byte, fin bool) {
 	}
 	if end > 0 {
 		n, err := 0, error(nil)
-		if r.headDone && x.Plan.edits() {
+		if r.headDone && (x.Plan.edits() || x.endUnsaid()) {
 			n, err = x.writeEdited(p[:end])
 		} else {
 			n, err = c.w.write(p[:end])

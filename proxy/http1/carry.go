@@ -92,7 +92,7 @@ func (c *client) begin(data []byte) *exchange {
 func (c *client) repeat(old *exchange) *exchange {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	x := &exchange{c: c, Exchange: old.Exchange, bound: old.bound, reqDone: old.reqDone}
+	x := &exchange{c: c, Exchange: old.Exchange, bound: old.bound, ending: old.ending, reqDone: old.reqDone}
 	x.Attempt++
 	x.Cause, x.Last = old.cause(), old.code
 	x.Status, x.ResponseBytes = 0, 0

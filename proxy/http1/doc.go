@@ -4,10 +4,11 @@
 //
 // It refuses to repair. A message that two readers could frame differently is
 // refused with an answer of its own (docs/http1.md has the table), because a mesh
-// that normalises is one more reader to disagree with. It never rewrites, adds or
-// strips a field on its own account (a Plan is the word of the service's owner, and changes
-// the bytes of the fields that it names alone), also not hop-by-hop ones: the two ends are one application talking
-// to another, so a "Connection: close" travels on and both legs honour it. It does
+// that normalises is one more reader to disagree with. It rewrites, adds and strips no field on its own
+// account, also not hop-by-hop ones, but one (a Plan is the word of the service's owner, and changes
+// the bytes of the fields that it names alone): a client's bare "Connection: close" is about the
+// client's own connection, stays there, and is said in its response (Request.ends). An application's
+// "Connection: close" travels on. It does
 // not balance, authorise, dial or count: a Dispatcher, a Backend and an Observer do.
 //
 // Invariants. A byte is acknowledged to the peer's proxy only once the kernel took

@@ -92,7 +92,7 @@ func TestNoBody(t *testing.T) {
 
 func TestClose(t *testing.T) {
 	for name, s := range map[string][2]string{
-		"client says close":         {"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", okay},
+		"close among others":        {"GET / HTTP/1.1\r\nHost: a\r\nConnection: x, close\r\n\r\n", okay},
 		"application says close":    {getA, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: x, Close\r\n\r\nok"},
 		"old client":                {"GET / HTTP/1.0\r\n\r\n", okay},
 		"old client, keep-alive":    {"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", okay},
@@ -100,7 +100,7 @@ func TestClose(t *testing.T) {
 		"chunked, and close":        {getA, "HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"},
 		"no body, and close":        {getA, "HTTP/1.1 204 OK\r\nConnection: close\r\n\r\n"},
 		"empty body, and close":     {getA, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"},
-		"posted, and close":         {"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi", okay},
+		"posted, and close":         {"POST / HTTP/1.1\r\nHost: a\r\nConnection: close, x\r\nContent-Length: 2\r\n\r\nhi", okay},
 		"old, both say keep-alive.": {"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -121,6 +121,60 @@ func TestClose(t *testing.T) {
 			})
 		})
 	}
+}
+
+// okayClosed is okay to a client that ends its connection with its request.
+var okayClosed = strings.Replace(okay, "\r\n\r\n", "\r\nConnection: close\r\n\r\n", 1)
+
+// TestClientCloses: that a client's connection ends with its request is between it and
+// its proxy. One connection to the application serves all of them.
+func TestClientCloses(t *testing.T) {
+	each(t, func(t *testing.T, mode string) {
+		app := newScript(t)
+		w := newWorld(t, mode, app.addr)
+		const gotA = "GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+		var a *net.TCPConn
+		one := func(request, got, answer, want string) {
+			t.Helper()
+			c := w.dial()
+			say(t, c, request)
+			if a == nil {
+				a = app.accept()
+			}
+			expect(t, a, got)
+			say(t, a, answer)
+			expect(t, c, want)
+			expectEnd(t, c)
+		}
+		one("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", gotA, okay, okayClosed)
+		one("GET / HTTP/1.1\r\nhost: a\r\nCONNECTION:\t, Close ,\r\nX: y\r\n\r\n", "GET / HTTP/1.1\r\nhost: a\r\nX: y\r\n\r\n",
+			"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nkeep-alive: x\r\nConnection: Keep-Alive\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n",
+			"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n1\r\nx\r\n0\r\n\r\n")
+		long := strings.Repeat("x", 100_000)
+		one("POST / HTTP/1.1\r\nConnection: close\r\nHost: a\r\nContent-Length: 100000\r\n\r\n"+long,
+			"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n"+long, okay, okayClosed)
+		one("HEAD / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", "HEAD / HTTP/1.1\r\nHost: a\r\n\r\n",
+			"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\n")
+		if n := w.dialled(); n != 1 {
+			t.Errorf("%d connections to the application, want 1", n)
+		}
+		// The application's own word is as good.
+		const last = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: x, close\r\n\r\nok"
+		one("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", gotA, last, last)
+		expectEnd(t, a)
+		// One whose end is its body's goes through to the end.
+		a = nil
+		c := w.dial()
+		say(t, c, "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+		a = app.accept()
+		expect(t, a, gotA)
+		say(t, a, "HTTP/1.1 200 OK\r\n\r\none")
+		expect(t, c, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\none")
+		say(t, a, "two")
+		expect(t, c, "two")
+		a.Close()
+		expectEnd(t, c)
+	})
 }
 
 func TestUntilClose(t *testing.T) {
@@ -222,6 +276,24 @@ func TestSkippedEmptyLine(t *testing.T) {
 		expect(t, a, getA)
 		say(t, a, okayB)
 		expect(t, c, okay+okayB)
+	})
+}
+
+// TestSkippedEmptyLineInPieces: it may come a byte at a time.
+func TestSkippedEmptyLineInPieces(t *testing.T) {
+	each(t, func(t *testing.T, mode string) {
+		app := newScript(t)
+		c := newWorld(t, mode, app.addr, func(w *world) { w.first = []byte("\r") }).dial()
+		say(t, c, "\n"+getA)
+		a := app.accept()
+		expect(t, a, getA)
+		say(t, a, okay)
+		expect(t, c, okay)
+		swap(t, c, a, getB, okayB)
+
+		other := newWorld(t, mode, app.addr, func(w *world) { w.first = []byte("\r") }).dial()
+		say(t, other, getA)
+		expectAnswer(t, other, "400", "method")
 	})
 }
 

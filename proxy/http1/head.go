@@ -81,6 +81,7 @@ type head struct {
 	HasLength bool
 	Length    int64
 
+	options     int // of the Connection field, in all
 	at, scanned int // start of the current line, and how much of it has no LF
 	fields      int
 	started     bool // the first line is done
@@ -161,6 +162,9 @@ func (h *head) connection(value []byte) {
 	for len(value) > 0 {
 		var item []byte
 		item, value = nextItem(value)
+		if len(item) > 0 {
+			h.options++
+		}
 		switch {
 		case equalFold(item, "close"):
 			h.Close = true

@@ -178,7 +178,7 @@ func TestMessagesRead(t *testing.T) {
 						if last := len(m.parts[len(m.parts)-1]); rest != last && rest != 0 {
 							t.Fatalf("pieces of %d: %d of %d bytes of what is incomplete", piece, rest, last)
 						}
-					case m.want == "ended":
+					case m.want == "ended", m.want == "hop":
 						complete = m.parts[:1]
 					case m.want != "carried":
 						t.Fatalf("unknown wish %q", m.want)
@@ -271,6 +271,10 @@ func (m *message) carry(t *testing.T, mode string, send func(net.Conn, []byte)) 
 		if a == nil {
 			a = app.accept()
 		}
+		if m.want == "hop" {
+			carryHop(t, w, c, a, string(part))
+			return
+		}
 		expect(t, a, string(part))
 		answer := "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 0\r\n\r\n"
 		if bytes.HasPrefix(part, []byte("CONNECT ")) {
@@ -287,6 +291,17 @@ func (m *message) carry(t *testing.T, mode string, send func(net.Conn, []byte)) 
 		return
 	}
 	swap(t, c, a, getB, okayB)
+}
+
+// carryHop wants that a request arrives without what it says of the client's connection,
+// which ends with an answer that says so, and that the application's goes on.
+func carryHop(t *testing.T, w *world, c, a net.Conn, request string) {
+	t.Helper()
+	expect(t, a, strings.Replace(request, "Connection: close\r\n", "", 1))
+	say(t, a, "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nKeep-Alive: timeout=5\r\nContent-Length: 2\r\n\r\nok")
+	expect(t, c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+	expectEnd(t, c)
+	swap(t, w.dial(), a, getB, okayB)
 }
 
 // notWhole wants that the application got less than a message that was refused, and that

@@ -184,16 +184,18 @@ func (c *client) nextHead() (bool, error) {
 				c.discard(2)
 				continue
 			}
-			ok, refusal := c.req.Parse(c.in.b, &c.lim)
-			if refusal != nil {
-				c.refuse(refusal)
-				return false, refusal
-			}
-			if ok {
-				if armed {
-					c.setDeadline(time.Time{})
+			if c.req.Begun() || string(c.in.b) != "\r" { // which may be half of such a line
+				ok, refusal := c.req.Parse(c.in.b, &c.lim)
+				if refusal != nil {
+					c.refuse(refusal)
+					return false, refusal
 				}
-				return true, nil
+				if ok {
+					if armed {
+						c.setDeadline(time.Time{})
+					}
+					return true, nil
+				}
 			}
 			if c.in.full() {
 				c.in = c.in.grown(len(c.in.b), max(c.lim.Head, len(c.in.b)+1))

@@ -25,11 +25,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // world is an application behind the mesh: connections to addr reach app through
 // Outbound, a session under TLS, and Inbound; or through Inbound alone.
 type world struct {
-	t    testing.TB
-	addr string
-	app  netip.AddrPort
-	out  *Outbound
-	in   *Inbound
+	t     testing.TB
+	addr  string
+	app   netip.AddrPort
+	out   *Outbound
+	in    *Inbound
+	first []byte // of each connection, as if read before
 
 	mu       sync.Mutex
 	sessions [2]*mux.Session
@@ -136,9 +137,9 @@ func newWorld(t testing.TB, mode string, app string, options ...option) *world {
 			}
 			running.Go(func() {
 				if mode != plain {
-					w.served <- w.out.Serve(ctx, c.(*net.TCPConn), nil, w)
+					w.served <- w.out.Serve(ctx, c.(*net.TCPConn), w.first, w)
 				} else {
-					w.served <- w.in.Serve(ctx, c.(*net.TCPConn), nil, w.origin())
+					w.served <- w.in.Serve(ctx, c.(*net.TCPConn), w.first, w.origin())
 				}
 			})
 		}

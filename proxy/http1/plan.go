@@ -50,22 +50,40 @@ func (p *Plan) edits() bool {
 // plan asks for a plan. It returns the first bytes as they go on; held is to be released
 // when the exchange is over.
 func (c *client) plan(x *exchange, data []byte) (_ []byte, held *buffer) {
-	if c.planner == nil {
-		return data, nil
-	}
 	head := c.req.Size
-	x.Request = &c.req
-	p := c.planner.Plan(&x.Exchange, data[:head])
-	c.mu.Lock()
-	x.Plan = p
-	c.mu.Unlock()
-	if p == nil || p.Head == nil {
+	goes := data[:head]
+	x.ending = c.req.ends() && !x.bound
+	if c.planner != nil {
+		x.Request = &c.req
+		p := c.planner.Plan(&x.Exchange, goes)
+		c.mu.Lock()
+		x.Plan = p
+		c.mu.Unlock()
+		if p != nil && p.Head != nil {
+			goes = p.Head
+		} else if !x.ending {
+			return data, nil
+		}
+	} else if !x.ending {
 		return data, nil
 	}
-	held = bufferFor(len(p.Head) + len(data) - head)
-	held.b = append(append(held.b, p.Head...), data[head:]...)
+	held = bufferFor(len(goes) + len(data) - head)
+	if x.ending {
+		h := NewHead(goes, len(goes))
+		held.b = h.AppendRequest(held.b, nil, nil, &unsaid)
+	} else {
+		held.b = append(held.b, goes...)
+	}
+	held.b = append(held.b, data[head:]...)
 	return held.b, held
 }
+
+// unsaid takes away what a request says of the client's connection, and said says in its
+// response that that ends now.
+var (
+	unsaid = route.HeadEdit{Drop: []string{"connection"}}
+	said   = route.HeadEdit{Drop: []string{"connection", "keep-alive"}, Append: []assay.HeaderField{{Name: "Connection", Value: "close"}}}
+)
 
 // planned answers a request whose plan does. It reports whether it did.
 func (c *client) planned(x *exchange) bool {
@@ -115,6 +133,10 @@ func (x *exchange) copyOut(p []byte, fin bool) {
 	}
 }
 
+// endUnsaid reports whether the response must be made to say that the client's connection
+// ends: its application was not told.
+func (x *exchange) endUnsaid() bool { return x.ending && !x.reply.resp.Close }
+
 // writeEdited writes p, in which the final response's head is complete, with that head
 // changed. It returns how many bytes of p the kernel has, as far as that can be said:
 // what a change adds or takes is acknowledged with the rest.
@@ -123,7 +145,14 @@ func (x *exchange) writeEdited(p []byte) (int, error) {
 	head := Head{p[r.headAt : r.headAt+r.resp.Size]}
 	out := bufferFor(len(p) + 1024)
 	out.b = append(out.b, p[:r.headAt]...)
-	out.b = head.AppendResponse(out.b, x.Plan.Response[:]...)
+	var edits [4]*route.HeadEdit
+	if x.Plan != nil {
+		copy(edits[:], x.Plan.Response[:])
+	}
+	if x.endUnsaid() {
+		edits[3] = &said
+	}
+	out.b = head.AppendResponse(out.b, edits[:]...)
 	out.b = append(out.b, p[r.headAt+r.resp.Size:]...)
 	n, err := x.c.w.write(out.b)
 	more := len(out.b) - n // queued: flushed acknowledges as much

@@ -231,5 +231,12 @@ func (r *Request) Body(lim *Limits) Body {
 	return Body{}
 }
 
+// ends reports whether all that the request says of connections is that the client's own
+// ends with it: then nobody behind it needs to know (RFC 9110 section 7.6.1). HTTP/1.0
+// says so by its version, which stays.
+func (r *Request) ends() bool {
+	return r.Close && r.options == 1 && r.Minor == 1 && !r.IsConnect && !r.BoundAuth
+}
+
 // Persistent reports whether the client lets its connection live.
 func (r *Request) Persistent() bool { return r.persistent() }

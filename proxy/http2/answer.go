@@ -47,13 +47,11 @@ func asFailure(err error) *Failure {
 // wait dispatches in a goroutine; mu is held.
 func (x *stream) wait() {
 	x.waiting = true
-	x.c.tasks.Add(1)
-	go x.await()
+	x.c.start(x.await)
 }
 
 func (x *stream) await() {
 	c := x.c
-	defer c.tasks.Done()
 	c.mu.Lock()
 	fields, pause := x.headFields(), x.pause
 	x.head.Fields = fields
@@ -71,6 +69,7 @@ func (x *stream) await() {
 	st, _, err = c.d.Dispatch(c.ctx, &x.Exchange, nil, false, x, nil, true)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	defer c.done()
 	x.waiting = false
 	x.Request, x.head.Fields = nil, nil
 	switch {
@@ -84,7 +83,10 @@ func (x *stream) await() {
 	case x.early != 0:
 		code := x.early
 		x.st, x.opened, x.early = st, true, 0
-		x.meshReset(code)
+		x.arrived()
+		if !x.waiting {
+			x.meshReset(code)
+		}
 	case x.rst || x.dead:
 		x.st, x.opened, x.dead = st, true, true
 		st.Reset(mux.Cancelled)
@@ -93,6 +95,7 @@ func (x *stream) await() {
 		x.st, x.opened = st, true
 		x.push()
 		x.limit()
+		x.arrived()
 	}
 	if !x.waiting {
 		x.settle()

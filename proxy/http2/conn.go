@@ -137,7 +137,9 @@ type conn struct {
 	bye   goodbye
 	// batching says that the reader handles a batch, and flushes it afterwards.
 	batching bool
-	tasks    sync.WaitGroup
+	tasks    int // goroutines that run beside the reader's
+	noTasks  sync.Cond
+	closed   bool // the socket is: nothing is written any more
 }
 
 // block is a header block that is being read.
@@ -183,6 +185,7 @@ func newConn(ctx context.Context, server bool, cfg Config) *conn {
 	c := &conn{server: server, cfg: cfg.withDefaults(server),
 		peerMax: 100, peerWindow: initialWindow, peerFrame: maxFrame, sendWin: initialWindow, recvWin: connWindow}
 	c.ctx, c.cancel = context.WithCancel(ctx)
+	c.noTasks.L = &c.mu
 	c.limit.Store(int32(c.peerMax))
 	c.readFn, c.tryFn, c.dripFn, c.flushFn = c.readFD, c.tryFD, c.dripFD, c.flusher
 	c.dec = hpack.NewDecoder(4096, c.emit)
@@ -234,8 +237,11 @@ func (c *conn) serve() error {
 	c.mu.Unlock()
 	c.cancel()
 	c.farewell()
+	c.mu.Lock()
+	c.closed = true
 	c.tcp.Close()
-	c.tasks.Wait()
+	c.await()
+	c.mu.Unlock()
 	c.item.release()
 	c.item = nil
 	if why, ok := errors.AsType[*Refusal](err); ok {
@@ -392,8 +398,8 @@ func (c *conn) farewell() {
 	}
 	c.tcp.SetDeadline(time.Now().Add(lingerTime))
 	c.flush()
+	c.await() // for the flusher, which the deadline bounds
 	c.mu.Unlock()
-	c.tasks.Wait() // for the flusher, which the deadline bounds
 	if err == io.EOF {
 		return
 	}
@@ -406,6 +412,27 @@ func (c *conn) farewell() {
 			return
 		}
 		total += n
+	}
+}
+
+// start runs f, which ends with done, in a goroutine that the connection's end waits for;
+// mu is held.
+func (c *conn) start(f func()) {
+	c.tasks++
+	go f()
+}
+
+// done is the last call of such a goroutine; mu is held.
+func (c *conn) done() {
+	if c.tasks--; c.tasks == 0 {
+		c.noTasks.Broadcast()
+	}
+}
+
+// await waits until no such goroutine runs; mu is held, and released meanwhile.
+func (c *conn) await() {
+	for c.tasks > 0 {
+		c.noTasks.Wait()
 	}
 }
 

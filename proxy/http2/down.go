@@ -1,6 +1,8 @@
 package http2
 
 import (
+	"slices"
+
 	"assay.dev/proxy/guard"
 	"assay.dev/proxy/mux"
 )
@@ -14,16 +16,14 @@ func (x *stream) Received(st mux.Stream, p []byte, fin bool) {
 	c := x.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch {
-	case x.over:
-		return
-	case x.st.IsZero():
-		x.st = st
-	case x.st != st:
+	if !x.current(st) {
 		return
 	}
 	x.finGot = x.finGot || fin
 	switch {
+	case x.waiting:
+		x.down.append(p) // Dispatch will return in a moment
+		return
 	case x.rst || x.sentEnd:
 		st.Consumed(len(p)) // nobody wants it
 		if len(p) > 0 && x.sentEnd && !x.rst {
@@ -44,6 +44,25 @@ func (x *stream) Received(st mux.Stream, p []byte, fin bool) {
 	x.downEnd()
 	x.settle()
 	c.later(st)
+}
+
+// current reports whether a call about st is about the attempt that runs: one of an
+// attempt before may still have waited for the lock.
+func (x *stream) current(st mux.Stream) bool {
+	if x.waiting {
+		return !slices.Contains(x.past, st)
+	}
+	return !x.over && x.st == st
+}
+
+// arrived takes what came before Dispatch had returned.
+func (x *stream) arrived() {
+	if len(x.down.b) > 0 {
+		x.feedDown()
+	}
+	if !x.waiting {
+		x.downEnd()
+	}
 }
 
 // feedDown feeds what waits.

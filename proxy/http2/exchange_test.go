@@ -335,7 +335,7 @@ func TestUnreachable(t *testing.T) {
 	// HTTP/1 where HTTP/2 is expected.
 	r.get(7)
 	r.flush()
-	b.l.(interface{ SetDeadline(time.Time) error }).SetDeadline(time.Now().Add(10 * time.Second))
+	b.l.(interface{ SetDeadline(time.Time) error }).SetDeadline(time.Now().Add(patience))
 	c, err := b.l.Accept()
 	if err != nil {
 		t.Fatal(err)
@@ -578,15 +578,23 @@ func TestPolicy(t *testing.T) {
 	w.refuse = []mux.Code{mux.Refused}
 	w.mu.Unlock()
 	allow(guard.Request{Retry: guard.Retry{Backoff: 20 * time.Millisecond}})
-	r.post(7, "content-type", "application/grpc", "grpc-timeout", "200m")
+	r.post(7, "content-type", "application/grpc", "grpc-timeout", "40S")
 	r.data(7, true, hello)
 	r.flush()
 	f := s.awaitHead(13)
 	left, ok := guard.ParseGRPCTimeout(f.field("grpc-timeout"))
-	if !ok || left > 185*time.Millisecond || left < 10*time.Millisecond {
-		t.Errorf("%q is left of 200m", f.field("grpc-timeout"))
+	if !ok || left > 40*time.Second-20*time.Millisecond || left <= 0 {
+		t.Errorf("%q is left of 40S", f.field("grpc-timeout"))
 	}
-	if f := r.awaitHead(7); f.field("grpc-status") != "4" {
+	s.headers(13, true, ":status", "200", "content-type", "application/grpc", "grpc-status", "0")
+	s.flush()
+	if f := r.awaitHead(7); f.field("grpc-status") != "0" {
+		t.Errorf("%v", f.fields)
+	}
+	r.post(9, "content-type", "application/grpc", "grpc-timeout", "50m")
+	r.data(9, true, hello)
+	r.flush()
+	if f := r.awaitHead(9); f.field("grpc-status") != "4" {
 		t.Errorf("%v", f.fields)
 	}
 	n := map[string]uint64{}

@@ -151,37 +151,53 @@ func TestHonestTraffic(t *testing.T) {
 // TestSlowHeads bounds how long a preface and a header block may take.
 func TestSlowHeads(t *testing.T) {
 	app := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {})
-	short := func(w *world) { w.out.Config.HeadTimeout = 100 * time.Millisecond }
-	w := newWorld(t, app, short)
+	w := newWorld(t, app, func(w *world) { w.out.Config.HeadTimeout = 100 * time.Millisecond })
 	c := w.dial()
 	io.WriteString(c, preface[:10])
 	if got := w.clients.waitRefused(t); got != ErrPrefaceSlow.Reason {
 		t.Errorf("%s", got)
 	}
-	w = newWorld(t, app, short)
+	w = newWorld(t, app)
 	r := w.client()
+	r.ping()
+	w.impatient()
 	r.out = appendHeader(r.out, 0, frameHeaders, 0, 1)
 	r.flush()
 	if _, reason := r.awaitGoaway(); reason != ErrHeadSlow.Reason {
 		t.Errorf("%s", reason)
 	}
 	// An idle connection may stay.
-	w = newWorld(t, app, short)
+	w = newWorld(t, app)
 	r = w.client()
 	r.ping()
-	select {
-	case err := <-w.served:
-		t.Errorf("an idle connection ended: %v", err)
-	case <-time.After(300 * time.Millisecond):
+	for _, c := range w.impatient() {
+		c.mu.Lock()
+		if !c.deadline.IsZero() {
+			t.Errorf("an idle connection ends at %v", c.deadline)
+		}
+		c.mu.Unlock()
 	}
 	r.ping()
+}
+
+// impatient has clients that are connected send their heads at once.
+func (w *world) impatient() (list []*conn) {
+	w.out.mu.Lock()
+	defer w.out.mu.Unlock()
+	for c := range w.out.conns {
+		c.mu.Lock()
+		c.cfg.HeadTimeout = 100 * time.Millisecond
+		c.mu.Unlock()
+		list = append(list, c)
+	}
+	return list
 }
 
 // TestLiveness asks a silent peer with streams, and gives it up.
 func TestLiveness(t *testing.T) {
 	a := newApp(t)
 	w := newWorld(t, a.addr, func(w *world) {
-		w.out.Config.PingEvery, w.out.Config.PingTimeout = 50*time.Millisecond, 100*time.Millisecond
+		w.out.Config.PingEvery, w.out.Config.PingTimeout = 50*time.Millisecond, 4*time.Second
 	})
 	r := w.client()
 	r.post(1)

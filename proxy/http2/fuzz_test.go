@@ -93,7 +93,7 @@ func FuzzConnection(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(10 * time.Second))
+		c.SetDeadline(time.Now().Add(patience))
 		if _, err := c.Write(append([]byte(preface), p...)); err != nil {
 			return
 		}
@@ -122,7 +122,7 @@ func FuzzConnection(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer k.c.Close()
-		k.c.SetDeadline(time.Now().Add(10 * time.Second))
+		k.c.SetDeadline(time.Now().Add(patience))
 		k.enc = hpack.NewEncoder(&k.block)
 		k.out = appendSettings(append(k.out, preface...))
 		if _, err := k.run(1, 1); err != nil {

@@ -125,6 +125,7 @@ func (x *stream) again(code mux.Code) {
 	}
 	x.Attempt++
 	x.Last = code
+	x.past = append(x.past, x.st)
 	x.st = mux.Stream{}
 	x.opened, x.dead, x.finSent, x.finGot, x.stuck = false, false, false, false, false
 	x.sent, x.left, x.off, x.tryBy = 0, 0, 0, 0

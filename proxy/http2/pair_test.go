@@ -1,6 +1,7 @@
 package http2
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -22,6 +23,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// patience is how long a test waits for what must come: machines are busy.
+const patience = time.Minute
+
 // pooled says that pools hold what they are given.
 var pooled = true
 
@@ -34,21 +38,22 @@ type world struct {
 	out  *Outbound
 	in   *Inbound
 
-	mu        sync.Mutex
-	sessions  [2]*mux.Session
-	dials     int // to the application
-	dispatch  int
-	refuse    []mux.Code // what the next streams are refused with
-	slow      bool       // the first try of each dispatch would have to wait
-	elsewhere bool       // requests go where their authority says
-	policy    *guard.Request
-	guard     *guard.Service
-	noDial    error
-	inbound   InboundConfig
-	clients   record // of the outbound side
-	servers   record // of the inbound side
-	served    chan error
-	plan      func(x *Exchange) *Plan
+	mu         sync.Mutex
+	sessions   [2]*mux.Session
+	dials      int // to the application
+	dispatch   int
+	refuse     []mux.Code // what the next streams are refused with
+	slow       bool       // the first try of each dispatch would have to wait
+	elsewhere  bool       // requests go where their authority says
+	policy     *guard.Request
+	guard      *guard.Service
+	noDial     error
+	inbound    InboundConfig
+	clients    record // of the outbound side
+	servers    record // of the inbound side
+	served     chan error
+	plan       func(x *Exchange) *Plan
+	dispatcher Dispatcher // in the world's place; nil: the world
 }
 
 // record is an Observer that keeps what it is told.
@@ -118,7 +123,7 @@ func (r *record) waitRefused(t testing.TB) string {
 
 func (r *record) until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(patience)
 	for {
 		r.mu.Lock()
 		done, n := ok(), len(r.ended)
@@ -163,7 +168,7 @@ func newWorld(t testing.TB, app string, options ...option) *world {
 				return
 			}
 			running.Go(func() {
-				err := w.out.Serve(ctx, c.(*net.TCPConn), w)
+				err := w.out.Serve(ctx, c.(*net.TCPConn), cmp.Or[Dispatcher](w.dispatcher, w))
 				select {
 				case w.served <- err:
 				default:
@@ -278,7 +283,7 @@ func (w *world) dial() *net.TCPConn {
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	return c.(*net.TCPConn)
 }
 

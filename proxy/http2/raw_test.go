@@ -219,13 +219,13 @@ func newApp(t testing.TB) *app {
 // accept takes a connection and shakes hands.
 func (a *app) accept(settings ...setting) *raw {
 	a.t.Helper()
-	a.l.(*net.TCPListener).SetDeadline(time.Now().Add(10 * time.Second))
+	a.l.(*net.TCPListener).SetDeadline(time.Now().Add(patience))
 	c, err := a.l.Accept()
 	if err != nil {
 		a.t.Fatal(err)
 	}
 	a.t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	r := newRaw(a.t, c)
 	b := make([]byte, len(preface))
 	if _, err := io.ReadFull(r.in, b); err != nil || string(b) != preface {

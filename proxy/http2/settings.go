@@ -25,12 +25,17 @@ func (c *conn) onSettings(h header, p []byte) *Refusal {
 		c.setDeadline(time.Time{})
 		c.peerMax = 1 << 30 // whoever sets no limit has none
 	}
+	window := c.peerWindow
 	for ; len(p) > 0; p = p[6:] {
 		if why := c.setting(binary.BigEndian.Uint16(p), binary.BigEndian.Uint32(p[2:])); why != nil {
 			return why
 		}
 	}
+	// Before what they allow: whoever waits for it may not look for that earlier.
 	c.out = appendHeader(c.out, 0, frameSettings, flagAck, 0)
+	if c.peerWindow > window {
+		c.streams.each((*stream).unblock)
+	}
 	c.limit.Store(int32(min(c.peerMax, 1<<30)))
 	c.admit()
 	return nil
@@ -57,9 +62,6 @@ func (c *conn) setting(id uint16, v uint32) *Refusal {
 		c.streams.each(func(x *stream) {
 			if x.sendWin += more; x.sendWin > maxWindow {
 				why = ErrSettingWin
-			}
-			if more > 0 {
-				x.unblock()
 			}
 		})
 		return why

@@ -22,8 +22,9 @@ type state struct {
 	Exchange
 	id       uint32 // 0 until the application was sent its head
 	st       mux.Stream
-	chain    *stream // in the table
-	next     *stream // in a queue, or in the pool
+	past     []mux.Stream // of attempts that came to nothing
+	chain    *stream      // in the table
+	next     *stream      // in a queue, or in the pool
 	observer Observer
 	guard    Guard // that admitted it, until it was answered; nil for none
 
@@ -138,7 +139,7 @@ func (x *stream) settle() {
 	x.down.release()
 	// Only what ended well cannot be called again but for a late Writable, which sees
 	// another stream.
-	if x.listed || x.dead || !x.opened || c.nfree >= 64 {
+	if x.listed || x.dead || !x.opened || len(x.past) > 0 || c.nfree >= 64 {
 		return
 	}
 	x.state = state{next: c.free}
@@ -322,7 +323,7 @@ func (x *stream) Reset(st mux.Stream, code mux.Code) {
 	c := x.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !x.st.IsZero() && x.st != st || x.over {
+	if !x.current(st) {
 		return
 	}
 	if x.waiting {
@@ -383,7 +384,7 @@ func (x *stream) Writable(st mux.Stream) {
 	c := x.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if x.st != st || x.over {
+	if x.waiting || !x.current(st) {
 		return
 	}
 	x.stuck = false

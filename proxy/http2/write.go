@@ -63,7 +63,7 @@ func (c *conn) Flush() {
 
 // flush writes what is queued, without waiting. mu is held, and released meanwhile.
 func (c *conn) flush() {
-	if c.writing || c.raw == nil || len(c.out) == 0 {
+	if c.writing || c.closed || c.raw == nil || len(c.out) == 0 {
 		return
 	}
 	c.writing = true
@@ -125,16 +125,13 @@ func (c *conn) tryFD(fd uintptr) bool {
 	return true
 }
 
-func (c *conn) startFlusher() {
-	c.tasks.Add(1)
-	go c.flushFn()
-}
+func (c *conn) startFlusher() { c.start(c.flushFn) }
 
 // flusher owns the writer until everything is written.
 func (c *conn) flusher() {
-	defer c.tasks.Done()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	defer c.done()
 	for {
 		if len(c.left) > 0 {
 			c.p, c.tryErr = c.left, nil

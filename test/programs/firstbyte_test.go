@@ -12,7 +12,9 @@ import (
 	"assay.dev/test/lab"
 )
 
-// What a client of a server-first protocol may wait longer than it does direct.
+// What a client of a server-first protocol may wait longer than it does direct. The
+// fastest are compared: a wait that is built in is in all of them, a busy machine's
+// stalls are not.
 const (
 	firstMore = 20 * time.Millisecond   // on the first connection of a pair
 	laterMore = 1500 * time.Microsecond // on later ones: the price of the way, no waiting in it
@@ -51,14 +53,13 @@ func TestFirstByte(t *testing.T) {
 	if len(first[lab.Meshed]) == 0 || len(first[lab.Direct]) == 0 {
 		return // said already
 	}
-	d, m := median(first[lab.Direct]), slices.Max(first[lab.Meshed])
-	t.Logf("first connection: direct %s (median), meshed %s (median), %s (longest)", d, median(first[lab.Meshed]), m)
+	d, m := slices.Min(first[lab.Direct]), slices.Min(first[lab.Meshed])
+	t.Logf("first connection: direct %s, meshed %s, %s (median), %s (longest)", d, m, median(first[lab.Meshed]), slices.Max(first[lab.Meshed]))
 	if m-d > firstMore {
 		t.Errorf("first byte of a first connection: %s meshed, %s direct, want at most %s more", m, d, firstMore)
 	}
-	d, m = median(rest[lab.Direct]), median(rest[lab.Meshed])
-	p90 := quantile(rest[lab.Meshed], 0.9)
-	t.Logf("later connections: direct %s, meshed %s (median), %s (90 of 100)", d, m, p90)
+	d, m = quantile(rest[lab.Direct], 0.1), quantile(rest[lab.Meshed], 0.1)
+	t.Logf("later connections, 10 of 100: direct %s, meshed %s; %s (median), %s (90 of 100)", d, m, median(rest[lab.Meshed]), quantile(rest[lab.Meshed], 0.9))
 	if m-d > laterMore {
 		t.Errorf("first byte of later connections: %s meshed, %s direct, want at most %s more", m, d, laterMore)
 	}
