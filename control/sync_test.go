@@ -75,6 +75,8 @@ func TestFirstDelta(t *testing.T) {
 	before.up(alive)
 	before.synced()
 	before.waitFor("workload/dead-1")
+	before.waitFor("workload/alive-1")
+	eventually(t, "both endpoints", func() bool { return len(before.get("service/bank/payments").GetService().GetEndpoints()) == 2 })
 	before.close()
 
 	a := dialSync(t, hosts, before)
@@ -96,7 +98,7 @@ func TestFirstDelta(t *testing.T) {
 		t.Errorf("the first delta makes it %v", first)
 	}
 	if e := a.get("service/bank/payments").GetService().GetEndpoints(); len(e) != 1 || e[0].Targets[0] != 0 {
-		t.Errorf("endpoints: %v", e)
+		t.Fatalf("endpoints: %v", e)
 	}
 	// What comes later does not wait.
 	alive.Listening = alive.Ports
