@@ -48,7 +48,7 @@ type Port struct {
 	// header of version 2, which names the client. Never with a protocol of HTTP.
 	ProxyProtocol bool `json:"proxyProtocol,omitempty"`
 	// ForwardClientCert tells applications of their client's certificate in the field
-	// X-Forwarded-Client-Cert, and takes away what a client says there. With HTTP/1 only.
+	// X-Forwarded-Client-Cert, and takes away what a client says there. With HTTP/1 and HTTP/2 only.
 	ForwardClientCert bool `json:"forwardClientCert,omitempty"`
 }
 

@@ -49,8 +49,8 @@ func (d *document) service() {
 		if declared.ProxyProtocol = announce; announce && declared.Protocol != assay.Opaque && declared.Protocol != assay.TLS {
 			d.missing(path+".appProtocol", "the PROXY protocol needs an appProtocol that is not HTTP, for instance tcp: requests of several clients share a connection there")
 		}
-		if declared.ForwardClientCert = certify; certify && declared.Protocol != assay.HTTP1 {
-			d.missing(path+".appProtocol", "forwarding a client's certificate needs appProtocol http: in no other protocol is the field looked for")
+		if declared.ForwardClientCert = certify; certify && declared.Protocol != assay.HTTP1 && declared.Protocol != assay.HTTP2 {
+			d.missing(path+".appProtocol", "forwarding a client's certificate needs appProtocol http, http2 or grpc: in no other protocol is the field looked for")
 		}
 		out.Ports = append(out.Ports, declared)
 		kept.Ports = append(kept.Ports, keep)
@@ -70,7 +70,7 @@ func (d *document) service() {
 const (
 	// ProxyProtocol "v2": with a PROXY protocol header on each connection.
 	ProxyProtocol = "assay.dev/proxy-protocol"
-	// ForwardClientCert "true": in X-Forwarded-Client-Cert, with each request of HTTP/1.
+	// ForwardClientCert "true": in X-Forwarded-Client-Cert, with each request of HTTP.
 	ForwardClientCert = "assay.dev/forward-client-cert"
 )
 

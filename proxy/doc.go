@@ -34,7 +34,7 @@
 // proxies), pipe.go and splice.go (bytes), http.go (the HTTP/1 engine's two sides),
 // tables.go, decision.go and routed.go (rules of routes, what they say of a request, and
 // what HTTP/1 makes of that), mirror.go
-// (copies), guests.go (rules for clients that have no proxy), announce.go and xfcc.go
+// (copies), guests.go and guests2.go (rules for clients that have no proxy), announce.go and xfcc.go
 // (telling applications who their client is), outside.go (what is not meshed), socket.go (marks, source addresses, original
 // destinations), header.go (the
 // per-stream header).

@@ -21,11 +21,16 @@ func (i *inbound) guests() *guests {
 	if i.snap.rules(i.snap.sole[i.dst]) == nil {
 		return nil
 	}
-	o := &outbound{p: i.p, ctx: i.ctx, conn: i.conn, snap: i.snap, src: i.remote, dst: i.dst, accepted: i.accepted, protocol: assay.HTTP1, handed: true}
+	o := i.asOutbound(assay.HTTP1)
 	if o.route() != nil || o.rules == nil {
 		return nil
 	}
 	return &guests{dispatcher{o: o, payload: o.header(assay.HTTP1).AppendTo(make([]byte, 0, maxHeader))}}
+}
+
+// asOutbound is the connection as if the workload had made it: what is for others.
+func (i *inbound) asOutbound(protocol assay.Protocol) *outbound {
+	return &outbound{p: i.p, ctx: i.ctx, conn: i.conn, snap: i.snap, src: i.remote, dst: i.dst, accepted: i.accepted, protocol: protocol, handed: true}
 }
 
 // Plan implements http1.Planner.
@@ -34,7 +39,7 @@ func (g *guests) Plan(x *http1.Exchange, head []byte) *http1.Plan {
 	if p == nil || p.Failure != nil || p.Answer != nil {
 		return p
 	}
-	if e := g.here(); e != nil {
+	if e := g.routed.here(g.o); e != nil {
 		p.Local = true
 		g.routed.chosen(e)
 	}
@@ -43,13 +48,12 @@ func (g *guests) Plan(x *http1.Exchange, head []byte) *http1.Plan {
 
 // here returns the endpoint of the request's backend that is this workload, unless the
 // client is kept at another one.
-func (g *guests) here() *balance.Endpoint {
-	r, o := g.routed, g.o
-	sp := o.snap.backend(r.backend.Service, r.backend.Port)
+func (d *decision) here(o *outbound) *balance.Endpoint {
+	sp := o.snap.backend(d.backend.Service, d.backend.Port)
 	if sp == nil {
 		return nil
 	}
-	if e := r.kept(o, sp, r.backend); e != nil && e.Addr != o.dst {
+	if e := d.kept(o, sp, d.backend); e != nil && e.Addr != o.dst {
 		return nil
 	}
 	for _, e := range sp.endpoints(o.dst.Addr()).Endpoints() {

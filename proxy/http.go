@@ -120,7 +120,7 @@ func (d *dispatcher) Dispatch(ctx context.Context, x *http1.Exchange, data []byt
 		return mux.Stream{}, 0, d.failure(err)
 	}
 	d.waited.Store(int64(time.Since(start)))
-	c := d.call(e, s)
+	c := d.call(o.target, e, s)
 	c.series.Begin() // the endpoint was begun when it was chosen
 	x.Tag = c
 	return st, n, nil
@@ -187,16 +187,16 @@ func (d *dispatcher) failure(err error) error {
 	return &http1.Failure{Status: 503, Reason: r.reason, Text: r.Error()}
 }
 
-// call finds or makes the call for an endpoint's session.
-func (d *dispatcher) call(e *balance.Endpoint, s *session) *call {
+// call finds or makes the call for an endpoint's session, which at has led to.
+func (d *dispatcher) call(at target, e *balance.Endpoint, s *session) *call {
 	for _, c := range d.calls {
 		if c != nil && c.session == s && c.endpoint == e {
 			return c
 		}
 	}
-	d.o.session = s
-	c := &call{endpoint: e, session: s, series: d.o.series()}
-	d.o.session = nil
+	o := *d.o
+	o.target, o.session = at, s
+	c := &call{endpoint: e, session: s, series: o.series()}
 	c.series.Opened(time.Now())
 	if old := d.calls[d.next]; old != nil {
 		old.series.Closed()

@@ -37,22 +37,20 @@ func (o *outbound) serveHTTP2() error {
 }
 
 // streams chooses upstreams for the requests of one connection of HTTP/2, which run at
-// the same time: what dispatcher has for one request after the other is here under a lock.
+// the same time: mu guards what dispatcher has for one request after the other, and where
+// each of them goes is in its way.
 type streams struct {
+	mu sync.Mutex
 	dispatcher
-	mu     sync.Mutex
 	byRule *golden.Series                          // of requests that a rule answers by itself
 	tried  map[*http2.Exchange][]*balance.Endpoint // of those that are tried again
 }
 
 // way is where a request may go.
 type way struct {
+	target
 	snap   *snapshot
-	port   *servicePort
-	set    *balance.Set // nil: direct
-	direct *peer
 	tried  []*balance.Endpoint
-	sticky *balance.Endpoint         // to be tried first; nil: any
 	chosen func(e *balance.Endpoint) // told before anything is sent there; may be nil
 	header []byte
 }
@@ -64,8 +62,8 @@ func (d *streams) way(x *http2.Exchange) (way, error) {
 	if err := d.follow(); err != nil {
 		return way{}, err
 	}
-	w := way{snap: o.snap, port: o.port, set: o.set, direct: o.direct, header: d.payload}
-	r := planned(x)
+	w := way{target: o.target, snap: o.snap, header: d.payload}
+	r := planned(x.Plan)
 	if r != nil {
 		if err := d.aimed(r, &w); err != nil {
 			return w, err
@@ -153,11 +151,7 @@ func (d *streams) Dispatch(ctx context.Context, x *http2.Exchange, data []byte, 
 		return mux.Stream{}, 0, d.refuse(err)
 	}
 	d.mu.Lock()
-	o := d.o
-	was := o.target
-	o.target = target{port: w.port, set: w.set, direct: w.direct} // for the series
-	c := d.call(e, s)
-	o.target = was
+	c := d.call(w.target, e, s)
 	d.mu.Unlock()
 	c.series.Begin() // the endpoint was begun when it was chosen
 	x.Tag = c
@@ -230,6 +224,8 @@ func (p *Proxy) openWay(ctx context.Context, w *way, payload, data []byte, fin b
 
 // refuse is failure in HTTP/2's terms.
 func (d *streams) refuse(err error) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	f, _ := errors.AsType[*http1.Failure](d.failure(err))
 	return &http2.Failure{Status: f.Status, Code: grpcUnavailable, Reason: f.Reason, Text: f.Text}
 }
@@ -240,9 +236,11 @@ const grpcUnavailable = 14
 func (d *streams) Begin(x *http2.Exchange) {
 	if ws := d.o.p.watches.Load(); ws != nil {
 		service := ""
+		d.mu.Lock()
 		if d.o.port != nil {
 			service = d.o.port.service
 		}
+		d.mu.Unlock()
 		ws.note2(x, assay.Outbound, service)
 	}
 }
@@ -250,41 +248,24 @@ func (d *streams) Begin(x *http2.Exchange) {
 // End implements http2.Observer.
 func (d *streams) End(x *http2.Exchange) {
 	now := time.Now()
+	c, ok := x.Tag.(*call)
 	if x.Entered != nil {
 		x.Entered.Leave()
 		x.Entered = nil
 	}
 	d.o.p.malformed2(x)
-	if x.Attempt > 0 {
+	planned(x.Plan).end()
+	if !ok || x.Attempt > 0 {
 		d.mu.Lock()
+		defer d.mu.Unlock()
 		delete(d.tried, x)
-		d.mu.Unlock()
 	}
-	if r := planned(x); r != nil {
-		for _, m := range r.mirrors {
-			m.end()
-		}
+	if !ok {
+		d.nowhere(x, now)
+		return
 	}
-	c, ok := x.Tag.(*call)
 	if x.Note != nil {
-		var s *golden.Series
-		if ok {
-			s = c.series
-		}
-		d.o.p.watcher.end2(x, s, d.o.key())
-	}
-	if !ok && x.Plan != nil && x.Plan.Answer != nil && x.Failure == "" {
-		d.answered(x, now)
-		return
-	}
-	if !ok { // refused before it went anywhere
-		if d.refused == nil {
-			key := d.o.key()
-			key.Reason = "refused"
-			d.refused = d.o.p.rec.Series(key)
-		}
-		d.refused.Refused(now)
-		return
+		d.o.p.watcher.end2(x, c.series, assay.SignalKey{})
 	}
 	observe2(c.series, x, now, false)
 	if c.endpoint == nil {
@@ -292,6 +273,29 @@ func (d *streams) End(x *http2.Exchange) {
 	}
 	c.endpoint.Done()
 	judge2(c.endpoint, x, now)
+}
+
+// nowhere counts a request that a rule answered, or that was refused, before it went
+// anywhere; d.mu is held.
+func (d *streams) nowhere(x *http2.Exchange, now time.Time) {
+	key := d.o.key()
+	if x.Note != nil {
+		d.o.p.watcher.end2(x, nil, key)
+	}
+	if x.Plan != nil && x.Plan.Answer != nil && x.Failure == "" {
+		if d.byRule == nil {
+			key.Reason = reasonRule
+			d.byRule = d.o.p.rec.Series(key)
+		}
+		d.byRule.Begin()
+		observe2(d.byRule, x, now, false)
+		return
+	}
+	if d.refused == nil {
+		key.Reason = "refused"
+		d.refused = d.o.p.rec.Series(key)
+	}
+	d.refused.Refused(now)
 }
 
 // judge2 is judge for an exchange of HTTP/2. A stream may last for hours: what counts is
@@ -408,12 +412,11 @@ func (s *session) acceptHTTP2(st mux.Stream, open []byte) (mux.Handler, mux.Code
 		s.lastOpen2 = append(s.lastOpen2[:0], open...)
 		s.lastCounted2 = &counted2{s.p, s.p.rec.Series(s.key(&h))}
 	}
-	return s.p.http2.in.Accept(st, http2.Origin{
-		Client:   netip.AddrPortFrom(s.remote.Addr(), 0),
-		Target:   s.local,
-		Observer: s.lastCounted2,
-		Guard:    s.protection(),
-	})
+	o := http2.Origin{Client: netip.AddrPortFrom(s.remote.Addr(), 0), Target: s.local, Observer: s.lastCounted2, Guard: s.protection()}
+	if s.p.snap.Load().certified[s.local] {
+		o.Edit = s.certEdit()
+	}
+	return s.p.http2.in.Accept(st, o)
 }
 
 // openNow is open for a caller that may not wait.
@@ -426,77 +429,3 @@ func (pe *peer) openNow(batch *mux.Batch, payload, data []byte, fin bool, h mux.
 	st, n, err := s.mux.Open(payload, data, fin, h)
 	return s, st, n, err
 }
-
-// serveGuestHTTP2 gives a plaintext client's connection to the engine, so that its
-// requests are counted like everybody's. The engine's two halves meet over a session, so
-// it gets one of its own within the process.
-func (i *inbound) serveGuestHTTP2() error {
-	p := i.p
-	if i.app != nil { // dialled for whoever speaks first; the engine dials as it needs
-		i.app.Close()
-		i.app = nil
-	}
-	key := i.key(assay.ReasonOutside)
-	key.Protocol = assay.HTTP2
-	ends, err := socketPair()
-	if err != nil {
-		return err
-	}
-	g := &callers{p: p, series: p.rec.Series(key)}
-	g.series.Opened(i.accepted)
-	defer g.series.Closed()
-	origin := http2.Origin{Client: netip.AddrPortFrom(i.remote.Addr(), 0), Target: i.dst, Observer: &counted2{p, g.series}}
-	if sp := i.snap.targets[i.dst]; sp != nil {
-		origin.Guard = sp.care.inbound
-	}
-	g.session = mux.New(ends[0], true, mux.Config{}, nil)
-	server := mux.New(ends[1], false, mux.Config{}, func(st mux.Stream, _ []byte) (mux.Handler, mux.Code) {
-		return p.http2.in.Accept(st, origin)
-	})
-	var wg sync.WaitGroup
-	wg.Go(func() { g.session.Run() })
-	wg.Go(func() { server.Run() })
-	err = p.http2.out.Serve(i.ctx, i.conn, g)
-	if err != nil {
-		p.log.Debug("http2 connection", "source", i.remote.String(), "destination", i.dst.String(), "error", err)
-	}
-	g.session.Drain()
-	over := time.AfterFunc(guestDrain, func() { g.session.Close(errors.New("the client is gone")) })
-	wg.Wait()
-	over.Stop()
-	return nil
-}
-
-// guestDrain bounds how long a guest's streams may outlive its connection.
-const guestDrain = 5 * time.Second
-
-// callers carries the requests of one client from outside the mesh.
-type callers struct {
-	p       *Proxy
-	session *mux.Session
-	series  *golden.Series
-}
-
-// Dispatch implements http2.Dispatcher. Whom the request is for was settled by its
-// connection.
-func (g *callers) Dispatch(_ context.Context, x *http2.Exchange, data []byte, fin bool, h mux.Handler, batch *mux.Batch, _ bool) (mux.Stream, int, error) {
-	if x.Attempt > 0 {
-		return mux.Stream{}, 0, http2.ErrNoOther // it is this application or none
-	}
-	if batch != nil {
-		batch.Hold(g.session)
-	}
-	return g.session.Open(nil, data, fin, h)
-}
-
-func (g *callers) Begin(*http2.Exchange) {}
-
-// End counts what the other half does not: it has seen nothing of what was refused here.
-func (g *callers) End(x *http2.Exchange) {
-	if x.Refused {
-		g.p.malformed2(x)
-		g.series.Refused(time.Now())
-	}
-}
-
-func (g *callers) Refused(why *http2.Refusal) { g.p.refused2(why) }

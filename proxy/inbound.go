@@ -269,8 +269,8 @@ func (i *inbound) plaintext(first []byte) error {
 		i.protocol = sp.declared
 	}
 	quiet := i.app == nil || i.quiet
-	if i.snap.certified[i.dst] && (i.protocol != assay.HTTP1 || !quiet) {
-		return &refusal{refusedHTTP, nil} // only what is read as HTTP/1 has the field stripped
+	if i.snap.certified[i.dst] && (i.protocol != assay.HTTP1 && i.protocol != assay.HTTP2 || !quiet) {
+		return &refusal{refusedHTTP, nil} // only what is read as HTTP has the field stripped
 	}
 	if quiet && !i.snap.announced[i.dst] {
 		switch i.protocol {

@@ -20,13 +20,24 @@ type routed2 struct {
 	plan    *http2.Plan
 	mirrors []*mirror
 	session route.HeadEdit
+	local   bool // for the application here, of guests
 }
 
-func planned(x *http2.Exchange) *routed2 {
-	if x.Plan == nil {
+// end ends what was about the request; r may be nil.
+func (r *routed2) end() {
+	if r != nil {
+		for _, m := range r.mirrors {
+			m.end()
+		}
+	}
+}
+
+// planned returns what a plan of ours is about, nil for none.
+func planned(p *http2.Plan) *routed2 {
+	if p == nil {
 		return nil
 	}
-	return x.Plan.Own.(*routed2)
+	return p.Own.(*routed2)
 }
 
 // Plan implements http2.Planner.
@@ -139,11 +150,10 @@ func (d *streams) aimed(r *routed2, w *way) error {
 	if r.rule.Session != nil {
 		w.chosen = r.chosen
 	}
-	was := o.target
-	o.target = target{port: sp, set: w.set}
-	h := o.header(assay.HTTP2)
+	at := *o
+	at.target = w.target
+	h := at.header(assay.HTTP2)
 	h.Port = sp.port
-	o.target = was
 	w.header = h.AppendTo(make([]byte, 0, maxHeader))
 	return nil
 }
@@ -162,15 +172,4 @@ func (w *way) pick() *balance.Endpoint {
 		return e
 	}
 	return w.set.Pick(time.Now(), w.tried)
-}
-
-// answered counts a request that a rule answered by itself.
-func (d *streams) answered(x *http2.Exchange, now time.Time) {
-	if d.byRule == nil {
-		key := d.o.key()
-		key.Reason = reasonRule
-		d.byRule = d.o.p.rec.Series(key)
-	}
-	d.byRule.Begin()
-	observe2(d.byRule, x, now, false)
 }

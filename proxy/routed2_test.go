@@ -10,7 +10,10 @@ import (
 )
 
 // ask2 does what the engine does for one request of HTTP/2.
-func ask2(d *streams, path string, done ended, extra ...http2.Field) (*http2.Plan, error) {
+func ask2(d interface {
+	http2.Dispatcher
+	http2.Planner
+}, path string, done ended, extra ...http2.Field) (*http2.Plan, error) {
 	fields := append([]http2.Field{{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "http"}, {Name: ":path", Value: path}, {Name: ":authority", Value: "web"}}, extra...)
 	x := &http2.Exchange{Request: &http2.Head{Method: "POST", Scheme: "http", Path: path, Authority: "web", Fields: fields}, Code: -1}
 	d.Begin(x)

@@ -340,6 +340,43 @@ func TestGuestsFollowRoutes(t *testing.T) {
 	if got := requestsTo(d.o.p); got["bank/v1:80 "+reasonHanded] != uint64(there) || len(got) != 2 {
 		t.Errorf("%v", got)
 	}
+	// A client of HTTP/2 gets the same, and hears of routes that come later.
+	o := i.asOutbound(assay.HTTP2)
+	g2 := &guests2{streams: streams{dispatcher: dispatcher{o: o, astray: o.route(), payload: o.header(assay.HTTP2).AppendTo(nil)}}, session: sessions(t), series: d.o.p.rec.Series(assay.SignalKey{Service: "here"})}
+	here, there = 0, 0
+	for range 1000 {
+		p, err := ask2(g2, "/", done)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if planned(p) == nil || planned(p).local {
+			here++
+		} else {
+			there++
+		}
+	}
+	if there < 60 || there > 140 {
+		t.Errorf("%d stayed, %d went on", here, there)
+	}
+	if p, err := ask2(g2, "/moved", done); err != nil || p.Answer == nil {
+		t.Errorf("%+v, %v", p, err)
+	}
+	counts := map[string]uint64{}
+	for _, s := range d.o.p.rec.Signals() {
+		if s.Protocol == assay.HTTP2 {
+			counts[fmt.Sprintf("%s:%d %s", s.Service, s.Port, s.Reason)] += s.Requests
+		}
+	}
+	if counts["bank/v1:80 "+reasonHanded] != uint64(there) || counts["bank/web:80 "+reasonRule] != 1 || len(counts) != 2 {
+		t.Errorf("%v", counts)
+	}
+	without := snap.withServices(link.Services{Version: 9, RemoveRoutes: []string{"HTTPRoute/bank/r"}}, d.o.p)
+	d.o.p.snap.Store(without)
+	for range 50 {
+		if p, err := ask2(g2, "/moved", done); err != nil || p != nil {
+			t.Fatalf("%+v, %v", p, err)
+		}
+	}
 	i.dst = netip.MustParseAddrPort("10.181.7.1:9")
 	if i.guests() != nil {
 		t.Error("rules for a port that has none")

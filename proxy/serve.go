@@ -26,8 +26,7 @@ func (s *session) accept(st mux.Stream, open []byte) (mux.Handler, mux.Code) {
 	case assay.HTTP1, assay.HTTP2:
 		// Connections to the application are shared by requests there: nobody could be
 		// announced on one.
-		snap := s.p.snap.Load()
-		if snap.announced[s.local] || proto == assay.HTTP2 && snap.certified[s.local] {
+		if s.p.snap.Load().announced[s.local] {
 			return s.refuseHeader()
 		}
 		if proto == assay.HTTP2 {

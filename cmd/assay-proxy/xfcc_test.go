@@ -86,8 +86,16 @@ func TestForwardedClientCert(t *testing.T) {
 	if seen, other, _ := say(outside, netip.AddrPortFrom(server.Addrs[0], target), 2, "GET / HTTP/1.1\r\nHost: web\r\n"+lies+"\r\n"); seen != "" || other != "kept" {
 		t.Errorf("from outside: %q, %q", seen, other)
 	}
-	// What is not read as HTTP/1 does not reach it.
-	for _, first := range []string{"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "CONNECT web:80 HTTP/1.1\r\nHost: web:80\r\n\r\n"} {
+	// Nor may it be a trailer, where it could not be taken away.
+	for _, from := range []*workload{client, outside} {
+		c := from.mustDial(netip.AddrPortFrom(server.Addrs[0], target))
+		io.WriteString(c, "POST / HTTP/1.1\r\nHost: web\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nx-forwarded_client-cert: By=me\r\n\r\n")
+		if b, err := io.ReadAll(c); err != nil || strings.Contains(string(b), " 200 ") {
+			t.Errorf("a trailer: %q, %v", b, err)
+		}
+	}
+	// What is read as something else than the service says does not reach it.
+	for _, first := range []string{"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nno SETTINGS", "CONNECT web:80 HTTP/1.1\r\nHost: web:80\r\nConnection: close\r\n\r\n"} {
 		for _, from := range []*workload{client, outside} {
 			c := from.mustDial(netip.AddrPortFrom(server.Addrs[0], target))
 			io.WriteString(c, first)
@@ -100,5 +108,79 @@ func TestForwardedClientCert(t *testing.T) {
 	w.service("web", 80, assay.HTTP1, target, server)
 	if seen, _, _ := say(client, vip, 1, "GET / HTTP/1.1\r\nHost: web\r\nX-Forwarded-Client-Cert: By=ingress\r\n\r\n"); seen != "By=ingress" {
 		t.Errorf("not wanted: %q", seen)
+	}
+}
+
+// TestForwardedClientCertOfHTTP2 is the same for HTTP/2, and so for gRPC.
+func TestForwardedClientCertOfHTTP2(t *testing.T) {
+	w := newWorld(t)
+	client, server, outside := w.workload("client"), w.workload("server"), w.outsider()
+	target := server.web2(0, func(rw http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		var seen []string
+		for _, h := range []http.Header{r.Header, r.Trailer} {
+			for name, values := range h {
+				if strings.HasPrefix(strings.ReplaceAll(strings.ToLower(name), "_", "-"), "x-forwarded") {
+					seen = append(seen, values...)
+				}
+			}
+		}
+		fmt.Fprintf(rw, "%s|%s|%d", strings.Join(seen, ","), r.Header.Get("X-Other"), len(body))
+	})
+	vip := w.service("web", 80, assay.HTTP2, target, server)
+	w.mu.Lock()
+	s := w.services["bank/web"]
+	s.Ports = []assay.Port{{Name: "main", Port: 80, Protocol: assay.HTTP2, ForwardClientCert: true}}
+	w.services["bank/web"] = s
+	w.mu.Unlock()
+	w.publish()
+	told := regexp.MustCompile(`^By=spiffe://bank\.test/ns/bank/sa/server;Hash=[0-9a-f]{64};URI=spiffe://bank\.test/ns/bank/sa/client$`)
+	ask := func(c *http.Client, to netip.AddrPort, size int, trailer http.Header) (int, []string) {
+		t.Helper()
+		req, _ := http.NewRequest("POST", "http://"+to.String()+"/", io.NopCloser(strings.NewReader(strings.Repeat("a", size))))
+		req.Header = http.Header{
+			"X-Forwarded-Client-Cert": {"URI=spiffe://bank.test/ns/bank/sa/admin"},
+			"X_forwarded-Client_cert": {"URI=spiffe://bank.test/ns/bank/sa/admin", "and another"},
+			"X-Other":                 {"kept"},
+		}
+		req.Trailer = trailer
+		resp, err := c.Do(req)
+		if err != nil {
+			return 0, []string{err.Error()}
+		}
+		defer resp.Body.Close()
+		b, _ := io.ReadAll(resp.Body)
+		return resp.StatusCode, strings.Split(string(b), "|")
+	}
+	direct := netip.AddrPortFrom(server.Addrs[0], target)
+	inside, stranger := client.browser2(), outside.browser2()
+	for _, to := range []netip.AddrPort{vip, direct} {
+		for _, size := range []int{0, 1, 200_000} {
+			for range 3 { // field compression knows it by then
+				if code, got := ask(inside, to, size, http.Header{"X-Sum": {"1"}}); code != 200 || !told.MatchString(got[0]) || got[1] != "kept" || got[2] != fmt.Sprint(size) {
+					t.Errorf("%s, %d bytes: %d %q", to, size, code, got)
+				}
+			}
+		}
+	}
+	// From outside nobody has a certificate.
+	if code, got := ask(stranger, direct, 5, nil); code != 200 || got[0] != "" || got[1] != "kept" {
+		t.Errorf("from outside: %d %q", code, got)
+	}
+	for _, c := range []*http.Client{inside, stranger} {
+		if code, got := ask(c, direct, 5, http.Header{"X-Forwarded_client-Cert": {"By=me"}}); code == 200 {
+			t.Errorf("a trailer: %q", got)
+		}
+		// A tunnel could carry anything.
+		req, _ := http.NewRequest("CONNECT", "http://"+direct.String(), nil)
+		if resp, err := c.Do(req); err != nil || resp.StatusCode != 501 || resp.Header.Get("Assay-Error") != "tunnel" {
+			t.Errorf("CONNECT: %+v, %v", resp, err)
+		}
+	}
+	// HTTP/1 is not what the service says.
+	c := client.mustDial(vip)
+	io.WriteString(c, "GET / HTTP/1.1\r\nHost: web\r\n\r\n")
+	if b, _ := io.ReadAll(c); strings.Contains(string(b), " 200 ") {
+		t.Errorf("HTTP/1: %q", b)
 	}
 }

@@ -1,5 +1,7 @@
 package http1
 
+import "assay.dev/proxy/route"
+
 // Framing is how the end of a body is found (RFC 9112 section 6.3).
 type Framing uint8
 
@@ -20,6 +22,7 @@ type Body struct {
 	Framing Framing
 	left    int64 // of the body, or of the chunk
 	lim     *Limits
+	edit    *route.HeadEdit // of the head: what it drops may be no trailer either; nil for none
 	chunk   chunkState
 }
 

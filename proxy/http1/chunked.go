@@ -10,7 +10,7 @@ type chunkState struct {
 	size   int // bytes
 	fields int
 	nameN  int
-	name   [18]byte // of the current field; a longer one is none of those that matter
+	name   [23]byte // of the current field; a longer one is none of those that matter
 }
 
 type chunkStep uint8
@@ -148,7 +148,7 @@ func (b *Body) trailer(c byte) *Refusal {
 func (b *Body) trailerName(c byte) *Refusal {
 	s := &b.chunk
 	if c == ':' && s.nameN > 0 {
-		if s.nameN <= len(s.name) && forbiddenTrailer(s.name[:s.nameN]) {
+		if s.nameN <= len(s.name) && (forbiddenTrailer(s.name[:s.nameN]) || b.edit != nil && b.edit.Drops(s.name[:s.nameN])) {
 			return ErrTrailerField
 		}
 		s.step = trailerValue

@@ -21,8 +21,9 @@ type Origin struct {
 	Observer Observer
 	// Guard is asked for each of the stream's requests; nil takes all.
 	Guard Guard
-	// Edit changes the head of each request; nil does not. A request that would leave
-	// HTTP, behind which nothing could be changed, may then do so to WebSocket only.
+	// Edit changes the head of each request; nil does not. What it drops is refused in
+	// trailers. A request that would leave HTTP, behind which nothing could be changed,
+	// may then do so to WebSocket only.
 	Edit *route.HeadEdit
 }
 

@@ -82,6 +82,6 @@ var (
 	ErrChunkExt      = refusal(400, "chunk-extension", "RFC 9112 section 7.1.1", "a chunk extension has a control byte or is longer than the limit")
 	ErrChunkEnd      = refusal(400, "chunk-end", "RFC 9112 section 7.1", "the data of a chunk is not followed by CRLF")
 	ErrTrailer       = refusal(400, "trailer", "RFC 9112 section 7.1.2", "a trailer field is malformed")
-	ErrTrailerField  = refusal(400, "trailer-field", "RFC 9110 section 6.5.1", "a trailer carries a field that frames or routes the message")
+	ErrTrailerField  = refusal(400, "trailer-field", "RFC 9110 section 6.5.1", "a trailer carries a field that frames or routes the message, or that only the proxy may write")
 	ErrTrailerLength = refusal(431, "trailer-length", "RFC 6585 section 5", "the trailers are longer than the limit")
 )

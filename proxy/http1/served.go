@@ -136,7 +136,7 @@ func (x *served) receive(p []byte, fin bool) mux.Code {
 				if x.req.IsConnect {
 					return x.refuse(ErrMethod)
 				}
-				edited = true
+				edited, x.body.edit = true, x.origin.Edit
 			}
 			if code := x.begin(); code != 0 {
 				x.lose()

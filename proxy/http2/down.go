@@ -2,6 +2,7 @@ package http2
 
 import (
 	"slices"
+	"strings"
 
 	"assay.dev/proxy/guard"
 	"assay.dev/proxy/mux"
@@ -235,6 +236,9 @@ func (x *stream) downFields(kind byte, list []byte, last bool) outcome {
 		if c.server && f.code >= 0 {
 			x.Code = f.code
 		}
+		if x.edit != nil && slices.ContainsFunc(fields, func(f Field) bool { return x.edit.Drops([]byte(f.Name)) }) {
+			why = ErrTrailerField
+		}
 	case kind == blockHead && !c.server:
 		return x.downRequest(fields, last)
 	case (kind == blockHead || kind == blockInterim) && c.server && !x.mesh.begun:
@@ -323,6 +327,9 @@ func (x *stream) downRequest(fields []Field, last bool) outcome {
 	if why == nil && last {
 		why = x.mesh.end()
 	}
+	if why == nil && x.edit != nil && f.connect && !strings.EqualFold(x.head.Protocol, "websocket") {
+		why = ErrTunnel
+	}
 	x.head.Fields = fields
 	if x.observer != nil {
 		x.Request = &x.head
@@ -339,7 +346,7 @@ func (x *stream) downRequest(fields []Field, last bool) outcome {
 		}
 		x.admitted = true
 	}
-	if why == ErrConnect {
+	if why == ErrConnect || why == ErrTunnel {
 		x.sayNo(why)
 		return ended
 	}
@@ -362,6 +369,9 @@ func (x *stream) downRequest(fields []Field, last bool) outcome {
 	x.id = c.lastID
 	x.sendWin = c.peerWindow
 	c.streams.put(x)
+	if x.edit != nil {
+		fields = c.edit(fields, x.edit)
+	}
 	c.appendFields(x.id, fields, c.known, last)
 	if last {
 		x.ended()

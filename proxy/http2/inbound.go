@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"assay.dev/proxy/mux"
+	"assay.dev/proxy/route"
 )
 
 // Origin says between whom a stream is.
@@ -19,6 +20,9 @@ type Origin struct {
 	Observer Observer
 	// Guard protects the application; nil admits everything.
 	Guard Guard
+	// Edit changes the head of each request; nil does not. What it drops is refused in
+	// trailers, and so is a tunnel, in which nothing could be changed, but for WebSocket's.
+	Edit *route.HeadEdit
 }
 
 // Backend connects to the application.
@@ -120,7 +124,7 @@ func (in *Inbound) Accept(st mux.Stream, o Origin) (mux.Handler, mux.Code) {
 	defer c.mu.Unlock()
 	x := c.newStream()
 	x.loaded = true
-	x.st, x.opened, x.observer, x.guard = st, true, o.Observer, o.Guard
+	x.st, x.opened, x.observer, x.guard, x.edit = st, true, o.Observer, o.Guard, o.Edit
 	return x, 0
 }
 

@@ -87,6 +87,25 @@ func (x *stream) rehead(fields []Field) {
 	x.up = up
 }
 
+// edit is Edit for fields that were just decoded, of which it keeps in mind which are
+// known: those that are added come again with the next request.
+func (c *conn) edit(fields []Field, e *route.HeadEdit) []Field {
+	kept := 0
+	for i, f := range fields {
+		if f.Name[0] == ':' || !e.Drops([]byte(f.Name)) {
+			fields[kept], c.known[kept] = f, c.known[i]
+			kept++
+		}
+	}
+	fields, c.known = fields[:kept], c.known[:kept]
+	for _, f := range e.Append {
+		fields = append(fields, Field{Name: strings.ToLower(f.Name), Value: f.Value})
+		c.known = append(c.known, true)
+	}
+	c.scratch = fields
+	return fields
+}
+
 // Edit returns the fields as an edit leaves them.
 func Edit(fields []Field, e *route.HeadEdit) []Field {
 	if e == nil || e.IsZero() {

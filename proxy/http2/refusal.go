@@ -57,7 +57,7 @@ var (
 	ErrNoHead        = malformed("body-before-head", "8.1", "a body precedes the head of its message")
 	ErrTrailerEnd    = malformed("trailer-end", "8.1", "fields that follow a body do not end the stream")
 	ErrTrailerPseudo = malformed("trailer-pseudo", "8.1", "a trailer is a pseudo-header field")
-	ErrTrailerField  = malformed("trailer-field", "8.1", "a trailer carries a field that frames or routes the message (Content-Length, Host)")
+	ErrTrailerField  = malformed("trailer-field", "8.1", "a trailer carries a field that frames or routes the message (Content-Length, Host), or that only the proxy may write")
 	ErrDependency    = malformed("self-dependency", "5.3.1", "a stream depends on itself")
 )
 
@@ -65,6 +65,7 @@ var (
 var (
 	ErrHeadLong   = add(Refusal{Code: EnhanceYourCalm, Status: 431, Reason: "head-length", Section: "RFC 6585 section 5", Text: "the head, or the trailers, are longer than the limit"})
 	ErrFieldCount = add(Refusal{Code: EnhanceYourCalm, Status: 431, Reason: "field-count", Section: "RFC 6585 section 5", Text: "the message has more fields than the limit"})
+	ErrTunnel     = add(Refusal{Code: ProtocolError, Status: 501, Reason: "tunnel", Section: "RFC 9110 section 9.3.6", Text: "a tunnel would go to an application that is told of its clients' certificates, and nothing in it could be checked"})
 	ErrConnect    = add(Refusal{Code: ProtocolError, Status: 501, Reason: "connect-protocol", Section: "RFC 8441 section 3", Text: "the application does not take extended CONNECT"})
 )
 

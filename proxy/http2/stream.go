@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"assay.dev/proxy/mux"
+	"assay.dev/proxy/route"
 )
 
 // stream is one request and its response: a stream of an application's connection on one
@@ -26,7 +27,8 @@ type state struct {
 	chain    *stream      // in the table
 	next     *stream      // in a queue, or in the pool
 	observer Observer
-	guard    Guard // that admitted it, until it was answered; nil for none
+	guard    Guard           // that admitted it, until it was answered; nil for none
+	edit     *route.HeadEdit // of the request, for the application; nil for none
 
 	head     Head
 	from, to int // its fields in conn.fields, in the batch that brought it

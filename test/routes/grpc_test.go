@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -20,7 +21,7 @@ import (
 )
 
 // calls runs a gRPC server that says in its answers' heads who it is and what it saw.
-func calls(t *testing.T, w *lab.World, name string) {
+func calls(t *testing.T, w *lab.World, name string) *lab.Workload {
 	server := w.Workload(t, name, lab.Spec{Ports: []int{50051}})
 	tell := func(ctx context.Context) metadata.MD {
 		in, _ := metadata.FromIncomingContext(ctx)
@@ -41,6 +42,7 @@ func calls(t *testing.T, w *lab.World, name string) {
 	done := make(chan struct{})
 	go func() { defer close(done); srv.Serve(l) }()
 	t.Cleanup(func() { srv.Stop(); <-done })
+	return server
 }
 
 func first(list []string) string {
@@ -53,9 +55,9 @@ func first(list []string) string {
 func TestGRPCRoutes(t *testing.T) {
 	lab.Require(t, "ip", "nft")
 	w := lab.NewWorld(t, lab.Meshed)
-	for _, name := range []string{"calls", "calls-v1", "calls-v2"} {
-		calls(t, w, name)
-	}
+	server := calls(t, w, "calls")
+	calls(t, w, "calls-v1")
+	calls(t, w, "calls-v2")
 	client := w.Workload(t, "caller", lab.Spec{})
 	to := w.AwaitService(t, client, "calls", 50051)
 	w.AwaitService(t, client, "calls-v1", 50051)
@@ -88,7 +90,7 @@ spec:
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	check := func(pairs ...string) (metadata.MD, error) {
 		var head metadata.MD
@@ -133,5 +135,42 @@ spec:
 	}
 	if status.Code(err) != codes.Unimplemented {
 		t.Errorf("what no rule takes ended with %v", err)
+	}
+
+	// A client outside the mesh, here the host itself, that dials the workload follows them
+	// as well: what is for the workload stays there, and the rest goes on.
+	guest, err := grpc.NewClient("passthrough:///guest", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
+			return w.Dial(netip.AddrPortFrom(server.IPv4, 50051))
+		}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer guest.Close()
+	ask := func(pairs ...string) string {
+		var head metadata.MD
+		_, err := healthpb.NewHealthClient(guest).Check(metadata.AppendToOutgoingContext(ctx, pairs...), &healthpb.HealthCheckRequest{}, grpc.Header(&head))
+		if err != nil {
+			return err.Error()
+		}
+		return first(head.Get("x-served-by")) + first(head.Get("x-saw")) + first(head.Get("x-routed"))
+	}
+	for range 3 {
+		if got := ask(); got != "calls-v1" {
+			t.Errorf("a guest is answered by %s", got)
+		}
+		if got := ask("version", "two"); got != "calls-v2by the ruleyes" {
+			t.Errorf("a guest is answered by %s", got)
+		}
+		infos, err := reflectpb.NewServerReflectionClient(guest).ServerReflectionInfo(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := infos.CloseSend(); err != nil {
+			t.Error(err)
+		}
+		if head, err := infos.Header(); err != nil || first(head.Get("x-served-by")) != "calls" {
+			t.Errorf("a guest's stream by its method: %v, %v", head, err)
+		}
 	}
 }
