@@ -37,7 +37,7 @@ var layers = []struct {
 	{"cmd/assay-proxy", []string{"", "link", "proxy"}, "the data plane alone"},
 	{"cmd/assay", []string{"", "link", "api", "store", "identity", "discovery", "kube", "control", "agent", "demo"}, "wires every role but the data plane, which is another process"},
 	{"bench", []string{"", "api", "link", "proxy", "test/lab"}, "measures from outside, in the tests' lab"},
-	{"test", []string{"", "api", "link", "proxy", "identity", "store", "control", "agent"}, "tests may look at everything"},
+	{"test", []string{"", "api", "link", "proxy", "identity", "store", "discovery", "kube", "control", "agent"}, "tests may look at everything"},
 }
 
 // exclusive lists modules that only some folders may import.

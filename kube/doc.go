@@ -1,6 +1,7 @@
-// Package kube is everything that knows the shapes of Kubernetes. Today that is
+// Package kube is everything that knows the shapes of Kubernetes. Its heart is
 // [Translate]: manifests in YAML, as a folder or `assay apply` has them where there
-// is no Kubernetes, into the intent that package discovery works from.
+// is no Kubernetes, into the intent that package discovery works from. [Service] gives
+// the same meaning to a Service of an API server; package kube/cluster watches one.
 //
 // The manifests are Kubernetes' own, taken strictly. What would be accepted and do
 // nothing is an error: an unknown field or kind, a key or an object that is there
@@ -30,5 +31,5 @@
 //
 // Tour: translate.go (files to objects), tree.go (YAML checked against a Go type,
 // with lines), service.go, meshconfig.go, protocol.go, route.go and filter.go (what the
-// kinds mean).
+// kinds mean), object.go (what an API server has).
 package kube

@@ -6,6 +6,7 @@ import (
 	"reflect"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"assay.dev"
@@ -25,45 +26,70 @@ func (d *document) service() {
 	}
 	d.clusterFeatures(&in.Spec)
 	d.labels("spec.selector", in.Spec.Selector)
+	out, kept := reading{teller: d}.service(d.namespace, &d.meta, &in.Spec)
+	d.intent.Services = append(d.intent.Services, out)
+	d.keep(kept)
+}
 
-	out := discovery.DeclaredService{Namespace: d.namespace, Name: d.meta.Name, Headless: in.Spec.ClusterIP == corev1.ClusterIPNone, Selector: in.Spec.Selector}
-	if len(in.Spec.Ports) == 0 {
-		d.missing("spec.ports", "a service needs at least one port")
+// teller takes what is wrong: a document has files and lines for it, an object from
+// an API server has notes.
+type teller interface {
+	at(path, format string, args ...any)
+	missing(path, text string)
+}
+
+// reading is the one translation of a service, wherever it comes from.
+type reading struct {
+	teller
+	cluster bool // from an API server, which has checked the form and gives addresses
+}
+
+func (r reading) service(namespace string, meta *metav1.ObjectMeta, spec *corev1.ServiceSpec) (discovery.DeclaredService, serviceSpec) {
+	out := discovery.DeclaredService{Namespace: namespace, Name: meta.Name, Headless: spec.ClusterIP == corev1.ClusterIPNone, Selector: spec.Selector}
+	if len(spec.Ports) == 0 {
+		r.missing("spec.ports", "a service needs at least one port")
 	}
-	announce, certify := d.annotation(ProxyProtocol, "v2"), d.annotation(ForwardClientCert, "true")
+	announce, certify := r.annotation(meta, ProxyProtocol, "v2"), r.annotation(meta, ForwardClientCert, "true")
 	var kept serviceSpec
 	names, numbers := map[string]int{}, map[int32]int{}
-	for i, p := range in.Spec.Ports {
+	for i, p := range spec.Ports {
 		path := fmt.Sprintf("spec.ports[%d]", i)
+		if r.cluster && p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
+			r.at(path+".protocol", "%s passes outside the mesh and is listed as an exception", p.Protocol)
+			continue
+		}
 		if first, twice := names[p.Name]; twice && p.Name != "" {
-			d.at(path+".name", "%q is already the name of spec.ports[%d]", p.Name, first)
+			r.at(path+".name", "%q is already the name of spec.ports[%d]", p.Name, first)
 		}
 		if first, twice := numbers[p.Port]; twice && p.Port != 0 {
-			d.at(path+".port", "%d is already the port of spec.ports[%d]", p.Port, first)
+			r.at(path+".port", "%d is already the port of spec.ports[%d]", p.Port, first)
 		}
 		names[p.Name], numbers[p.Port] = i, i
-		if p.Name == "" && len(in.Spec.Ports) > 1 {
-			d.missing(path+".name", "each of several ports needs a name")
+		if p.Name == "" && len(spec.Ports) > 1 {
+			r.missing(path+".name", "each of several ports needs a name")
 		}
-		declared, keep := d.servicePort(path, p)
-		if declared.ProxyProtocol = announce; announce && declared.Protocol != assay.Opaque && declared.Protocol != assay.TLS {
-			d.missing(path+".appProtocol", "the PROXY protocol needs an appProtocol that is not HTTP, for instance tcp: requests of several clients share a connection there")
+		declared, keep := r.servicePort(path, p)
+		if announce && declared.Protocol != assay.Opaque && declared.Protocol != assay.TLS {
+			r.missing(path+".appProtocol", "the PROXY protocol needs an appProtocol that is not HTTP, for instance tcp: requests of several clients share a connection there")
+		} else {
+			declared.ProxyProtocol = announce
 		}
-		if declared.ForwardClientCert = certify; certify && declared.Protocol != assay.HTTP1 && declared.Protocol != assay.HTTP2 {
-			d.missing(path+".appProtocol", "forwarding a client's certificate needs appProtocol http, http2 or grpc: in no other protocol is the field looked for")
+		if certify && declared.Protocol != assay.HTTP1 && declared.Protocol != assay.HTTP2 {
+			r.missing(path+".appProtocol", "forwarding a client's certificate needs appProtocol http, http2 or grpc: in no other protocol is the field looked for")
+		} else {
+			declared.ForwardClientCert = certify
 		}
 		out.Ports = append(out.Ports, declared)
 		kept.Ports = append(kept.Ports, keep)
 	}
-	if len(in.Spec.Selector) == 0 {
+	if len(spec.Selector) == 0 {
 		out.Selector = nil
 	}
 	kept.Selector = out.Selector
 	if out.Headless {
 		kept.ClusterIP = corev1.ClusterIPNone
 	}
-	d.intent.Services = append(d.intent.Services, out)
-	d.keep(kept)
+	return out, kept
 }
 
 // Annotations of a Service whose applications want to be told who their clients are.
@@ -75,10 +101,10 @@ const (
 )
 
 // annotation reports whether the object has it, with the one value that it may have.
-func (d *document) annotation(name, value string) bool {
-	v, ok := d.meta.Annotations[name]
+func (r reading) annotation(meta *metav1.ObjectMeta, name, value string) bool {
+	v, ok := meta.Annotations[name]
 	if ok && v != value {
-		d.at("metadata.annotations."+name, "%q: want %s", v, value)
+		r.at("metadata.annotations."+name, "%q: want %s", v, value)
 	}
 	return ok && v == value
 }
@@ -97,37 +123,38 @@ type servicePort struct {
 	AppProtocol string `json:"appProtocol,omitempty"`
 }
 
-func (d *document) servicePort(path string, p corev1.ServicePort) (discovery.DeclaredPort, servicePort) {
+func (r reading) servicePort(path string, p corev1.ServicePort) (discovery.DeclaredPort, servicePort) {
 	keep := servicePort{Name: p.Name, Port: p.Port}
 	if p.Name != "" && !assay.ValidName(p.Name) {
-		d.at(path+".name", "%q may hold a-z, 0-9 and '-', 63 characters at most", p.Name)
+		r.at(path+".name", "%q may hold a-z, 0-9 and '-', 63 characters at most", p.Name)
 	}
 	switch p.Protocol {
 	case "", corev1.ProtocolTCP:
 	case corev1.ProtocolUDP, corev1.ProtocolSCTP:
-		d.at(path+".protocol", "%s is not supported standalone: it passes outside the mesh and is listed as an exception; leave the port out", p.Protocol)
+		r.at(path+".protocol", "%s is not supported standalone: it passes outside the mesh and is listed as an exception; leave the port out", p.Protocol)
 	default:
-		d.at(path+".protocol", "%q is not a protocol; want TCP", p.Protocol)
+		r.at(path+".protocol", "%q is not a protocol; want TCP", p.Protocol)
 	}
 	if !validPort(p.Port) {
-		d.missing(path+".port", "want a number from 1 to 65535")
+		r.missing(path+".port", "want a number from 1 to 65535")
 	}
 	switch target := p.TargetPort; {
+	case target.Type == intstr.String && r.cluster: // each endpoint has its own
 	case target.Type == intstr.String:
-		d.at(path+".targetPort", "the name %q cannot be resolved standalone, where no container declares ports; write its number", target.StrVal)
+		r.at(path+".targetPort", "the name %q cannot be resolved standalone, where no container declares ports; write its number", target.StrVal)
 	case target.IntVal != 0 && !validPort(target.IntVal):
-		d.at(path+".targetPort", "want a number from 1 to 65535")
+		r.at(path+".targetPort", "want a number from 1 to 65535")
 	case target.IntVal != p.Port:
 		keep.TargetPort = target.IntVal
 	}
-	if p.NodePort != 0 {
-		d.at(path+".nodePort", "not supported standalone: a service is reached at its name, on hosts of the mesh only")
+	if p.NodePort != 0 && !r.cluster {
+		r.at(path+".nodePort", "not supported standalone: a service is reached at its name, on hosts of the mesh only")
 	}
 	protocol := assay.Detect
 	if p.AppProtocol != nil {
 		var err error
 		if protocol, err = Protocol(*p.AppProtocol); err != nil {
-			d.at(path+".appProtocol", "%v", err)
+			r.at(path+".appProtocol", "%v", err)
 		}
 		keep.AppProtocol = *p.AppProtocol
 	}

@@ -84,6 +84,7 @@ func TestOneNode(t *testing.T) {
 		t.Run("port-forward", func(t *testing.T) { portForward(t, c) })
 		t.Run("digests", func(t *testing.T) { imageDigests(t, c, digests) })
 		t.Run("node", func(t *testing.T) { nodeSpace(t, c) })
+		t.Run("watch", func(t *testing.T) { watching(t, c) }) // scales and deletes
 	})
 	sameAs(t, before, name)
 }

@@ -1,0 +1,30 @@
+// Package cluster is what a Kubernetes API server says of services and pods, as the
+// mesh needs it. [Watcher] watches Services, EndpointSlices and Pods and hands out what
+// changes, in values that never change afterwards.
+//
+// It says where the clients of a service may be sent: addresses, the port on each of
+// them (a targetPort by name differs from pod to pod), readiness, zone and hints, of
+// both address families as one place. It refuses to say who is there. Anybody who may
+// write an EndpointSlice can put any address into it; who is at an address is a fact of
+// the pod, attested by its node's agent and checked against [Pod], and a place that
+// names a pod is believed only where that pod has the address.
+//
+// The meaning of a Service is that of package kube, so that a manifest says the same
+// in a folder and in a cluster. What the mesh does not do for one is a note and breaks
+// nothing: services in a cluster work already.
+//
+// What it takes from the API server is held in memory without what nobody asks for
+// (specifications of containers, managed fields): about 1 KB for a pod. While the API server
+// is away the last state stands. Rules is all that it must be allowed.
+//
+// Invariants: a place has an address; a target is a port number that an EndpointSlice
+// gives for that place, or 0; places of pods that have ended are not handed out; the
+// same objects give the same values, in whatever order they came.
+//
+// Goroutines: Run and client-go's informers, all ended when Run returns. Events of the
+// informers mark what is to be computed anew; one loop computes, and calls back.
+// Nothing is queued: a slow callback makes fewer and larger changes.
+//
+// Tour: nouns.go, model.go (the pure computation), trim.go (what is kept of an object),
+// watcher.go.
+package cluster

@@ -1,0 +1,311 @@
+package cluster
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"assay.dev/kube"
+)
+
+// model holds the objects and computes what they mean. Each change marks what it
+// touches; changes computes those alone. It is not safe for concurrent use.
+type model struct {
+	services map[string]*corev1.Service                       // by key
+	slices   map[string]map[string]*discoveryv1.EndpointSlice // by the service's key, by name
+	owner    map[string]string                                // a slice's key -> its service's
+	pods     map[string]*Pod                                  // by UID
+	inSlices map[string]map[string]int                        // pod UID -> keys of services, with how many slices say so
+
+	out         map[string]Service
+	outPods     map[string]Pod
+	touched     map[string]bool // keys of services
+	touchedPods map[string]bool // UIDs
+}
+
+func newModel() *model {
+	return &model{
+		services: map[string]*corev1.Service{}, slices: map[string]map[string]*discoveryv1.EndpointSlice{}, owner: map[string]string{},
+		pods: map[string]*Pod{}, inSlices: map[string]map[string]int{},
+		out: map[string]Service{}, outPods: map[string]Pod{}, touched: map[string]bool{}, touchedPods: map[string]bool{},
+	}
+}
+
+func (m *model) setService(s *corev1.Service) {
+	key := s.Namespace + "/" + s.Name
+	m.services[key] = s
+	m.touched[key] = true
+}
+
+func (m *model) removeService(namespace, name string) {
+	key := namespace + "/" + name
+	delete(m.services, key)
+	m.touched[key] = true
+}
+
+// setSlice adds or replaces a slice; it may have come to belong to another service.
+func (m *model) setSlice(s *discoveryv1.EndpointSlice) {
+	m.removeSlice(s.Namespace, s.Name)
+	service := s.Labels[discoveryv1.LabelServiceName]
+	if service == "" || s.AddressType == discoveryv1.AddressTypeFQDN {
+		return
+	}
+	key := s.Namespace + "/" + service
+	if m.slices[key] == nil {
+		m.slices[key] = map[string]*discoveryv1.EndpointSlice{}
+	}
+	m.slices[key][s.Name] = s
+	m.owner[s.Namespace+"/"+s.Name] = key
+	m.count(s, key, 1)
+	m.touched[key] = true
+}
+
+func (m *model) removeSlice(namespace, name string) {
+	key, ok := m.owner[namespace+"/"+name]
+	if !ok {
+		return
+	}
+	m.count(m.slices[key][name], key, -1)
+	delete(m.owner, namespace+"/"+name)
+	if delete(m.slices[key], name); len(m.slices[key]) == 0 {
+		delete(m.slices, key)
+	}
+	m.touched[key] = true
+}
+
+// count keeps which services a pod is in.
+func (m *model) count(s *discoveryv1.EndpointSlice, key string, by int) {
+	for i := range s.Endpoints {
+		uid := podOf(&s.Endpoints[i])
+		if uid == "" {
+			continue
+		}
+		if m.inSlices[uid] == nil {
+			m.inSlices[uid] = map[string]int{}
+		}
+		if m.inSlices[uid][key] += by; m.inSlices[uid][key] == 0 {
+			delete(m.inSlices[uid], key)
+		}
+		if len(m.inSlices[uid]) == 0 {
+			delete(m.inSlices, uid)
+		}
+	}
+}
+
+func podOf(e *discoveryv1.Endpoint) string {
+	if e.TargetRef != nil && e.TargetRef.Kind == "Pod" {
+		return string(e.TargetRef.UID)
+	}
+	return ""
+}
+
+// setPod adds or replaces a pod; one that has ended or has no address is none.
+func (m *model) setPod(p *corev1.Pod) {
+	uid := string(p.UID)
+	pod := translatePod(p)
+	if pod == nil {
+		m.removePod(uid)
+		return
+	}
+	m.pods[uid] = pod
+	m.touchPod(uid)
+}
+
+func (m *model) removePod(uid string) {
+	if _, ok := m.pods[uid]; ok {
+		delete(m.pods, uid)
+		m.touchPod(uid)
+	}
+}
+
+func (m *model) touchPod(uid string) {
+	m.touchedPods[uid] = true
+	for key := range m.inSlices[uid] {
+		m.touched[key] = true
+	}
+}
+
+func translatePod(p *corev1.Pod) *Pod {
+	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		return nil
+	}
+	out := &Pod{
+		UID: string(p.UID), Namespace: p.Namespace, Name: p.Name, Account: cmp.Or(p.Spec.ServiceAccountName, "default"),
+		Node: p.Spec.NodeName, Labels: p.Labels, HostNetwork: p.Spec.HostNetwork, Terminating: p.DeletionTimestamp != nil,
+	}
+	for _, ip := range p.Status.PodIPs {
+		if addr, err := netip.ParseAddr(ip.IP); err == nil {
+			out.Addrs = append(out.Addrs, addr.Unmap())
+		}
+	}
+	if len(out.Addrs) == 0 {
+		return nil
+	}
+	slices.SortFunc(out.Addrs, compareAddrs)
+	for _, c := range p.Status.Conditions {
+		out.Ready = out.Ready || c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	}
+	return out
+}
+
+// compareAddrs puts IPv4 first.
+func compareAddrs(a, b netip.Addr) int {
+	return cmp.Or(cmp.Compare(a.BitLen(), b.BitLen()), a.Compare(b))
+}
+
+// changes computes what was touched.
+func (m *model) changes() Changes {
+	var c Changes
+	for _, key := range slices.Sorted(maps.Keys(m.touched)) {
+		old, had := m.out[key]
+		s, exists := m.service(key)
+		switch {
+		case !exists && had:
+			delete(m.out, key)
+			c.RemovedServices = append(c.RemovedServices, key)
+		case exists && (!had || !reflect.DeepEqual(old, s)):
+			m.out[key] = s
+			c.Services = append(c.Services, s)
+		}
+	}
+	for _, uid := range slices.Sorted(maps.Keys(m.touchedPods)) {
+		old, had := m.outPods[uid]
+		p := m.pods[uid]
+		switch {
+		case p == nil && had:
+			delete(m.outPods, uid)
+			c.RemovedPods = append(c.RemovedPods, uid)
+		case p != nil && (!had || !reflect.DeepEqual(old, *p)):
+			m.outPods[uid] = *p
+			c.Pods = append(c.Pods, *p)
+		}
+	}
+	clear(m.touched)
+	clear(m.touchedPods)
+	return c
+}
+
+// service computes one service; false when there is none of that key that the mesh
+// has to do with.
+func (m *model) service(key string) (Service, bool) {
+	object := m.services[key]
+	if object == nil {
+		return Service{}, false
+	}
+	declared, notes, ok := kube.Service(object)
+	s := Service{DeclaredService: declared, Notes: notes}
+	if object.Spec.Type == corev1.ServiceTypeExternalName {
+		s.ExternalName = strings.TrimSuffix(object.Spec.ExternalName, ".")
+		return s, s.ExternalName != ""
+	}
+	if !ok {
+		return Service{}, false
+	}
+	s.Places = m.places(key, &s)
+	return s, true
+}
+
+// places merges what the slices of a service say. A pod is one place, though it is in
+// one slice for each family, and for a moment in two of one while slices are rearranged:
+// then it is as ready as the readier says.
+func (m *model) places(key string, s *Service) []Place {
+	merged := map[string]*Place{}
+	for _, name := range slices.Sorted(maps.Keys(m.slices[key])) {
+		slice := m.slices[key][name]
+		targets := targetsOf(slice, s)
+		for i := range slice.Endpoints {
+			e := &slice.Endpoints[i]
+			addr, pod, ok := m.locate(e)
+			if !ok {
+				continue
+			}
+			id := cmp.Or(pod, addr.String())
+			p := merged[id]
+			if p == nil {
+				p = &Place{Pod: pod, Targets: make([]uint16, len(s.Ports))}
+				merged[id] = p
+			}
+			p.add(e, addr, targets)
+		}
+	}
+	var out []Place
+	for _, id := range slices.Sorted(maps.Keys(merged)) {
+		p := merged[id]
+		slices.SortFunc(p.Addrs, compareAddrs)
+		out = append(out, *p)
+	}
+	return out
+}
+
+// locate returns an endpoint's address and pod. One that names a pod is believed where
+// the pod is known and has the address: a slice is what somebody has written.
+func (m *model) locate(e *discoveryv1.Endpoint) (addr netip.Addr, pod string, ok bool) {
+	if len(e.Addresses) == 0 {
+		return addr, "", false
+	}
+	addr, err := netip.ParseAddr(e.Addresses[0]) // the others have no meaning (EndpointSlice, v1)
+	if err != nil {
+		return addr, "", false
+	}
+	addr = addr.Unmap()
+	if pod = podOf(e); pod == "" {
+		return addr, "", true
+	}
+	p := m.pods[pod]
+	return addr, pod, p != nil && slices.Contains(p.Addrs, addr)
+}
+
+// targetsOf finds the slice's port for each of the service's, by name.
+func targetsOf(slice *discoveryv1.EndpointSlice, s *Service) []uint16 {
+	targets := make([]uint16, len(s.Ports))
+	for i, port := range s.Ports {
+		for _, p := range slice.Ports {
+			tcp := p.Protocol == nil || *p.Protocol == corev1.ProtocolTCP
+			if tcp && deref(p.Name) == port.Name && p.Port != nil && *p.Port >= 1 && *p.Port <= 65535 {
+				targets[i] = uint16(*p.Port)
+			}
+		}
+	}
+	return targets
+}
+
+func deref[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}
+
+// add takes in what one slice says of the place.
+func (p *Place) add(e *discoveryv1.Endpoint, addr netip.Addr, targets []uint16) {
+	same := slices.ContainsFunc(p.Addrs, func(a netip.Addr) bool { return a.Is4() == addr.Is4() })
+	if !same {
+		p.Addrs = append(p.Addrs, addr)
+	}
+	for i, t := range targets {
+		if p.Targets[i] == 0 {
+			p.Targets[i] = t
+		}
+	}
+	ready := e.Conditions.Ready == nil || *e.Conditions.Ready // unknown is ready (EndpointConditions, v1)
+	p.Ready = p.Ready || ready
+	if e.Conditions.Serving == nil {
+		p.Serving = p.Serving || ready
+	} else {
+		p.Serving = p.Serving || *e.Conditions.Serving
+	}
+	p.Terminating = p.Terminating || deref(e.Conditions.Terminating)
+	p.Zone = cmp.Or(p.Zone, deref(e.Zone))
+	if e.Hints != nil && p.Zones == nil {
+		for _, z := range e.Hints.ForZones {
+			p.Zones = append(p.Zones, z.Name)
+		}
+		slices.Sort(p.Zones)
+	}
+}

@@ -1,0 +1,70 @@
+package cluster
+
+import (
+	"net/netip"
+
+	rbacv1 "k8s.io/api/rbac/v1"
+
+	"assay.dev/discovery"
+)
+
+// Rules is what a Watcher must be allowed, in every namespace.
+func Rules() []rbacv1.PolicyRule {
+	verbs := []string{"list", "watch"}
+	return []rbacv1.PolicyRule{
+		{APIGroups: []string{""}, Resources: []string{"pods", "services"}, Verbs: verbs},
+		{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: verbs},
+	}
+}
+
+// Service is a service and where its clients may be sent.
+type Service struct {
+	discovery.DeclaredService
+	// ExternalName is the name outside the cluster that this one stands for; such a
+	// service has neither addresses nor places.
+	ExternalName string
+	Places       []Place  // sorted by pod, then address
+	Notes        []string // what the mesh does not do for it, for people
+}
+
+// Place is one endpoint: a pod, or an address that is no pod's.
+type Place struct {
+	Pod   string       // its UID; "" when it is none
+	Addrs []netip.Addr // at most one of each family, IPv4 first
+	// Targets are the ports there, one for each of the service's, or 0.
+	Targets []uint16
+	Zone    string
+	Zones   []string // for whose clients it is meant (topology hints); nil for all
+	Ready   bool     // takes new work
+	// Serving and Terminating places still take work, and end soon: for when no other is left.
+	Serving     bool
+	Terminating bool
+}
+
+// Pod is a pod with an address that has not ended.
+type Pod struct {
+	UID       string
+	Namespace string
+	Name      string
+	Account   string // its service account
+	Node      string
+	Addrs     []netip.Addr // IPv4 first
+	Labels    map[string]string
+	// HostNetwork pods have their node's addresses, as others may.
+	HostNetwork bool
+	Ready       bool
+	Terminating bool
+}
+
+// Changes is what differs from what was handed out before, sorted by key.
+type Changes struct {
+	Services        []Service
+	RemovedServices []string // "NAMESPACE/NAME"
+	Pods            []Pod
+	RemovedPods     []string // UIDs
+}
+
+// Empty reports whether nothing differs.
+func (c *Changes) Empty() bool {
+	return len(c.Services)+len(c.RemovedServices)+len(c.Pods)+len(c.RemovedPods) == 0
+}

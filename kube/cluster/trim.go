@@ -1,0 +1,63 @@
+package cluster
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"assay.dev/kube"
+)
+
+// trim keeps of an object what the model reads. It is called before anything else
+// has the object.
+func trim(object any) (any, error) {
+	switch o := object.(type) {
+	case *corev1.Pod:
+		return trimPod(o), nil
+	case *corev1.Service:
+		o.ObjectMeta = trimMeta(&o.ObjectMeta, o.Labels)
+		o.Status = corev1.ServiceStatus{}
+	case *discoveryv1.EndpointSlice:
+		service, ok := o.Labels[discoveryv1.LabelServiceName]
+		o.ObjectMeta = trimMeta(&o.ObjectMeta, nil)
+		if ok {
+			o.Labels = map[string]string{discoveryv1.LabelServiceName: service}
+		}
+	case cache.DeletedFinalStateUnknown:
+		kept, err := trim(o.Obj)
+		o.Obj = kept
+		return o, err
+	}
+	return object, nil
+}
+
+func trimPod(p *corev1.Pod) *corev1.Pod {
+	out := &corev1.Pod{
+		ObjectMeta: trimMeta(&p.ObjectMeta, p.Labels),
+		Spec:       corev1.PodSpec{NodeName: p.Spec.NodeName, ServiceAccountName: p.Spec.ServiceAccountName, HostNetwork: p.Spec.HostNetwork},
+		Status:     corev1.PodStatus{Phase: p.Status.Phase, PodIPs: p.Status.PodIPs},
+	}
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			out.Status.Conditions = []corev1.PodCondition{{Type: c.Type, Status: c.Status}}
+		}
+	}
+	return out
+}
+
+func trimMeta(m *metav1.ObjectMeta, labels map[string]string) metav1.ObjectMeta {
+	out := metav1.ObjectMeta{
+		Namespace: m.Namespace, Name: m.Name, UID: m.UID, ResourceVersion: m.ResourceVersion,
+		DeletionTimestamp: m.DeletionTimestamp, Labels: labels,
+	}
+	for _, name := range []string{kube.ProxyProtocol, kube.ForwardClientCert} {
+		if v, ok := m.Annotations[name]; ok {
+			if out.Annotations == nil {
+				out.Annotations = map[string]string{}
+			}
+			out.Annotations[name] = v
+		}
+	}
+	return out
+}

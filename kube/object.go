@@ -1,0 +1,36 @@
+package kube
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"assay.dev/discovery"
+)
+
+// Service is [Translate] for a Service as an API server has it: the same meaning, with
+// what a cluster adds (its addresses, types, ports by name). Nothing in it is an
+// error, since it works already: what the mesh does not do for it is a note. ok is false
+// for a service without a TCP port, of which the mesh knows nothing but that.
+func Service(s *corev1.Service) (out discovery.DeclaredService, notes []string, ok bool) {
+	var n notebook
+	out, _ = reading{teller: &n, cluster: true}.service(s.Namespace, &s.ObjectMeta, &s.Spec)
+	for _, text := range s.Spec.ClusterIPs {
+		if addr, err := netip.ParseAddr(text); err == nil { // "None" is none
+			out.ClusterIPs = append(out.ClusterIPs, addr.Unmap())
+		}
+	}
+	slices.SortStableFunc(out.ClusterIPs, func(a, b netip.Addr) int { return a.BitLen() - b.BitLen() })
+	return out, n, len(out.Ports) > 0
+}
+
+// notebook is a teller of notes.
+type notebook []string
+
+func (n *notebook) at(path, format string, args ...any) {
+	*n = append(*n, path+": "+fmt.Sprintf(format, args...))
+}
+
+func (n *notebook) missing(path, text string) { n.at(path, "%s", text) }

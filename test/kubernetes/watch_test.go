@@ -1,0 +1,179 @@
+package kubernetes_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"assay.dev/kube/cluster"
+	"assay.dev/test/kubernetes"
+)
+
+// view is what a watcher has told so far.
+type view struct {
+	mu       sync.Mutex
+	services map[string]cluster.Service
+	pods     map[string]cluster.Pod
+	calls    int
+}
+
+func (v *view) take(c cluster.Changes) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.calls++
+	for _, s := range c.Services {
+		v.services[s.Key()] = s
+	}
+	for _, key := range c.RemovedServices {
+		if _, ok := v.services[key]; !ok {
+			return fmt.Errorf("service %s is removed and was never there", key)
+		}
+		delete(v.services, key)
+	}
+	for _, p := range c.Pods {
+		v.pods[p.UID] = p
+	}
+	for _, uid := range c.RemovedPods {
+		if _, ok := v.pods[uid]; !ok {
+			return fmt.Errorf("pod %s is removed and was never there", uid)
+		}
+		delete(v.pods, uid)
+	}
+	return nil
+}
+
+// service returns a service, and the names of the pods behind it that are ready.
+func (v *view) service(key string) (s cluster.Service, ready []string, there bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s, there = v.services[key]
+	for _, p := range s.Places {
+		if p.Ready {
+			ready = append(ready, v.pods[p.Pod].Name)
+		}
+	}
+	return s, ready, there
+}
+
+// watch starts a watcher that may do what cluster.Rules says and nothing else.
+func watch(t *testing.T, c *kubernetes.Cluster) *view {
+	t.Helper()
+	rules, err := json.Marshal(cluster.Rules())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Apply(t, fmt.Sprintf(`apiVersion: v1
+kind: ServiceAccount
+metadata: {name: watcher}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: watcher}
+rules: %s
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: watcher}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: watcher}
+subjects: [{kind: ServiceAccount, name: watcher, namespace: default}]
+`, rules))
+	read := func(args ...string) string { return strings.TrimSpace(c.Kubectl(t, args...)) }
+	server := read("config", "view", "--raw", "-o", "jsonpath={.clusters[0].cluster.server}")
+	authority := read("config", "view", "--raw", "-o", "jsonpath={.clusters[0].cluster.certificate-authority-data}")
+	file := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := os.WriteFile(file, fmt.Appendf(nil, `apiVersion: v1
+kind: Config
+clusters: [{name: c, cluster: {server: %q, certificate-authority-data: %s}}]
+users: [{name: watcher, user: {token: %s}}]
+contexts: [{name: c, context: {cluster: c, user: watcher}}]
+current-context: c
+`, server, authority, read("create", "token", "watcher", "--duration=1h")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w, err := cluster.Open(file, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := &view{services: map[string]cluster.Service{}, pods: map[string]cluster.Pod{}}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx, v.take) }()
+	t.Cleanup(func() {
+		cancel()
+		select {
+		case err := <-done:
+			if err != context.Canceled {
+				t.Errorf("the watcher ended with %v", err)
+			}
+		case <-time.After(time.Minute):
+			t.Error("the watcher does not end")
+		}
+	})
+	return v
+}
+
+// watching: what a watcher tells is what the cluster is, and goes on being so.
+func watching(t *testing.T, c *kubernetes.Cluster) {
+	v := watch(t, c)
+	ready := func(n int) {
+		t.Helper()
+		c.Eventually(t, fmt.Sprintf("the watcher tells of %d ready pods", n), func() error {
+			if _, ready, _ := v.service("default/echo"); len(ready) != n {
+				return fmt.Errorf("ready are %q", ready)
+			}
+			return nil
+		})
+	}
+	ready(2)
+	s, _, _ := v.service("default/echo")
+	if len(s.ClusterIPs) != 2 || !s.ClusterIPs[0].Is4() || len(s.Ports) != 1 || s.Ports[0].Port.Port != 80 {
+		t.Errorf("the service: %+v", s)
+	}
+	for _, p := range s.Places {
+		v.mu.Lock()
+		pod := v.pods[p.Pod]
+		v.mu.Unlock()
+		if len(p.Addrs) != 2 || len(p.Targets) != 1 || p.Targets[0] != 8080 || p.Zone != "zone-1" || pod.Account != "default" || pod.Node != "node-1" || pod.Labels["app"] != "echo" {
+			t.Errorf("the place %+v of pod %+v", p, pod)
+		}
+	}
+	if s, ready, there := v.service("kube-system/kube-dns"); !there || len(ready) != 1 || len(s.Ports) != 1 || len(s.Notes) != 1 {
+		t.Errorf("of DNS, TCP is the mesh's: %+v", s)
+	}
+
+	began := time.Now()
+	c.Kubectl(t, "scale", "deployment/echo", "--replicas=3")
+	ready(3)
+	t.Logf("a third pod was told of %.1f s after it was asked for", time.Since(began).Seconds())
+
+	// Without the API server the last state stands; with it again, changes come.
+	if err := c.Control.Stop("kube-apiserver"); err != nil {
+		t.Fatal(err)
+	}
+	ready(3)
+	if err := c.Start(c.Control, "kube-apiserver"); err != nil {
+		t.Fatal(err)
+	}
+	c.Eventually(t, "the API server is back", func() error {
+		_, err := c.TryKubectl(t.Context(), "", "scale", "deployment/echo", "--replicas=1")
+		return err
+	})
+	ready(1)
+	c.Kubectl(t, "delete", "service/echo")
+	c.Eventually(t, "the watcher tells that the service is gone", func() error {
+		if s, _, there := v.service("default/echo"); there {
+			return fmt.Errorf("%+v", s)
+		}
+		return nil
+	})
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	t.Logf("%d changes were told", v.calls)
+}
