@@ -124,6 +124,47 @@ func (m *model) removePod(uid string) {
 	}
 }
 
+// The three that follow remove what is not in a whole new list: while the API server was
+// away, objects may have gone without a word, and others may have come by their names.
+
+func (m *model) retainServices(list []any) {
+	there := map[string]bool{}
+	for _, o := range list {
+		s := o.(*corev1.Service)
+		there[s.Namespace+"/"+s.Name] = true
+	}
+	for key, s := range m.services {
+		if !there[key] {
+			m.removeService(s.Namespace, s.Name)
+		}
+	}
+}
+
+func (m *model) retainSlices(list []any) {
+	there := map[string]bool{}
+	for _, o := range list {
+		s := o.(*discoveryv1.EndpointSlice)
+		there[s.Namespace+"/"+s.Name] = true
+	}
+	for key := range m.owner {
+		if namespace, name, _ := strings.Cut(key, "/"); !there[key] {
+			m.removeSlice(namespace, name)
+		}
+	}
+}
+
+func (m *model) retainPods(list []any) {
+	there := map[string]bool{}
+	for _, o := range list {
+		there[string(o.(*corev1.Pod).UID)] = true
+	}
+	for uid := range m.pods {
+		if !there[uid] {
+			m.removePod(uid)
+		}
+	}
+}
+
 func (m *model) touchPod(uid string) {
 	m.touchedPods[uid] = true
 	for key := range m.inSlices[uid] {

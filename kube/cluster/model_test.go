@@ -220,6 +220,31 @@ func TestGone(t *testing.T) {
 	}
 }
 
+// TestNewList: what went, and what was replaced under its name, while nobody watched.
+func TestNewList(t *testing.T) {
+	m := newModel()
+	m.set(read(t, web)...)
+	m.changes()
+	again := read(t, web)[2].(*corev1.Pod)
+	again.UID, again.Status.PodIPs = "three", []corev1.PodIP{{IP: "10.244.2.9"}}
+	m.retainPods([]any{read(t, web)[1], again})
+	m.set(again)
+	m.retainSlices([]any{read(t, web)[3]})
+	c := m.changes()
+	want, pod := webService(), webPods()[1]
+	want.Places = want.Places[:1]
+	want.Places[0].Addrs = want.Places[0].Addrs[:1]
+	pod.UID, pod.Addrs = "three", addrs("10.244.2.9")
+	same(t, "the new list", c, Changes{Services: []Service{want}, Pods: []Pod{pod}, RemovedPods: []string{"two"}})
+	m.retainServices(nil)
+	m.retainSlices(nil)
+	m.retainPods(nil)
+	same(t, "an empty list", m.changes(), Changes{RemovedServices: []string{"shop/web"}, RemovedPods: []string{"one", "three"}})
+	if len(m.slices)+len(m.owner)+len(m.inSlices) > 0 {
+		t.Errorf("something is remembered: %+v", m)
+	}
+}
+
 // TestForgedSlice: who can write a slice cannot make a pod of an address that it does
 // not have, nor a live one of a dead one.
 func TestForgedSlice(t *testing.T) {

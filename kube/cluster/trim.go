@@ -4,7 +4,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/tools/cache"
 
 	"assay.dev/kube"
 )
@@ -24,10 +23,6 @@ func trim(object any) (any, error) {
 		if ok {
 			o.Labels = map[string]string{discoveryv1.LabelServiceName: service}
 		}
-	case cache.DeletedFinalStateUnknown:
-		kept, err := trim(o.Obj)
-		o.Obj = kept
-		return o, err
 	}
 	return object, nil
 }

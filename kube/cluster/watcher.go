@@ -2,26 +2,29 @@ package cluster
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 
 	"assay.dev"
 )
 
 // Watcher watches one API server.
 type Watcher struct {
-	client kubernetes.Interface
+	config *rest.Config
 	log    *slog.Logger
 
 	mu    sync.Mutex
@@ -42,55 +45,81 @@ func Open(kubeconfig string, log *slog.Logger) (*Watcher, error) {
 	config.UserAgent = "assay-control"
 	// Each list and watch is one request for minutes; there is nothing to hold back.
 	config.QPS = -1
-	return open(config, log)
+	return &Watcher{config: config, log: log, model: newModel(), wake: make(chan struct{}, 1)}, nil
 }
 
-func open(config *rest.Config, log *slog.Logger) (*Watcher, error) {
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return nil, fmt.Errorf("client of the API server %s: %w", config.Host, err)
+// kind is one kind of object that is watched. Its store is the model: nothing is kept
+// twice.
+type kind struct {
+	w       *Watcher
+	name    string // the resource
+	version schema.GroupVersion
+	example runtime.Object
+	set     func(object any)
+	remove  func(object any)
+	// retain removes what is not among the objects of a new list.
+	retain func(list []any)
+
+	once   sync.Once
+	synced chan struct{} // closed when the first list is in the model
+}
+
+// kinds are what is watched.
+func (w *Watcher) kinds() []*kind {
+	m := w.model
+	list := []*kind{
+		{
+			name: "services", version: corev1.SchemeGroupVersion, example: &corev1.Service{},
+			set:    func(o any) { m.setService(o.(*corev1.Service)) },
+			remove: func(o any) { s := o.(*corev1.Service); m.removeService(s.Namespace, s.Name) },
+			retain: m.retainServices,
+		},
+		{
+			name: "endpointslices", version: discoveryv1.SchemeGroupVersion, example: &discoveryv1.EndpointSlice{},
+			set:    func(o any) { m.setSlice(o.(*discoveryv1.EndpointSlice)) },
+			remove: func(o any) { s := o.(*discoveryv1.EndpointSlice); m.removeSlice(s.Namespace, s.Name) },
+			retain: m.retainSlices,
+		},
+		{
+			name: "pods", version: corev1.SchemeGroupVersion, example: &corev1.Pod{},
+			set:    func(o any) { m.setPod(o.(*corev1.Pod)) },
+			remove: func(o any) { m.removePod(string(o.(*corev1.Pod).UID)) },
+			retain: m.retainPods,
+		},
 	}
-	return &Watcher{client: client, log: log, model: newModel(), wake: make(chan struct{}, 1)}, nil
+	for _, k := range list {
+		k.w, k.synced = w, make(chan struct{})
+	}
+	return list
 }
 
 // Run calls changed with everything there is as soon as all of it has come, and then
 // with every change, never twice at once; an error of changed ends Run. It returns when
 // ctx ends. A Watcher runs once.
 func (w *Watcher) Run(ctx context.Context, changed func(Changes) error) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	factory := informers.NewSharedInformerFactoryWithOptions(w.client, 0, informers.WithTransform(trim))
-	defer factory.Shutdown() // waits for the informers, which end with ctx
-	defer cancel(nil)
+	var all sync.WaitGroup
+	defer all.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 
-	var synced []cache.InformerSynced
-	for name, watched := range map[string]struct {
-		informer cache.SharedIndexInformer
-		set      func(object any)
-		remove   func(object any)
-	}{
-		"services": {factory.Core().V1().Services().Informer(),
-			func(o any) { w.model.setService(o.(*corev1.Service)) },
-			func(o any) { s := o.(*corev1.Service); w.model.removeService(s.Namespace, s.Name) }},
-		"endpointslices": {factory.Discovery().V1().EndpointSlices().Informer(),
-			func(o any) { w.model.setSlice(o.(*discoveryv1.EndpointSlice)) },
-			func(o any) { s := o.(*discoveryv1.EndpointSlice); w.model.removeSlice(s.Namespace, s.Name) }},
-		"pods": {factory.Core().V1().Pods().Informer(),
-			func(o any) { w.model.setPod(o.(*corev1.Pod)) },
-			func(o any) { w.model.removePod(string(o.(*corev1.Pod).UID)) }},
-	} {
-		if err := watched.informer.SetWatchErrorHandlerWithContext(w.watchFailed(name)); err != nil {
-			return err
-		}
-		registration, err := watched.informer.AddEventHandler(w.events(watched.set, watched.remove))
+	quiet := logr.FromSlogHandler(atLeast{w.log.Handler(), slog.LevelWarn})
+	inner := klog.NewContext(ctx, quiet)
+	kinds := w.kinds()
+	for _, k := range kinds {
+		client, err := w.client(k.version)
 		if err != nil {
 			return err
 		}
-		synced = append(synced, registration.HasSynced)
+		reflector := cache.NewReflectorWithOptions(cache.NewListWatchFromClient(client, k.name, corev1.NamespaceAll, fields.Everything()),
+			k.example, k, cache.ReflectorOptions{Name: k.name, Logger: &quiet})
+		all.Go(func() { reflector.RunWithContext(inner) })
 	}
-	factory.StartWithContext(ctx)
-	if !cache.WaitForCacheSync(ctx.Done(), synced...) {
-		return context.Cause(ctx)
+	for _, k := range kinds {
+		select {
+		case <-k.synced:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
 	for first := true; ; first = false {
 		w.mu.Lock()
@@ -105,6 +134,31 @@ func (w *Watcher) Run(ctx context.Context, changed func(Changes) error) error {
 			return err
 		}
 	}
+}
+
+// client returns a client for one group of the API, which speaks protobuf. The sets of
+// clients that client-go has for the whole API would triple what is linked.
+func (w *Watcher) client(version schema.GroupVersion) (rest.Interface, error) {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return nil, err
+		}
+	}
+	config := rest.CopyConfig(w.config)
+	config.GroupVersion = &version
+	config.APIPath = "/apis"
+	if version.Group == "" {
+		config.APIPath = "/api"
+	}
+	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	config.ContentType = runtime.ContentTypeProtobuf
+	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	client, err := rest.RESTClientFor(config)
+	if err != nil {
+		return nil, fmt.Errorf("client of the API server %s: %w", config.Host, err)
+	}
+	return client, nil
 }
 
 // next waits until something is touched that was not before.
@@ -128,41 +182,70 @@ func (w *Watcher) next(ctx context.Context) error {
 
 const settleTime = 10 * time.Millisecond
 
-// events are the handlers of one kind of object.
-func (w *Watcher) events(set, remove func(object any)) cache.ResourceEventHandler {
-	under := func(do func(any), object any) {
-		w.mu.Lock()
-		do(object)
-		w.mu.Unlock()
-		select {
-		case w.wake <- struct{}{}:
-		default: // there is a token
-		}
-	}
-	return cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(object any) { under(set, object) },
-		UpdateFunc: func(_, object any) { under(set, object) },
-		DeleteFunc: func(object any) {
-			if last, ok := object.(cache.DeletedFinalStateUnknown); ok {
-				object = last.Obj
-			}
-			under(remove, object)
-		},
+// under changes the model and says so.
+func (k *kind) under(change func()) {
+	k.w.mu.Lock()
+	change()
+	k.w.mu.Unlock()
+	select {
+	case k.w.wake <- struct{}{}:
+	default: // there is a token
 	}
 }
 
-// watchFailed says once in a while that the API server does not answer; client-go goes
-// on trying, and until then the last state stands.
-func (w *Watcher) watchFailed(what string) cache.WatchErrorHandlerWithContext {
-	var mu sync.Mutex
-	var last time.Time
-	return func(ctx context.Context, _ *cache.Reflector, err error) {
-		mu.Lock()
-		defer mu.Unlock()
-		if ctx.Err() != nil || errors.Is(err, context.Canceled) || time.Since(last) < time.Minute {
-			return
-		}
-		last = time.Now()
-		w.log.Warn("the API server cannot be watched; the last state stands", "what", what, "error", err)
+// Add is called by the reflector, as are the others.
+func (k *kind) Add(object any) error { return k.Update(object) }
+
+func (k *kind) Update(object any) error {
+	kept, err := trim(object)
+	if err == nil {
+		k.under(func() { k.set(kept) })
 	}
+	return err
+}
+
+func (k *kind) Delete(object any) error {
+	k.under(func() { k.remove(object) })
+	return nil
+}
+
+// Replace takes a new list: the first one, and after the API server was away for longer
+// than it remembers.
+func (k *kind) Replace(list []any, _ string) error {
+	for i := range list {
+		var err error
+		if list[i], err = trim(list[i]); err != nil {
+			return err
+		}
+	}
+	k.under(func() {
+		k.retain(list)
+		for _, object := range list {
+			k.set(object)
+		}
+	})
+	k.once.Do(func() { close(k.synced) })
+	return nil
+}
+
+func (k *kind) Resync() error { return nil }
+
+// Transformer has the reflector trim what it collects for a first list.
+func (k *kind) Transformer() cache.TransformFunc { return trim }
+
+// atLeast is a handler for what is as bad as level: client-go tells much.
+type atLeast struct {
+	slog.Handler
+	level slog.Level
+}
+
+func (h atLeast) Enabled(ctx context.Context, level slog.Level) bool {
+	return level >= h.level && h.Handler.Enabled(ctx, level)
+}
+
+func (h atLeast) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return atLeast{h.Handler.WithAttrs(attrs), h.level}
+}
+func (h atLeast) WithGroup(name string) slog.Handler {
+	return atLeast{h.Handler.WithGroup(name), h.level}
 }
