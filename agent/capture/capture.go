@@ -47,6 +47,9 @@ type Rules struct {
 	Virtual []netip.Prefix
 	// Excluded ports pass untouched in both directions.
 	Excluded []uint16
+	// Released lets everything new pass untouched; connections that were led through the
+	// proxy go on.
+	Released bool
 }
 
 // Capture is the capture of one namespace. It is safe for concurrent use.
@@ -230,6 +233,24 @@ func (c *Capture) Refused() (Refused, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.refused()
+}
+
+// Remove takes rules, and routes and settings for the return mark away, as if they had
+// never been. What still goes through the proxy ends.
+func (c *Capture) Remove(returnMark uint32) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	conn, err := nftables.New(nftables.WithNetNSFd(c.ns.FD()))
+	if err != nil {
+		return fmt.Errorf("capture: nftables: %w", err)
+	}
+	t := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: Table}) // so that there is one
+	conn.DelTable(t)
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("capture: remove the rules: %w", err)
+	}
+	c.rules, c.open, c.want = Rules{}, nil, nil
+	return errors.Join(c.forget(), c.ns.Do(func() error { return removeRoutes(returnMark) }))
 }
 
 // Close gives up what Refused keeps open. The rules stay.

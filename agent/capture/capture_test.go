@@ -348,6 +348,89 @@ func TestOlderConnectionsLiveOn(t *testing.T) {
 	expect(t, s.workload, "10.181.7.3:80", "outbound")
 }
 
+// TestRelease: a workload leaves the mesh. What goes through its proxy goes on, what is
+// new goes direct; afterwards nothing of the capture is left.
+func TestRelease(t *testing.T) {
+	s := setup(t)
+	app := lab.Listen(t, s.workload, "tcp", "10.181.7.2:8080")
+	greet(t, lab.Listen(t, s.other, "tcp", "10.181.7.3:80"), "other")
+	s.install(t)
+	type pair struct{ near, far net.Conn }
+	accept := func(l net.Listener) net.Conn {
+		t.Helper()
+		l.(*net.TCPListener).SetDeadline(time.Now().Add(20 * time.Second))
+		c, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	dial := func(ns *netns.Namespace, addr string) net.Conn {
+		t.Helper()
+		c, err := lab.Dial(ns, addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	leaving := dial(s.workload, "10.181.7.3:80")
+	client := dial(s.other, "10.181.7.2:8080")
+	atProxy := accept(s.inbound)
+	out, err := dialFrom(s.workload, client.LocalAddr().(*net.TCPAddr).AddrPort(), "10.181.7.2:8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { out.Close() })
+	open := []pair{{leaving, accept(s.outbound)}, {client, atProxy}, {out, accept(app)}}
+	talk := func(when string) {
+		t.Helper()
+		for i, p := range open {
+			for _, d := range [][2]net.Conn{{p.near, p.far}, {p.far, p.near}} {
+				b := make([]byte, 4)
+				io.WriteString(d[0], "ping")
+				d[1].SetReadDeadline(time.Now().Add(20 * time.Second))
+				if _, err := io.ReadFull(d[1], b); err != nil {
+					t.Fatalf("%s, connection %d: %v", when, i, err)
+				}
+			}
+		}
+	}
+	talk("captured")
+	s.rules.Released = true
+	s.install(t)
+	talk("released")
+	if err := s.capture.Verify(); err != nil {
+		t.Error(err)
+	}
+	expect(t, s.workload, "10.181.7.3:80", "other")
+	open = append(open, pair{dial(s.other, "10.181.7.2:8080"), accept(app)})
+	talk("beside new ones")
+
+	for _, p := range open[:3] {
+		p.near.Close()
+		p.far.Close()
+	}
+	open = open[3:]
+	if err := s.capture.Remove(returnMark); err != nil {
+		t.Fatal(err)
+	}
+	talk("removed")
+	expect(t, s.workload, "10.181.7.3:80", "other")
+	left := string(lab.In(t, s.workload, func() ([]byte, error) {
+		return exec.Command("sh", "-c", "nft list ruleset; ip rule; ip -6 rule; ip route show table 100; ip -6 route show table 100; sysctl net.ipv4.tcp_fwmark_accept").Output()
+	}))
+	for _, part := range []string{"table inet", "lookup 100", "fwmark 0x", "local default", "accept = 1"} {
+		if strings.Contains(left, part) {
+			t.Errorf("%q is left:\n%s", part, left)
+		}
+	}
+	if err := s.capture.Remove(returnMark); err != nil {
+		t.Errorf("a second time: %v", err)
+	}
+}
+
 func TestVerifyNoticesAChange(t *testing.T) {
 	s := setup(t, 22, 53)
 	s.install(t)

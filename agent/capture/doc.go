@@ -34,6 +34,6 @@
 //
 // It starts no goroutine that outlives a call.
 //
-// Tour: capture.go (Capture: Install, SetOpen, Verify, Refused), rules.go (the chains),
+// Tour: capture.go (Capture: Install, SetOpen, Verify, Refused, Remove), rules.go (the chains),
 // routes.go (policy routing and settings).
 package capture

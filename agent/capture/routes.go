@@ -64,6 +64,29 @@ func routes(mark uint32) error {
 	return nil
 }
 
+// removeRoutes takes back what routes did.
+func removeRoutes(mark uint32) error {
+	var failed error
+	for i, path := range settings[:1+len(families())] {
+		if err := os.WriteFile(path, []byte("0"), 0); err != nil {
+			failed = errors.Join(failed, fmt.Errorf("capture: setting %d of %d: %w", i+1, len(settings), err))
+		}
+	}
+	for _, f := range families() {
+		if err := netlink.RuleDel(policy(f, mark)); err != nil && !errors.Is(err, unix.ENOENT) {
+			failed = errors.Join(failed, fmt.Errorf("capture: rule for mark %#x: %w", mark, err))
+		}
+		list, err := netlink.RouteListFiltered(f, &netlink.Route{Table: returnTable, Type: unix.RTN_LOCAL}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+		failed = errors.Join(failed, err)
+		for i := range list {
+			if err := netlink.RouteDel(&list[i]); err != nil && !errors.Is(err, unix.ESRCH) {
+				failed = errors.Join(failed, fmt.Errorf("capture: local route in table %d: %w", returnTable, err))
+			}
+		}
+	}
+	return failed
+}
+
 func verifyRoutes(mark uint32) error {
 	for _, path := range settings[:1+len(families())] {
 		if v, err := os.ReadFile(path); err != nil || strings.TrimSpace(string(v)) != "1" {

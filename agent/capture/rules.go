@@ -36,7 +36,7 @@ type chain struct {
 //		tcp dport EXCLUDED accept
 //		tcp SYN redirect to INBOUND }
 //
-// In which SYN is: SYN set; FIN, RST and ACK not. The counted resets are the kernel's
+// Once released, outbound and inbound begin with accept. In which SYN is: SYN set; FIN, RST and ACK not. The counted resets are the kernel's
 // own answers to a SYN that was led to a listener which is gone: a reset of a
 // connection that there was has a sequence number (RFC 9293 section 3.10.7.1).
 func chains(t *nftables.Table, r Rules) []chain {
@@ -89,6 +89,12 @@ func chains(t *nftables.Table, r Rules) []chain {
 	}
 	outbound.rules = append(outbound.rules, rule(syn(), redirect(r.OutboundPort)))
 	inbound.rules = append(inbound.rules, rule(syn(), redirect(r.InboundPort)))
+	if r.Released {
+		// The kernel tracks connections, and so translates them, as long as a rule could.
+		refuse.rules = nil
+		outbound.rules = [][]expr.Any{one(accept), redirect(r.OutboundPort)}
+		inbound.rules = [][]expr.Any{one(accept), redirect(r.InboundPort)}
+	}
 	return []chain{local, refuse, outbound, inbound}
 }
 
