@@ -44,6 +44,9 @@ func (a *Agent) adoptOne(rec record) error {
 	if rec.Boot != a.boot {
 		return errors.New("the machine was started since")
 	}
+	if rec.Given != nil {
+		return a.adoptPod(rec)
+	}
 	owner, err := rec.Owner.open()
 	if err != nil {
 		return fmt.Errorf("its owner: %w", err)
@@ -63,27 +66,11 @@ func (a *Agent) adoptOne(rec record) error {
 		}
 		return err
 	}
-	a.mu.Lock()
-	for _, x := range rec.Workload.Addrs {
-		a.inUse[x] = true
-	}
-	a.mu.Unlock()
-	w := a.newWorkload(rec, ns)
-	w.adopted = true
-	w.current, w.next, w.older = proxies.current, proxies.next, proxies.older
-	for _, p := range proxies.processes() {
-		if w.listeners, err = listenersOf(p, rec.Listeners); err == nil {
-			break
-		}
-		a.log.Warn("listeners come when the proxy does", "workload", w.id, "err", err)
-	}
+	w := a.continued(rec, ns, proxies)
 	if host := a.hostNetwork(); host != nil {
 		if err := host.Allow(rec.Port, rec.Workload.Addrs); err != nil {
 			a.log.Error("port filter", "workload", w.id, "err", err)
 		}
-	}
-	if !rec.Workload.MeshedSince.IsZero() {
-		w.accepts.set() // its listeners never closed
 	}
 	w.start()
 	// All owners are watched by descriptors of their own.
@@ -98,6 +85,29 @@ func (a *Agent) adoptOne(rec record) error {
 		}
 	}
 	return nil
+}
+
+// continued is a workload of the last agent, before it is started again.
+func (a *Agent) continued(rec record, ns *netns.Namespace, p proxies) *workload {
+	a.mu.Lock()
+	for _, x := range rec.Workload.Addrs {
+		a.inUse[x] = true
+	}
+	a.mu.Unlock()
+	w := a.newWorkload(rec, ns)
+	w.adopted = true
+	w.current, w.next, w.older = p.current, p.next, p.older
+	for _, proc := range p.processes() {
+		var err error
+		if w.listeners, err = listenersOf(proc, &rec); err == nil {
+			break
+		}
+		a.log.Warn("listeners come when the proxy does", "workload", w.id, "err", err)
+	}
+	if !rec.Workload.MeshedSince.IsZero() {
+		w.accepts.set() // its listeners never closed
+	}
+	return w
 }
 
 // proxies are those of one workload.
@@ -169,11 +179,13 @@ func namespaceOf(inode uint64, list ...*attest.Process) (*netns.Namespace, error
 
 // sweep removes a workload that nobody continues: processes, link, files.
 func (a *Agent) sweep(rec record) {
-	if rec.Boot == a.boot {
+	var failed error
+	if rec.Given != nil && rec.Boot == a.boot {
+		failed = a.sweepPod(rec)
+	} else if rec.Boot == a.boot {
 		a.endAll(rec)
 	}
-	var failed error
-	if host := a.hostNetwork(); host != nil {
+	if host := a.hostNetwork(); host != nil && rec.Given == nil {
 		failed = host.Detach(rec.Port)
 	}
 	failed = errors.Join(failed, os.RemoveAll(a.runDir(rec.Workload.ID)), a.store.forget(rec.Workload.ID))

@@ -40,8 +40,22 @@ func newBeside(ns *netns.Namespace, since time.Time) *beside {
 	return &beside{meter: meter.New(ns), since: since, was: map[meter.FlowKey]meter.Flow{}, series: map[assay.SignalKey]*assay.Signals{}}
 }
 
-// linkTraffic reads the host's end of the workload's link.
+// link is the name of the workload's link in its namespace.
+func (w *workload) link() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.rec.Given != nil {
+		return w.rec.Given.Link
+	}
+	return netns.Interface
+}
+
+// linkTraffic reads the host's end of the workload's link; of a pod's, its own end.
 func (w *workload) linkTraffic() (meter.Traffic, error) {
+	if w.given {
+		l, err := w.ns.Traffic(w.link())
+		return meter.Traffic{In: meter.Count{Packets: l.InPackets, Bytes: l.InBytes}, Out: meter.Count{Packets: l.OutPackets, Bytes: l.OutBytes}}, err
+	}
 	host := w.a.hostNetwork()
 	if host == nil {
 		return meter.Traffic{}, fmt.Errorf("this host has no network")
@@ -81,7 +95,7 @@ func union(a, b []uint16) []uint16 {
 // count is no reason not to run: it is told with the balance.
 func (w *workload) installMeter(mark uint32, excluded []uint16) {
 	b := w.beside
-	cfg := meter.Config{Link: netns.Interface, OwnMark: mark, Excluded: slices.Clone(excluded)}
+	cfg := meter.Config{Link: w.link(), OwnMark: mark, Excluded: slices.Clone(excluded)}
 	err := b.meter.Install(cfg, w.linkTraffic)
 	b.mu.Lock()
 	defer b.mu.Unlock()

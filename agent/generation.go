@@ -125,7 +125,8 @@ func (w *workload) forget(g *generation) {
 }
 
 // superviseProxy keeps a proxy running until ctx ends: the one that was adopted, if
-// there is one, and then its successors. All use the same listeners.
+// there is one, and then its successors. All use the same listeners. In a pod that leaves
+// the mesh it returns when they have drained.
 func (w *workload) superviseProxy(ctx context.Context) {
 	var g sync.WaitGroup
 	defer g.Wait()
@@ -139,8 +140,11 @@ func (w *workload) superviseProxy(ctx context.Context) {
 	if next != nil {
 		serve(next)
 	}
+	if current != nil && w.leaving.is() {
+		serve(current)
+	}
 	retry := time.Duration(0)
-	for ctx.Err() == nil {
+	for ctx.Err() == nil && !w.leaving.is() {
 		began := time.Now()
 		if current == nil {
 			var err error
@@ -153,8 +157,8 @@ func (w *workload) superviseProxy(ctx context.Context) {
 			serve(current)
 			pid := w.upgrades(ctx, current, next, serve)
 			current, next = nil, nil
-			if ctx.Err() != nil {
-				return
+			if ctx.Err() != nil || w.leaving.is() {
+				break
 			}
 			w.log.Error("the proxy has ended and is replaced", "pid", pid, "served", time.Since(began).Round(time.Millisecond))
 			if !w.accepts.is() {
@@ -166,9 +170,13 @@ func (w *workload) superviseProxy(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
+		case <-w.leaving.ch:
 		case <-time.After(retry):
 		}
 		retry = min(max(2*retry, respawnFirst), respawnMost)
+	}
+	if ctx.Err() == nil {
+		w.retire()
 	}
 }
 

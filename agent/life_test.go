@@ -195,7 +195,7 @@ func TestAgentIsKilledAndTheNextAdopts(t *testing.T) {
 	lab.Eventually(t, "the proxy is adopted with its listeners", func() bool {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		return w.session != nil && w.listeners.complete()
+		return w.session != nil && w.listeners.complete(w.rec.roles())
 	})
 	if now := proxyOf(t, a.Agent, web.Workload); now != before.Proxy {
 		t.Errorf("the proxy is %v, was %v", now, before.Proxy)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"assay.dev/agent/attest"
 	"assay.dev/agent/netns"
@@ -48,9 +49,14 @@ func (l *listeners) inodes() map[string]uint64 {
 
 // listenersOf takes copies of the listeners that a proxy of the last agent has, at
 // once: if it dies before it dials this agent, they would close with it.
-func listenersOf(p *attest.Process, inodes map[string]uint64) (*listeners, error) {
+func listenersOf(p *attest.Process, rec *record) (*listeners, error) {
 	l := &listeners{}
-	for role, inode := range inodes {
+	for _, role := range rec.roles() {
+		inode, ok := rec.Listeners[role]
+		if !ok {
+			l.Close()
+			return nil, fmt.Errorf("listener %s is missing in the record", role)
+		}
 		fd, err := p.Socket(inode)
 		if err != nil {
 			l.Close()
@@ -58,30 +64,37 @@ func listenersOf(p *attest.Process, inodes map[string]uint64) (*listeners, error
 		}
 		l.roles, l.fds = append(l.roles, role), append(l.fds, fd)
 	}
-	if !l.complete() {
-		l.Close()
-		return nil, errors.New("listeners are missing in the record")
-	}
 	return l, nil
 }
 
-// complete reports whether every role has a socket.
-func (l *listeners) complete() bool {
-	if l == nil || len(l.roles) != len(l.fds) {
+// roles are those that the workload's proxy plays. In a pod somebody else answers names,
+// and port 53 may be its own.
+func (r *record) roles() []string {
+	list := []string{link.ListenOutbound, link.ListenInbound}
+	if r.Given == nil {
+		list = append(list, link.ListenDNSUDP, link.ListenDNSTCP)
+	}
+	return list
+}
+
+// complete reports whether each of these roles has a socket, and no other.
+func (l *listeners) complete(roles []string) bool {
+	if l == nil || len(l.roles) != len(l.fds) || len(l.fds) != len(roles) {
 		return false
 	}
-	have := map[string]bool{}
-	for _, r := range l.roles {
-		have[r] = true
+	for _, r := range roles {
+		if !slices.Contains(l.roles, r) {
+			return false
+		}
 	}
-	return have[link.ListenOutbound] && have[link.ListenInbound] && have[link.ListenDNSUDP] && have[link.ListenDNSTCP]
+	return true
 }
 
 // verify reports why these are not the listeners of a workload. A proxy hands them
 // over when the agent that made them is gone; its successors will accept on them.
-func (l *listeners) verify(ns *netns.Namespace, outbound, inbound uint16) error {
-	if !l.complete() || len(l.fds) != 4 {
-		return errors.New("want one listener for each of four roles")
+func (l *listeners) verify(ns *netns.Namespace, roles []string, outbound, inbound uint16) error {
+	if !l.complete(roles) {
+		return fmt.Errorf("want one listener for each of %v", roles)
 	}
 	for i, role := range l.roles {
 		kind, accepts, port := unix.SOCK_STREAM, 1, dnsAddr.Port()
@@ -136,7 +149,7 @@ func verifySocket(fd, kind, accepts int, port uint16, inode uint64) error {
 }
 
 // listen makes the listeners inside ns. Ports that are 0 are chosen.
-func listen(ns *netns.Namespace, outbound, inbound uint16) (l *listeners, out, in uint16, err error) {
+func listen(ns *netns.Namespace, roles []string, outbound, inbound uint16) (l *listeners, out, in uint16, err error) {
 	l = &listeners{}
 	err = ns.Do(func() error {
 		add := func(role string, fd int, err error) error {
@@ -155,6 +168,9 @@ func listen(ns *netns.Namespace, outbound, inbound uint16) (l *listeners, out, i
 		in = port
 		if err := add(link.ListenInbound, fd, err); err != nil {
 			return err
+		}
+		if !slices.Contains(roles, link.ListenDNSUDP) {
+			return nil
 		}
 		fd, err = dnsSocket(unix.SOCK_DGRAM)
 		if err := add(link.ListenDNSUDP, fd, err); err != nil {

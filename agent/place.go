@@ -189,7 +189,7 @@ func (a *Agent) prepare(rec record, host *netns.Host) (_ *workload, err error) {
 	if err := a.store.saveRecord(&rec); err != nil {
 		return nil, err
 	}
-	l, out, in, err := listen(ns, 0, 0)
+	l, out, in, err := listen(ns, rec.roles(), 0, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -33,6 +33,9 @@ type testProxy struct {
 	versions  link.Ack
 	services  map[string]assay.Service
 	accepting bool
+	draining  bool
+	listening []net.Listener
+	relays    sync.WaitGroup
 	csr       []byte
 
 	mu       sync.Mutex
@@ -56,7 +59,10 @@ func runTestProxy() {
 	for err == nil {
 		err = p.speak()
 		p.conn.Close()
-		if p.configure.AgentSocket == "" || errors.Is(err, errDrained) {
+		if p.draining {
+			select {} // to the end of the last relay
+		}
+		if p.configure.AgentSocket == "" {
 			break
 		}
 		// An agent that a test restarts is back in seconds; after that nobody is left.
@@ -70,13 +76,19 @@ func runTestProxy() {
 			}
 		}
 	}
-	if !errors.Is(err, errDrained) {
-		fmt.Fprintln(os.Stderr, "test proxy:", err)
-		os.Exit(1)
-	}
+	fmt.Fprintln(os.Stderr, "test proxy:", err)
+	os.Exit(1)
 }
 
-var errDrained = errors.New("drained")
+// drain ends the process with its last connection, or at the deadline.
+func (p *testProxy) drain(d link.Drain) {
+	p.draining = true
+	for _, l := range p.listening {
+		l.Close()
+	}
+	time.AfterFunc(time.Until(d.Deadline), func() { os.Exit(0) })
+	go func() { p.relays.Wait(); os.Exit(0) }()
+}
 
 func (p *testProxy) speak() error {
 	hello := link.Hello{PID: os.Getpid(), Build: "test", Workload: p.configure.Workload, Listeners: p.roles, Bundle: p.versions.Bundle}
@@ -145,7 +157,9 @@ func (p *testProxy) speak() error {
 			p.mu.Unlock()
 			p.conn.Send(link.KindReport, m.ID, r)
 		case link.KindDrain:
-			return errDrained
+			var d link.Drain
+			m.Decode(&d)
+			p.drain(d)
 		}
 		m.Discard()
 	}
@@ -166,6 +180,7 @@ func (p *testProxy) accept() {
 			fmt.Fprintln(os.Stderr, role, err)
 			os.Exit(1)
 		}
+		p.listening = append(p.listening, l)
 		go p.acceptLoop(role, l)
 	}
 	p.conn.Send(link.KindReady, 0, nil)
@@ -178,7 +193,7 @@ func (p *testProxy) acceptLoop(role string, l net.Listener) {
 		if err != nil {
 			return
 		}
-		go p.serve(role, c.(*net.TCPConn))
+		p.relays.Go(func() { p.serve(role, c.(*net.TCPConn)) })
 	}
 }
 

@@ -135,8 +135,8 @@ func (s *session) greet(m link.Message) error {
 	w.mu.Lock()
 	back := &listeners{roles: h.Listeners, fds: m.Files}
 	switch {
-	case w.listeners == nil && back.complete():
-		if err := back.verify(w.ns, w.rec.Outbound, w.rec.Inbound); err != nil {
+	case w.listeners == nil && back.complete(w.rec.roles()):
+		if err := back.verify(w.ns, w.rec.roles(), w.rec.Outbound, w.rec.Inbound); err != nil {
 			w.mu.Unlock()
 			return fmt.Errorf("proxy %d: %w", h.PID, err)
 		}
@@ -179,9 +179,9 @@ func (w *workload) configuration(withListeners bool) (link.Configure, []int, err
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.listeners == nil {
-		l, out, in, err := listen(w.ns, w.rec.Outbound, w.rec.Inbound)
+		l, out, in, err := listen(w.ns, w.rec.roles(), w.rec.Outbound, w.rec.Inbound)
 		if errors.Is(err, unix.EADDRINUSE) {
-			l, out, in, err = listen(w.ns, 0, 0)
+			l, out, in, err = listen(w.ns, w.rec.roles(), 0, 0)
 		}
 		if err != nil {
 			return link.Configure{}, nil, err

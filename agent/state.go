@@ -90,6 +90,7 @@ type record struct {
 	ProxyExe  assay.Digest      `json:"proxyExe"`
 	Next      *proxyRecord      `json:"next,omitempty"`  // a successor that does not accept yet
 	Older     []proxyRecord     `json:"older,omitempty"` // predecessors that drain
+	Given     *given            `json:"given,omitempty"` // of a pod
 	Owner     processRef        `json:"owner"`           // `assay run`
 	Command   processRef        `json:"command"`         // what it started
 }

@@ -175,15 +175,15 @@ func (r rawJSON) MarshalJSON() ([]byte, error) { return []byte(r), nil }
 // Listeners of a proxy whose agent is gone are taken over only if they are those.
 func TestForeignListenersAreRefused(t *testing.T) {
 	ns := lab.Namespace(t)
-	l, out, in, err := listen(ns, 0, 0)
+	l, out, in, err := listen(ns, (&record{}).roles(), 0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if err := l.verify(ns, out, in); err != nil {
+	if err := l.verify(ns, (&record{}).roles(), out, in); err != nil {
 		t.Errorf("the right ones: %v", err)
 	}
-	elsewhere, _, _, err := listen(lab.Namespace(t), out, in)
+	elsewhere, _, _, err := listen(lab.Namespace(t), (&record{}).roles(), out, in)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +212,7 @@ func TestForeignListenersAreRefused(t *testing.T) {
 		"a descriptor that is not": with(1, 1<<20),
 		"one too many":             {roles: append(slices.Clone(l.roles), link.ListenInbound), fds: append(slices.Clone(l.fds), l.fds[1])},
 	} {
-		if err := x.verify(ns, out, in); err == nil {
+		if err := x.verify(ns, (&record{}).roles(), out, in); err == nil {
 			t.Errorf("%s: they are taken for the workload's", name)
 		}
 	}

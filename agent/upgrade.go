@@ -81,6 +81,8 @@ func (w *workload) upgrades(ctx context.Context, current, next *generation, serv
 			select {
 			case <-current.ended:
 				return current.proc.PID()
+			case <-w.leaving.ch:
+				return current.proc.PID()
 			case <-w.fewer:
 				continue
 			case <-again:
@@ -140,6 +142,10 @@ func (w *workload) awaitSuccessor(ctx context.Context, current, next *generation
 		<-next.ended
 		return false
 	case <-next.ended:
+	case <-w.leaving.ch:
+		next.proc.Signal(syscall.SIGKILL)
+		<-next.ended
+		return false
 	case <-t.C:
 		next.proc.Signal(syscall.SIGKILL)
 		<-next.ended
@@ -189,7 +195,7 @@ func (w *workload) drainOlder() {
 		}
 	}
 	w.mu.Unlock()
-	if current == nil {
+	if current == nil && !w.leaving.is() {
 		return // its session begins with this
 	}
 	for _, g := range list {
@@ -201,6 +207,9 @@ func (w *workload) drainOlder() {
 
 // introduce connects an old proxy with the one that takes its connections.
 func (w *workload) introduce(old *generation, current *session) error {
+	if current == nil {
+		return w.drainAlone(old)
+	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return os.NewSyscallError("socketpair", err)
@@ -221,6 +230,23 @@ func (w *workload) introduce(old *generation, current *session) error {
 	}
 	w.mu.Lock()
 	old.told = true
+	w.mu.Unlock()
+	return nil
+}
+
+// drainAlone drains a proxy that nobody follows.
+func (w *workload) drainAlone(g *generation) error {
+	w.mu.Lock()
+	s, until := g.session, g.until
+	w.mu.Unlock()
+	if s == nil {
+		return nil // it is told when it is back
+	}
+	if err := s.conn.Send(link.KindDrain, 0, link.Drain{Deadline: until}); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	g.told = true
 	w.mu.Unlock()
 	return nil
 }

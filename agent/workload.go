@@ -64,8 +64,10 @@ type workload struct {
 	capture *capture.Capture
 	beside  *beside
 	adopted bool // from the last agent
+	given   bool // a pod: the namespace is somebody else's
 
-	end       context.CancelCauseFunc // ends the workload, and says why
+	life      context.Context         // of the workload, once it is started
+	end       context.CancelCauseFunc // ends it, and says why
 	done      chan struct{}           // closed when its goroutines have ended, and everything is removed or left
 	over      *latch                  // everything is removed
 	wake      chan struct{}           // there is a new view
@@ -77,6 +79,8 @@ type workload struct {
 	decided   *latch                  // control accepted or refused it
 	attested  *latch                  // its artifacts are known
 	stillborn *latch                  // no proxy could be started
+	leaving   *latch                  // a pod is taken out of the mesh
+	gone      *latch                  // a pod has ended
 	requests  *pace                   // for certificates, by its proxies
 	findings  *pace
 
@@ -111,6 +115,7 @@ func (a *Agent) newWorkload(rec record, ns *netns.Namespace) *workload {
 		ns: ns, capture: capture.New(ns), beside: newBeside(ns, rec.Began),
 		done: make(chan struct{}), wake: make(chan struct{}, 1), lookNow: make(chan struct{}, 1), upgrade: make(chan struct{}, 1), fewer: make(chan struct{}, 1),
 		owned: make(chan *attest.Process), over: newLatch(), accepts: newLatch(), decided: newLatch(), attested: newLatch(), stillborn: newLatch(),
+		leaving: newLatch(), gone: newLatch(), given: rec.Given != nil,
 		requests: newPace(requestEvery, requestBurst), findings: newPace(findingEvery, findingBurst),
 		rec: rec,
 	}
@@ -122,7 +127,7 @@ var errAgentStops = errors.New("the agent stops")
 // start begins the workload's goroutines.
 func (w *workload) start() {
 	ctx, end := context.WithCancelCause(w.a.workloads.ctx)
-	w.end = end
+	w.life, w.end = ctx, end
 	w.a.workloads.add(w)
 	w.a.workloads.group.Go(func() { w.live(ctx) })
 }
@@ -149,9 +154,22 @@ func (w *workload) live(ctx context.Context) {
 	}
 	w.log.Info("workload ends", "reason", cause)
 	w.withdraw()
-	w.killAll()
+	if !w.given {
+		w.killAll()
+	}
+	if errors.Is(cause, errReleased) {
+		ended := make(chan struct{})
+		go func() { proxy.Wait(); close(ended) }()
+		if w.leave(ended) {
+			cause = errAgentStops
+		}
+	}
 	endProxy(cause)
 	proxy.Wait()
+	if errors.Is(cause, errAgentStops) {
+		w.letGo()
+		return
+	}
 	if err := w.remove(); err != nil {
 		w.log.Error("something of the workload is left", "err", err)
 	}
@@ -217,7 +235,11 @@ func (w *workload) remove() error {
 	port := w.rec.Port
 	w.mu.Unlock()
 	var failed error
-	if host := w.a.hostNetwork(); host != nil {
+	if w.given {
+		if !w.gone.is() {
+			failed = errors.Join(w.capture.Remove(w.a.cfg.ReturnMark), w.beside.meter.Remove())
+		}
+	} else if host := w.a.hostNetwork(); host != nil {
 		failed = host.Detach(port)
 	}
 	failed = errors.Join(failed, os.RemoveAll(w.a.runDir(w.id)), w.a.store.forget(w.id))
@@ -337,16 +359,27 @@ func (w *workload) checkArtifacts() bool {
 		}
 	}
 	w.mu.Lock()
-	again := w.exeID != attest.FileID{}
+	w.exeID = facts.ExeID
+	w.mu.Unlock()
+	if w.setArtifacts(set) {
+		w.log.Info("attested", "exe", exe.Name, "digest", exe.Digest, "unproven", exe.Unproven)
+	}
+	return true
+}
+
+// setArtifacts is told what the workload runs. When that is something else than before,
+// control hears of it and the proxy gets another certificate.
+func (w *workload) setArtifacts(set assay.ArtifactSet) (changed bool) {
+	w.mu.Lock()
+	again := w.attested.is()
 	same := reflect.DeepEqual(w.rec.Workload.Artifacts, set)
-	w.rec.Workload.Artifacts, w.exeID = set, facts.ExeID
+	w.rec.Workload.Artifacts = set
 	s := w.session
 	w.mu.Unlock()
 	w.attested.set()
 	if same {
-		return true
+		return false
 	}
-	w.log.Info("attested", "exe", exe.Name, "digest", exe.Digest, "unproven", exe.Unproven)
 	if err := w.save(); err != nil {
 		w.log.Error("the record is not on disk", "err", err)
 	}
@@ -501,7 +534,7 @@ func (w *workload) rules(c assay.NamespaceConfig) capture.Rules {
 	return capture.Rules{
 		OutboundPort: w.rec.Outbound, InboundPort: w.rec.Inbound,
 		OwnMark: w.a.cfg.OwnMark, ReturnMark: w.a.cfg.ReturnMark,
-		Virtual: virtual, Excluded: c.ExcludedPorts,
+		Virtual: virtual, Excluded: c.ExcludedPorts, Released: w.rec.Given != nil && w.rec.Given.Released,
 	}
 }
 

@@ -235,6 +235,26 @@ func (m *Meter) older(conn *nftables.Conn, excluded *nftables.Set, first bool, n
 	return out, nil
 }
 
+// Remove takes the rules away.
+func (m *Meter) Remove() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	conn, err := nftables.New(nftables.WithNetNSFd(m.ns.FD()))
+	if err != nil {
+		return fmt.Errorf("meter: nftables: %w", err)
+	}
+	packets, frames := tables()
+	for _, t := range []*nftables.Table{packets, frames} {
+		conn.AddTable(t) // so that there is one
+		conn.DelTable(t)
+	}
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("meter: remove the rules: %w", err)
+	}
+	m.cfg, m.want = Config{}, nil
+	return nil
+}
+
 // Verify reads back the rules and reports a difference from what was written.
 func (m *Meter) Verify() error {
 	m.mu.Lock()

@@ -1,0 +1,303 @@
+package agent
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"assay.dev"
+	"assay.dev/agent/internal/lab"
+	"assay.dev/agent/netns"
+)
+
+// pod is what a container runtime leaves to an agent: a namespace with a link, and
+// processes that nobody asked.
+type pod struct {
+	ns  *netns.Namespace
+	app *exec.Cmd
+}
+
+const podAddr = "10.181.7.200"
+
+// newPod makes a pod on the host's bridge whose application runs already. Its kernel
+// checks the way back of every packet, as some distributions have it.
+func newPod(t *testing.T, cfg Config) *pod {
+	t.Helper()
+	p := &pod{ns: outsider(t, cfg.Bridge), app: exec.Command("/proc/self/exe")}
+	lab.In(t, p.ns, func() (int, error) {
+		return 0, os.WriteFile("/proc/sys/net/ipv4/conf/all/rp_filter", []byte("1"), 0)
+	})
+	p.app.Env = append(os.Environ(), "ASSAY_TEST_APP=:8080")
+	p.app.Stdin, p.app.Stderr = lifeline(), os.Stderr
+	if err := p.ns.Do(p.app.Start); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.app.Process.Kill(); p.app.Wait() })
+	return p
+}
+
+func (p *pod) spec() Pod {
+	return Pod{
+		ID: "0c5c9a5e-pod", Namespace: "bank", Account: "robot", Addrs: lab.Addrs(podAddr), Ports: []uint16{8080},
+		NetNS: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), p.ns.FD()),
+	}
+}
+
+// ruleset is everything of the capture's that is in the pod.
+func (p *pod) ruleset(t *testing.T) string {
+	t.Helper()
+	return string(lab.In(t, p.ns, func() ([]byte, error) {
+		return exec.Command("sh", "-c", "nft list tables; ip rule | grep fwmark; ip route show table 100 2>/dev/null; exit 0").Output()
+	}))
+}
+
+// session is a connection to the pod's application that stays open.
+type heldOpen struct {
+	c net.Conn
+	r *bufio.Reader
+}
+
+func hold(t *testing.T, from *netns.Namespace) *heldOpen {
+	t.Helper()
+	var h *heldOpen
+	lab.Eventually(t, "the application answers", func() bool {
+		c, err := lab.Dial(from, podAddr+":8080")
+		if err != nil {
+			return false
+		}
+		h = &heldOpen{c, bufio.NewReader(c)}
+		c.SetReadDeadline(time.Now().Add(20 * time.Second))
+		line, err := h.r.ReadString('\n')
+		if err != nil {
+			c.Close()
+			return false
+		}
+		if want := "client " + c.LocalAddr().String() + "\n"; line != want {
+			t.Errorf("the application says %q, want %q", line, want)
+		}
+		return true
+	})
+	t.Cleanup(func() { h.c.Close() })
+	return h
+}
+
+func (h *heldOpen) ping(t *testing.T, when string) {
+	t.Helper()
+	h.c.SetDeadline(time.Now().Add(20 * time.Second))
+	io.WriteString(h.c, "ping\n")
+	if line, err := h.r.ReadString('\n'); line != "ping\n" {
+		t.Fatalf("%s: %q, %v", when, line, err)
+	}
+}
+
+// carried is how many connections the pod's proxy has taken.
+func (c *testControl) carried(id string) uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := uint64(0)
+	for _, s := range c.reports[id].GetSignals() {
+		n += s.GetRequests()
+	}
+	return n
+}
+
+func client(t *testing.T, cfg Config) *netns.Namespace {
+	t.Helper()
+	h := netns.Host{Bridge: cfg.Bridge, Prefixes: lab.Prefixes("10.181.7.0/24", "fd5a:5a59:0:0:7::/80")}
+	ns := lab.Namespace(t)
+	if err := h.Attach(ns, "outsider1", lab.Addrs("10.181.7.201")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.Detach("outsider1") })
+	return ns
+}
+
+// TestPod: a pod that runs joins the mesh and leaves it again. Nothing that is open
+// notices, an agent comes and goes in between, and afterwards nothing is left.
+func TestPod(t *testing.T) {
+	c := newTestControl(t)
+	c.start(t)
+	cfg := testConfig(t.TempDir(), logs(t))
+	cfg.Hosts, cfg.ProxyDrain = c.client(t), time.Hour
+	a := startAgent(t, cfg)
+	p, far := newPod(t, cfg), client(t, cfg)
+	id := p.spec().ID
+	elsewhere := lab.Listen(t, far, "tcp", "10.181.7.201:80")
+	go func() {
+		for {
+			conn, err := elsewhere.Accept()
+			if err != nil {
+				return
+			}
+			io.WriteString(conn, "elsewhere\n")
+			conn.Close()
+		}
+	}()
+	older := hold(t, far)
+
+	if err := a.Mesh(t.Context(), p.spec()); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Mesh(t.Context(), p.spec()); err != nil {
+		t.Errorf("again: %v", err)
+	}
+	older.ping(t, "older than the capture")
+	through := hold(t, far)
+	lab.Eventually(t, "the proxy tells of it", func() bool { return c.carried(id) > 0 })
+	if line, err := talk(p.ns, "10.181.7.201:80"); line != "outbound 10.181.7.201:80\n" {
+		t.Errorf("what the pod dials: %q, %v", line, err)
+	}
+	if got := c.workload(id); got == nil || got.GetIdentity() == "" || len(got.GetArtifacts()) > 0 {
+		t.Errorf("control has %v", got)
+	}
+	if c.certified(id) != nil {
+		t.Error("certified before its artifacts were known")
+	}
+	image := assay.Artifact{Kind: assay.Image, Digest: assay.Digest("sha256:" + strings.Repeat("1", 64)), Name: "web"}
+	if err := a.Attest(id, assay.ArtifactSet{image}); err != nil {
+		t.Fatal(err)
+	}
+	lab.Eventually(t, "a certificate with the image", func() bool {
+		got := c.certified(id)
+		return len(got) == 1 && got[0].GetDigest() == string(image.Digest)
+	})
+
+	a.stop()
+	older.ping(t, "without an agent")
+	through.ping(t, "without an agent")
+	hold(t, far).c.Close()
+	a = startAgent(t, cfg)
+	if got := a.Pods(); len(got) != 1 || got[0] != id {
+		t.Fatalf("the next agent has %v", got)
+	}
+	older.ping(t, "with the next agent")
+	through.ping(t, "with the next agent")
+
+	if err := a.Release(id); err != nil {
+		t.Fatal(err)
+	}
+	lab.Eventually(t, "what the pod dials goes direct", func() bool {
+		line, err := talk(p.ns, "10.181.7.201:80")
+		return err == nil && line == "elsewhere\n"
+	})
+	lab.Eventually(t, "control has forgotten it", func() bool { return c.workload(id) == nil })
+	if err := a.Mesh(t.Context(), p.spec()); assay.KindOf(err) != assay.Unavailable {
+		t.Errorf("while it leaves: %v", err)
+	}
+	a.stop() // in the middle of it
+	a = startAgent(t, cfg)
+	older.ping(t, "released")
+	through.ping(t, "released")
+	fresh := hold(t, far)
+	if got := p.ruleset(t); got == "" {
+		t.Error("the rules are gone before the last connection")
+	}
+	through.c.Close()
+	lab.Eventually(t, "nothing is left in the pod", func() bool { return len(a.Pods()) == 0 && p.ruleset(t) == "" })
+	older.ping(t, "afterwards")
+	fresh.ping(t, "afterwards")
+
+	// And once more, until the pod ends.
+	if err := a.Mesh(t.Context(), p.spec()); err != nil {
+		t.Fatal(err)
+	}
+	hold(t, far)
+	p.app.Process.Kill()
+	p.app.Wait()
+	if err := a.PodEnded(t.Context(), id); err != nil {
+		t.Error(err)
+	}
+	if err := a.PodEnded(t.Context(), id); err != nil {
+		t.Errorf("a second time: %v", err)
+	}
+	lab.Eventually(t, "control has forgotten it again", func() bool { return c.workload(id) == nil })
+	if left := leftovers(t, cfg); left != "" {
+		t.Errorf("left behind:\n%s", left)
+	}
+	if err := a.Release(id); assay.KindOf(err) != assay.NotFound {
+		t.Errorf("one that is not there: %v", err)
+	}
+}
+
+// TestPodIsSwept: agent and proxy were killed, and the pod's record is of no use: the pod
+// goes on without the mesh, and without a trace of it.
+func TestPodIsSwept(t *testing.T) {
+	c := newTestControl(t)
+	c.start(t)
+	cfg := testConfig(t.TempDir(), logs(t))
+	cfg.Hosts = c.client(t)
+	a := startAgent(t, cfg)
+	p, far := newPod(t, cfg), client(t, cfg)
+	if err := a.Mesh(t.Context(), p.spec()); err != nil {
+		t.Fatal(err)
+	}
+	hold(t, far)
+	a.stop()
+	path := a.store.path("workloads", p.spec().ID+".json")
+	var rec record
+	if err := readJSON(path, &rec); err != nil {
+		t.Fatal(err)
+	}
+	proxy, err := rec.Proxy.open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer proxy.Close()
+	rec.Boot = a.boot
+	a = startAgent(t, cfg)
+	a.stop()
+	if !proxy.Alive() {
+		t.Fatal("an agent that adopts ended the proxy")
+	}
+	if err := a.sweepPod(rec); err != nil {
+		t.Error(err)
+	}
+	if proxy.Alive() || p.ruleset(t) != "" {
+		t.Errorf("the proxy lives: %v; rules: %s", proxy.Alive(), p.ruleset(t))
+	}
+	hold(t, far)
+	a.store.forget(rec.Workload.ID)
+}
+
+func TestPodsThatCannotBeMeshed(t *testing.T) {
+	c := newTestControl(t)
+	c.start(t)
+	cfg := testConfig(t.TempDir(), logs(t))
+	cfg.Hosts = c.client(t)
+	a := startAgent(t, cfg)
+	p := newPod(t, cfg)
+	for what, change := range map[string]func(*Pod){
+		"shares the host's network": func(s *Pod) { s.NetNS = "/proc/self/ns/net" },
+		"no such file":              func(s *Pod) { s.NetNS = "/run/netns/none" },
+		"not a network namespace":   func(s *Pod) { s.NetNS = "/proc/self/ns/mnt" },
+		"has no address of its own": func(s *Pod) { s.Addrs = nil },
+		"name \"../x\"":             func(s *Pod) { s.ID = "../x" },
+		"account \"\"":              func(s *Pod) { s.Account = "" },
+	} {
+		s := p.spec()
+		change(&s)
+		if err := a.Mesh(t.Context(), s); err == nil || !strings.Contains(err.Error(), what) {
+			t.Errorf("%v, want %s", err, what)
+		}
+		if left, _ := filepath.Glob(filepath.Join(cfg.DataDir, "workloads", "*")); len(left) > 0 || len(a.Pods()) > 0 {
+			t.Errorf("%s: left behind: %v %v", what, left, a.Pods())
+		}
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(errors.New("nobody waits"))
+	if err := a.Mesh(ctx, p.spec()); err == nil {
+		t.Error("meshed though nobody waits")
+	}
+	if got := p.ruleset(t); got != "" {
+		t.Errorf("rules are left: %s", got)
+	}
+}
