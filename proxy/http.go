@@ -26,13 +26,25 @@ type httpEngines struct {
 // for an upstream with each request. first are bytes that were read already.
 func (o *outbound) serveHTTP(first []byte) error {
 	o.drop(mux.Cancelled)
-	d := &dispatcher{o: o}
-	d.payload = o.header(assay.HTTP1).AppendTo(make([]byte, 0, maxHeader))
+	d := o.dispatcher()
 	defer d.close()
 	if err := o.p.http.out.Serve(o.ctx, o.conn, first, d); err != nil {
-		o.p.log.Debug("http connection", "source", o.src.String(), "destination", o.dst.String(), "error", err)
+		o.ended(err)
 	}
 	return nil
+}
+
+//go:noinline
+func (o *outbound) ended(err error) {
+	o.p.log.Debug("http connection", "source", o.src.String(), "destination", o.dst.String(), "error", err)
+}
+
+// dispatcher makes one, apart from serveHTTP, whose frame lies below all that is done for
+// the connection's life.
+//
+//go:noinline
+func (o *outbound) dispatcher() *dispatcher {
+	return &dispatcher{o: o, payload: o.header(assay.HTTP1).AppendTo(make([]byte, 0, maxHeader))}
 }
 
 // dispatcher chooses upstreams for the requests of one connection.

@@ -286,13 +286,10 @@ func (o *outbound) openAny(ctx context.Context, payload, data []byte, fin bool, 
 		if e != nil {
 			o.tried = append(o.tried, e)
 			if e.Identity.IsZero() {
-				// Not meshed, says the service; never in plaintext, says the table.
-				who, ok := o.snap.table.Lookup(e.Addr.Addr())
-				if !ok {
+				if pe = o.proven(e); pe == nil {
 					last = &refusal{refusedUnknown, nil}
 					continue
 				}
-				pe = o.p.peers.get(peerKey{e.Addr, who.Identity})
 			}
 			e.Begin()
 		}
@@ -314,6 +311,18 @@ func (o *outbound) openAny(ctx context.Context, payload, data []byte, fin bool, 
 		last = &refusal{refusedUnreachable, last}
 	}
 	return nil, nil, mux.Stream{}, 0, last
+}
+
+// proven returns the peer of an endpoint that is not meshed, says its service; never in
+// plaintext, says the table.
+//
+//go:noinline
+func (o *outbound) proven(e *balance.Endpoint) *peer {
+	who, ok := o.snap.table.Lookup(e.Addr.Addr())
+	if !ok {
+		return nil
+	}
+	return o.p.peers.get(peerKey{e.Addr, who.Identity})
 }
 
 // errNobody says that every endpoint was tried before.

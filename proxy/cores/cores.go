@@ -1,4 +1,5 @@
-// Package cores decides how many processors the proxy's goroutines run on at once.
+// Package cores decides how many processors the proxy's goroutines run on at once, and when
+// memory is tidied up.
 //
 // One, until one is not enough. With more, the Go scheduler answers each burst of
 // events by waking another thread to look for work, which on small requests costs
@@ -61,14 +62,15 @@ func (g *governor) look(busy float64) (use int, again time.Duration) {
 	return g.now, busyEvery
 }
 
-// Run sets GOMAXPROCS as the load wants it until ctx ends.
+// Run sets GOMAXPROCS as the load wants it, and gives back memory that a burst has left
+// (tidy.go), until ctx ends.
 func Run(ctx context.Context) {
 	g := governor{most: runtime.GOMAXPROCS(0), now: 1}
-	if g.most == 1 {
-		return
-	}
 	set := g.now
-	runtime.GOMAXPROCS(set)
+	if g.most > 1 {
+		runtime.GOMAXPROCS(set)
+	}
+	tidy := newTidier()
 	before, used := time.Now(), processTime()
 	t := time.NewTimer(busyEvery)
 	defer t.Stop()
@@ -79,6 +81,7 @@ func Run(ctx context.Context) {
 		case <-t.C:
 		}
 		now, total := time.Now(), processTime()
+		tidy.look(now.Sub(before))
 		use, again := g.look(float64(total-used) / float64(max(now.Sub(before), 1)))
 		before, used = now, total
 		if use != set { // to set it stops the world, even to the same

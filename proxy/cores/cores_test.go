@@ -3,6 +3,7 @@ package cores
 import (
 	"context"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"testing"
 	"time"
@@ -69,4 +70,51 @@ func TestRun(t *testing.T) {
 	}
 	await(1, "at first")
 	await(2, "under load")
+}
+
+func TestDue(t *testing.T) {
+	const mb = 1 << 20
+	for name, c := range map[string]struct {
+		s     state
+		since time.Duration
+		want  errand
+	}{
+		"nothing to gain":              {state{live: 6 * mb, objects: 6*mb + litter/2, free: mb}, time.Hour, nothing},
+		"garbage":                      {state{live: 6 * mb, objects: 8 * mb, free: mb}, 2 * time.Second, collect},
+		"garbage, too soon":            {state{live: 6 * mb, objects: 8 * mb, free: mb}, time.Second, nothing},
+		"much that lives takes longer": {state{live: 100 * mb, objects: 180 * mb}, 20 * time.Second, nothing},
+		"but not for ever":             {state{live: 100 * mb, objects: 180 * mb}, 30 * time.Second, collect},
+		"little of much":               {state{live: 100 * mb, objects: 105 * mb}, time.Hour, nothing},
+		"freed":                        {state{live: 6 * mb, objects: 6 * mb, free: 5 * mb}, 2 * time.Second, giveBack},
+		"freed, of much":               {state{live: 60 * mb, objects: 60 * mb, free: 5 * mb}, time.Hour, nothing},
+	} {
+		if got := due(c.s, c.since); got != c.want {
+			t.Errorf("%s: %d, want %d", name, got, c.want)
+		}
+	}
+}
+
+// TestTidies: what a burst leaves is collected without anybody asking for memory.
+func TestTidies(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // nobody else collects
+	runtime.GC()
+	tidy := newTidier()
+	tidy.look(0)
+	burst := make([][]byte, 1000)
+	for i := range burst {
+		burst[i] = make([]byte, 16<<10)
+	}
+	clear(burst)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	tidy.look(time.Hour)
+	tidy.look(time.Hour)
+	runtime.ReadMemStats(&after)
+	runtime.KeepAlive(burst)
+	if after.HeapAlloc+8<<20 > before.HeapAlloc {
+		t.Errorf("%d bytes in use, %d before", after.HeapAlloc, before.HeapAlloc)
+	}
+	if left := after.HeapIdle - after.HeapReleased; left > unused {
+		t.Errorf("%d free bytes were not given back", left)
+	}
 }

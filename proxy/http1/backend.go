@@ -13,7 +13,7 @@ import (
 	"assay.dev/proxy/nowait"
 )
 
-// backend is one connection to the application. Its goroutine dials, then reads:
+// backend is one connection to the application. A goroutine dials, then one reads:
 // what it reads it frames and writes into the stream of the exchange that has the
 // connection now.
 type backend struct {
@@ -52,16 +52,24 @@ func newBackend(in *Inbound, key poolKey, x *served) *backend {
 	return b
 }
 
-// run is the life of the connection.
+// run is the beginning of the connection. To dial needs a large stack; serve, which may
+// have to wait for long, gets a new one.
 func (b *backend) run() {
-	defer b.in.wg.Done()
-	defer b.end()
 	if err := b.dial(); err != nil {
+		defer b.in.wg.Done()
 		if x := b.x.Load(); x != nil {
 			x.unreachable(b)
 		}
+		b.end()
 		return
 	}
+	go b.serve()
+}
+
+// serve is the life of the connection.
+func (b *backend) serve() {
+	defer b.in.wg.Done()
+	defer b.end()
 	for {
 		err := b.fill()
 		x := b.x.Load()

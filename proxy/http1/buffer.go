@@ -11,13 +11,15 @@ type buffer struct {
 	from  int     // what the outlet has written of it
 }
 
-// Sizes of buffers: a request, a body, the largest head by default.
-var classes = [...]int{4 << 10, 16 << 10, 64 << 10}
+// Sizes of buffers: what is read at first, a body, the largest head by default; and what
+// is waited with, since most requests are far shorter than what they are read into.
+var classes = [...]int{4 << 10, 16 << 10, 64 << 10, 1 << 10}
 
 const (
 	small = iota
 	medium
 	large
+	tiny
 	outsize // of a configured limit over the largest class; not pooled
 )
 
@@ -32,7 +34,10 @@ func takeBuffer(class uint8) *buffer {
 
 // bufferFor returns a buffer with room for n bytes.
 func bufferFor(n int) *buffer {
-	for class, size := range classes {
+	if n <= classes[tiny] {
+		return takeBuffer(tiny)
+	}
+	for class, size := range classes[:tiny] {
 		if n <= size {
 			return takeBuffer(uint8(class))
 		}
@@ -50,6 +55,18 @@ func (b *buffer) release() {
 
 func (b *buffer) full() bool   { return len(b.b) == cap(b.b) }
 func (b *buffer) room() []byte { return b.b[len(b.b):cap(b.b)] }
+
+// trimmed returns a request without a body, as far as can be told by its last bytes, in
+// a buffer of its size: it waits there for its response.
+func (b *buffer) trimmed() *buffer {
+	if b.class != small || len(b.b) > classes[tiny]*3/4 || string(b.b[max(0, len(b.b)-4):]) != "\r\n\r\n" {
+		return b
+	}
+	t := takeBuffer(tiny)
+	t.b = append(t.b, b.b...)
+	b.release()
+	return t
+}
 
 // drop removes the first n bytes.
 func (b *buffer) drop(n int) { b.b = b.b[:copy(b.b, b.b[n:])] }

@@ -330,9 +330,12 @@ func (c *client) readFD(fd uintptr) bool {
 		err = io.EOF
 	}
 	c.in.b = c.in.b[:len(c.in.b)+n]
-	if len(c.in.b) == 0 {
+	switch len(c.in.b) {
+	case 0:
 		c.in.release()
 		c.in = nil
+	case n:
+		c.in = c.in.trimmed()
 	}
 	c.readErr = err
 	return err != nowait.Again

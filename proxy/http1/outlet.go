@@ -105,7 +105,7 @@ func (o *outlet) tryFD(fd uintptr) bool {
 func (o *outlet) enqueue(p []byte) {
 	for len(p) > 0 {
 		if o.last == nil || o.last.full() {
-			b := bufferFor(min(max(len(p), classes[small]), classes[medium]))
+			b := bufferFor(min(len(p), classes[medium]))
 			if o.last == nil {
 				o.first = b
 			} else {

@@ -7,7 +7,7 @@ import (
 	"assay.dev/proxy/mux"
 )
 
-// The way of a response on the application's side: backend.run -> respond -> write,
+// The way of a response on the application's side: backend.serve -> respond -> write,
 // and lost when the connection ends. All of it is the connection's goroutine's.
 
 // respond passes on what the application said. It reports whether the connection

@@ -93,6 +93,9 @@ func (s *Session) shrink() {
 	if len(s.out) == 0 && cap(s.out) > 1<<10 {
 		s.out = nil
 	}
+	if s.mine+s.theirs < gather {
+		s.unpark()
+	}
 	s.streams.shrink()
 	for keep := 16 + 2*s.streams.n; s.nfree > keep; s.nfree-- {
 		s.free = s.free.next

@@ -1,7 +1,7 @@
 // Package mux carries many streams over one connection between two proxies.
 //
-// Writes are group commits: whoever finds the connection's writer idle writes
-// everything that all streams have queued, so that one TLS record and one system
+// Writes are group commits: whoever finds the connection's writer idle writes, or has
+// written, everything that all streams have queued, so that one TLS record and one system
 // call serve many requests. Reads are direct: the session's one reader calls each
 // stream's Handler, which writes into its own socket without blocking; there is no
 // hand-off to another goroutine. Every stream has credit of its own, so one that
@@ -22,8 +22,8 @@
 //   - A frame costs no allocation, a stream none in the steady state.
 //
 // Goroutines: the caller's, in Run (the reader), and whoever writes. Two more exist
-// only while they are needed: the flusher, while the connection accepts no more
-// bytes, and the notifier, while streams that waited for the queue are told of
+// only while they are needed: the flusher, while many streams are open or the connection
+// accepts no more bytes, and the notifier, while streams that waited for the queue are told of
 // room. A timer keeps the session alive. Run ends them all before it returns.
 //
 // Tour: frame.go (bytes on the wire), session.go (life of a session), read.go and

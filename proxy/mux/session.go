@@ -42,6 +42,9 @@ type Session struct {
 	out, spare  []byte // queued by all; being written, or kept for the next turn
 	writing     bool   // somebody writes out, or the flusher waits to
 	written     sync.Cond
+	parked      bool // a flusher waits for the writer
+	given       bool // and has it now
+	work        sync.Cond
 	writes      uint64    // finished, for the keepalive
 	dispatching bool      // the reader calls handlers and will write what they queue
 	holds       int       // batches that will write what is queued
@@ -84,7 +87,7 @@ func New(conn net.Conn, client bool, cfg Config, accept Accept) *Session {
 	if s.sock != nil {
 		s.sock.nonblocking.Store(true)
 	}
-	s.written.L = &s.mu
+	s.written.L, s.work.L = &s.mu, &s.mu
 	s.flusherFn, s.notifierFn = s.flusher, s.notifier
 	s.out = appendPreface(make([]byte, 0, 512), &s.cfg)
 	return s
@@ -241,6 +244,7 @@ func (s *Session) failLocked(err *Error) {
 		return
 	}
 	s.end = err
+	s.unpark()
 	s.conn.SetReadDeadline(longAgo)
 	s.conn.SetWriteDeadline(time.Now().Add(goodbyeTime))
 	s.streams.each(func(c *stream) { c.wakeWriter() })

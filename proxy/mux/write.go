@@ -8,7 +8,8 @@ import "runtime"
 //	          \          |                        /
 //	           append frames to Session.out (mu)
 //	                         |
-//	       the first to find the writer idle: flush
+//	       the first to find the writer idle: flush itself,
+//	       or with many streams open, wake the flusher
 //	                         |
 //	   conn.Write: one TLS record and system call for all of them
 //	                         |            \
@@ -26,9 +27,10 @@ const (
 	smallData = 2 << 10
 	// flushEarly is how much the reader's handlers may queue before it is written.
 	flushEarly = 16 << 10
-	// gather is how many streams must be open for a writer to let other goroutines
-	// run first: they are likely to queue frames too, and one record for all of them
-	// costs a fifth of one for each. A lone request does not wait for nobody.
+	// gather is how many streams must be open for the flusher to write, when other
+	// goroutines have run: they are likely to queue frames too, and one record for all of
+	// them costs a fifth of one for each. Cryptography needs more stack than all else, so
+	// the goroutines of many streams also stay small. A lone request does not wait for nobody.
 	gather = 4
 	// keepBuffer is the largest buffer that is used again.
 	keepBuffer = 128 << 10
@@ -84,9 +86,9 @@ func (s *Session) kick() {
 			s.failLocked(&Error{Reason: ReasonFlood, Detail: "queue-overflow"})
 		}
 	case (s.dispatching || s.holds > 0) && len(s.out) < flushEarly:
-	case s.sock == nil:
+	case s.sock == nil, !s.dispatching && s.mine+s.theirs >= gather:
 		s.writing = true
-		s.startFlusher()
+		s.wakeFlusher()
 	default:
 		s.flush()
 	}
@@ -105,16 +107,11 @@ func (s *Session) flushOwn() {
 // meanwhile is then the flusher's, so that nobody writes for others without end.
 func (s *Session) flush() {
 	s.writing = true
-	if !s.dispatching && s.mine+s.theirs >= gather {
-		s.mu.Unlock()
-		runtime.Gosched()
-		s.mu.Lock()
-	}
 	for turn := 0; turn < 2 && s.end == nil && len(s.out) > 0 && !s.full(); turn++ {
 		s.writeOut()
 	}
 	if s.end == nil && (len(s.out) > 0 || s.full()) {
-		s.startFlusher()
+		s.wakeFlusher()
 		return
 	}
 	s.stopWriting()
@@ -155,16 +152,55 @@ func (s *Session) writeOut() {
 	}
 }
 
-func (s *Session) startFlusher() {
+// wakeFlusher leaves the writer, which s.writing has taken, to the flusher.
+func (s *Session) wakeFlusher() {
+	if s.parked {
+		s.given = true
+		s.unpark()
+		return
+	}
 	s.tasks.Add(1)
 	go s.flusherFn()
 }
 
-// flusher owns the writer (s.writing is set) until everything is written.
+// flusher owns the writer (s.writing is set) until everything is written, and waits to own
+// it again while many streams are open.
 func (s *Session) flusher() {
 	defer s.tasks.Done()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for {
+		if s.mine+s.theirs >= gather {
+			s.mu.Unlock()
+			runtime.Gosched()
+			s.mu.Lock()
+		}
+		s.writeAway()
+		s.stopWriting()
+		if s.end != nil || s.parked || s.mine+s.theirs < gather {
+			return
+		}
+		s.parked = true
+		for s.parked {
+			s.work.Wait()
+		}
+		if !s.given {
+			return
+		}
+		s.given = false
+	}
+}
+
+// unpark ends the wait of a flusher, and the flusher if it was not given the writer.
+func (s *Session) unpark() {
+	if s.parked {
+		s.parked = false
+		s.work.Signal()
+	}
+}
+
+// writeAway writes until nothing is left.
+func (s *Session) writeAway() {
 	for s.end == nil {
 		if s.full() {
 			s.mu.Unlock()
@@ -176,11 +212,10 @@ func (s *Session) flusher() {
 			continue
 		}
 		if len(s.out) == 0 {
-			break
+			return
 		}
 		s.writeOut()
 	}
-	s.stopWriting()
 }
 
 // wakeRoom tells as many waiting streams as may find room, first come first served.
