@@ -43,6 +43,9 @@ func serve(nginx []string) error {
 	return err
 }
 
+// last is the first byte of a message after which the application closes the connection.
+const last = 1
+
 // serveEcho sends everything back that comes.
 func serveEcho(l net.Listener) {
 	for {
@@ -59,7 +62,7 @@ func serveEcho(l net.Listener) {
 				if err != nil {
 					return
 				}
-				if _, err := c.Write(buf[:n]); err != nil {
+				if _, err := c.Write(buf[:n]); err != nil || buf[0] == last {
 					return
 				}
 			}

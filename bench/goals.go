@@ -48,16 +48,20 @@ func (r *results) goals() []goal {
 	}
 	if a := assay[len(concurrency)-1]; a.CPU > 0 {
 		list = append(list, most("sockets between the proxies at c=1000", 8, float64(a.Sockets), ""),
-			most("both proxies at c=1000, RSS", 40, mb(a.Memory.RSS), "MB"))
+			most("both proxies at c=1000, RSS", 40, mb(a.Memory.RSS), "MB"),
+			most("both proxies at c=1000, pages that both have counted once", 40, mb(a.Memory.PSS), "MB"))
 	}
 	if a, n := r.Bulk["assay"], r.Bulk["nginx"]; a.CPU > 0 && n.CPU > 0 {
 		list = append(list, goal{"bulk throughput", 1.2, a.BytesPerS / n.BytesPerS, "x nginx", true},
 			most("CPU per MB of bulk", 0.85, a.CPUPerMB/n.CPUPerMB, "x nginx"))
 	}
 	if a, n := r.Churn["assay"], r.Churn["nginx"]; a.CPU > 0 && n.CPU > 0 {
-		list = append(list, goal{"connections per second", 2, a.RequestsPerS / n.RequestsPerS, "x nginx", true})
+		list = append(list, goal{"connections per second, one for each request of HTTP", 2, a.RequestsPerS / n.RequestsPerS, "x nginx", true})
 	}
 	for i, p := range wirePoints {
+		if a, n := r.wire("assay", i), r.wire("nginx", i); p.mode == "churn" && a.CPU > 0 && n.CPU > 0 {
+			list = append(list, goal{"connections per second, opaque", 2, a.RequestsPerS / n.RequestsPerS, "x nginx", true})
+		}
 		if a, h := r.wire("assay", i), r.wire("haproxy", i); p.kind == kindGRPC && p.conns*p.streams == 64 && a.CPU > 0 && h.CPU > 0 {
 			list = append(list, most("CPU: "+p.title, 0.7, a.CPU/h.CPU, "x HAProxy"))
 		}

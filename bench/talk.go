@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -22,7 +23,7 @@ import (
 
 // talk is one run of it.
 type talk struct {
-	mode     string // "echo", "bulk": opaque bytes; "talk", "watch": gRPC streams
+	mode     string // "echo", "bulk", "churn": opaque bytes; "talk", "watch": gRPC streams
 	addr     string
 	many     int // connections, or streams of one connection
 	duration time.Duration
@@ -72,7 +73,10 @@ func percentile(sorted []time.Duration, q float64) time.Duration {
 // run has every connection or stream work until the time is over.
 func (t talk) run() ([]tally, time.Duration, error) {
 	one := t.echo
-	if t.mode == "talk" || t.mode == "watch" {
+	switch t.mode {
+	case "churn":
+		one = t.churn
+	case "talk", "watch":
 		conn, err := grpc.NewClient("passthrough:///"+t.addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.ForceCodec(raw{})))
 		if err != nil {
 			return nil, 0, err
@@ -123,6 +127,33 @@ func (t talk) echo(over time.Time, n *tally) error {
 		}
 		n.messages++
 		n.bytes += 2 * int64(len(message)) // there and back
+		n.took = append(n.took, time.Since(asked))
+	}
+	return nil
+}
+
+// churn makes a connection for each message. The application closes it first, so that no
+// port of the client is kept by what was.
+func (t talk) churn(over time.Time, n *tally) error {
+	message := append([]byte{last}, payload[1:]...)
+	for n.messages == 0 || time.Now().Before(over) {
+		asked := time.Now()
+		c, err := net.DialTimeout("tcp", t.addr, 5*time.Second)
+		if err != nil {
+			return err
+		}
+		c.SetDeadline(asked.Add(10 * time.Second))
+		_, err = c.Write(message)
+		answer, readErr := io.ReadAll(c)
+		c.Close()
+		if err := errors.Join(err, readErr); err != nil {
+			return err
+		}
+		if !bytes.Equal(answer, message) {
+			return fmt.Errorf("a message came back as %q", answer)
+		}
+		n.messages++
+		n.bytes += 2 * int64(len(message))
 		n.took = append(n.took, time.Since(asked))
 	}
 	return nil

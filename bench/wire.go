@@ -50,6 +50,7 @@ var wirePoints = []wirePoint{
 	{kindStream, "gRPC, 16 streams from the server, as fast as they go", 1, 16, "watch"},
 	{kindTCP, "opaque TCP, 64 connections, 50 bytes there and back", 64, 1, "echo"},
 	{kindTCP, "opaque TCP, 4 connections, 1 MiB there and back", 4, 1, "bulk"},
+	{kindTCP, "opaque TCP, a connection for each 50 bytes there and back, 16 at a time", 16, 1, "churn"},
 }
 
 // grpcBody is one message as it is framed in a body.

@@ -62,7 +62,7 @@ func TestTalk(t *testing.T) {
 	defer running.Wait()
 	defer s.Stop()
 	defer echo.Close()
-	for mode, addr := range map[string]net.Listener{"echo": echo, "bulk": echo, "talk": calls, "watch": calls} {
+	for mode, addr := range map[string]net.Listener{"echo": echo, "bulk": echo, "churn": echo, "talk": calls, "watch": calls} {
 		all, took, err := talk{mode: mode, addr: addr.Addr().String(), many: 3, duration: 10 * time.Millisecond}.run()
 		if err != nil || took <= 0 || slices.ContainsFunc(all, func(n tally) bool { return n.messages == 0 || n.bytes == 0 }) {
 			t.Errorf("%s: %+v in %v, %v", mode, all, took, err)

@@ -126,57 +126,72 @@ func BenchmarkBulk(b *testing.B) {
 	}
 }
 
-// BenchmarkIdleSession reports what an idle session holds: its own memory, and with
-// crypto/tls and both goroutine stacks.
+// BenchmarkIdleSession reports what one end of an idle session holds: crypto/tls, and beside
+// it the session with its goroutine's stack.
 func BenchmarkIdleSession(b *testing.B) {
 	for b.Loop() {
 	}
-	const pairs = 100
-	measure := func(dial func() (net.Conn, net.Conn), size int) float64 {
-		var conns []net.Conn
-		var live []*Session
-		var wg sync.WaitGroup
-		var before, after runtime.MemStats
-		runtime.GC()
-		runtime.GC()
-		runtime.ReadMemStats(&before)
-		for range pairs {
-			c, s := dial()
-			conns = append(conns, c, s)
-			if size == 0 {
-				continue
-			}
-			for i, conn := range []net.Conn{c, s} {
-				x := New(conn, i == 0, Config{PingEvery: time.Hour}, answering(10))
-				live = append(live, x)
-				wg.Go(func() { x.Run() })
-				if i == 1 {
-					w := &waiter{done: make(chan struct{}, 1)}
-					live[len(live)-2].Open(nil, make([]byte, size), true, w)
-					<-w.done
-				}
-			}
-		}
-		for _, x := range live {
-			x.mu.Lock()
-			x.shrink() // as the keepalive does
-			x.mu.Unlock()
-		}
-		runtime.GC()
-		runtime.GC()
-		runtime.ReadMemStats(&after)
-		for _, x := range live {
-			x.Close(nil)
-		}
-		wg.Wait()
-		for _, c := range conns {
-			c.Close()
-		}
-		return float64(after.HeapAlloc+after.StackInuse-before.HeapAlloc-before.StackInuse) / (2 * pairs)
-	}
-	dialTLS := func() (net.Conn, net.Conn) { return tlsPair(b) }
-	bare := measure(dialTLS, 0)
+	bare := perEnd(b, 0)
 	b.ReportMetric(bare, "tls-B/conn")
-	b.ReportMetric(measure(dialTLS, 200)-bare, "after-small-B/session")
-	b.ReportMetric(measure(dialTLS, 16<<10)-bare, "after-large-B/session")
+	b.ReportMetric(perEnd(b, 200)-bare, "after-small-B/session")
+	b.ReportMetric(perEnd(b, 16<<10)-bare, "after-large-B/session")
+}
+
+// TestIdleSessionMemory holds an idle TLS connection with its session to 40 KiB at each
+// end, whatever it has carried.
+func TestIdleSessionMemory(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector has memory of its own")
+	}
+	for _, size := range []int{200, 16 << 10} {
+		n := perEnd(t, size)
+		t.Logf("%.0f bytes after %d", n, size)
+		if n > 40<<10 {
+			t.Errorf("after a request of %d bytes one end of an idle session holds %.0f bytes", size, n)
+		}
+	}
+}
+
+// perEnd returns how many bytes of heap and stack an end of an idle TLS connection takes:
+// without a session for size 0, else after a request of size bytes.
+func perEnd(t testing.TB, size int) float64 {
+	const pairs = 100
+	var conns []net.Conn
+	var live []*Session
+	var wg sync.WaitGroup
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	for range pairs {
+		c, s := tlsPair(t)
+		conns = append(conns, c, s)
+		if size == 0 {
+			continue
+		}
+		w := &waiter{done: make(chan struct{}, 1)}
+		for i, conn := range []net.Conn{c, s} {
+			x := New(conn, i == 0, Config{PingEvery: time.Hour}, answering(10))
+			live = append(live, x)
+			wg.Go(func() { x.Run() })
+		}
+		live[len(live)-2].Open(nil, make([]byte, size), true, w)
+		<-w.done
+	}
+	for _, x := range live {
+		x.mu.Lock()
+		x.shrink() // as the keepalive does
+		x.mu.Unlock()
+	}
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	for _, x := range live {
+		x.Close(nil)
+	}
+	wg.Wait()
+	for _, c := range conns {
+		c.Close()
+	}
+	return float64(after.HeapAlloc+after.StackInuse-before.HeapAlloc-before.StackInuse) / (2 * pairs)
 }
