@@ -522,7 +522,7 @@ func TestProxyIsConfined(t *testing.T) {
 		t.Error("no session")
 	}
 	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", ref.PID))
-	if err != nil || len(environ) != 0 {
+	if err != nil || string(environ) != proxyEnv[0]+"\x00" {
 		t.Errorf("its environment is %q, %v", environ, err)
 	}
 	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", ref.PID))
