@@ -63,8 +63,9 @@ lint: $(TOOLS)/staticcheck $(TOOLS)/govulncheck ## gofmt, vet, staticcheck, govu
 	else cat $(BIN)/govulncheck.txt; exit $$code; fi
 
 .PHONY: bench
-bench: build ## compare the hop with nginx and HAProxy on this machine
+bench: build ## compare the hop with nginx and HAProxy on this machine, and each engine with its limits
 	$(GO) run ./bench
+	$(GO) run ./bench -engines
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for a while (FUZZTIME=10s, or a count: 2000x)

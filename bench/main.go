@@ -25,7 +25,7 @@
 // Tour: main.go (the run), contender.go (what is compared), peers.go (nginx and
 // HAProxy), mesh.go (Assay), app.go (the application beside nginx), certs.go, load.go (wrk
 // and reading /proc), wire.go (HTTP/2, gRPC, opaque TCP), talk.go (a client for what has
-// none), idle.go, report.go (Markdown and JSON), goals.go.
+// none), idle.go, report.go (Markdown and JSON), goals.go, engines.go (the engines by themselves).
 package main
 
 import (
@@ -54,6 +54,7 @@ type options struct {
 	verbose    bool
 	check      bool
 	hold       bool
+	engines    bool
 }
 
 func main() {
@@ -75,6 +76,7 @@ func main() {
 	flag.StringVar(&o.points, "points", "all", "which loads to measure: connections of small requests, bulk, churn, h2, grpc, stream, tcp (or one of those by its name), idle")
 	flag.BoolVar(&o.check, "check", false, "exit with 2 when a goal is missed")
 	flag.BoolVar(&o.hold, "hold", false, "measure nothing: say where the contenders are and keep them until interrupted, to be profiled")
+	flag.BoolVar(&o.engines, "engines", false, "run the engines' own benchmarks instead, with their limits of allocations")
 	flag.BoolVar(&o.verbose, "v", false, "show each measurement")
 	flag.Parse()
 	if o.short {
@@ -82,6 +84,13 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	if o.engines {
+		if err := engines(ctx); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	r := newRun(ctx, o.verbose)
 	var res *results
 	err := r.do(func() { res = bench(r, o) })
