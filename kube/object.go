@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -34,3 +35,29 @@ func (n *notebook) at(path, format string, args ...any) {
 }
 
 func (n *notebook) missing(path, text string) { n.at(path, "%s", text) }
+
+// Configuration is [Translate] for one object as an API server has it, in JSON: a route,
+// a grant, or one of ours. What the API server adds to it is left out before: its age and
+// generation are for the caller to add where they count. An error is the object's alone.
+func Configuration(object map[string]any) (discovery.Intent, error) {
+	known := map[string]any{"apiVersion": object["apiVersion"], "kind": object["kind"], "spec": object["spec"]}
+	if known["spec"] == nil {
+		delete(known, "spec")
+	}
+	metadata := map[string]any{}
+	if given, ok := object["metadata"].(map[string]any); ok {
+		for _, field := range []string{"name", "namespace", "labels", "annotations"} {
+			if v, ok := given[field]; ok {
+				metadata[field] = v
+			}
+		}
+	}
+	known["metadata"] = metadata
+	text, err := json.Marshal(known)
+	if err != nil {
+		return discovery.Intent{}, err
+	}
+	name := fmt.Sprintf("%v %v/%v", object["kind"], metadata["namespace"], metadata["name"])
+	intent, _, err := Translate([]discovery.File{{Name: name, YAML: text}})
+	return intent, err
+}

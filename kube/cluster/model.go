@@ -23,17 +23,23 @@ type model struct {
 	pods     map[string]*Pod                                  // by UID
 	inSlices map[string]map[string]int                        // pod UID -> keys of services, with how many slices say so
 
+	configured map[string]*configured // by configurationKey
+	missing    []string               // kinds of configuration
+
 	out         map[string]Service
 	outPods     map[string]Pod
 	touched     map[string]bool // keys of services
 	touchedPods map[string]bool // UIDs
+	// Configuration is put together as a whole: it changes when people do something.
+	touchedConfiguration bool
 }
 
 func newModel() *model {
 	return &model{
 		services: map[string]*corev1.Service{}, slices: map[string]map[string]*discoveryv1.EndpointSlice{}, owner: map[string]string{},
-		pods: map[string]*Pod{}, inSlices: map[string]map[string]int{},
+		pods: map[string]*Pod{}, inSlices: map[string]map[string]int{}, configured: map[string]*configured{},
 		out: map[string]Service{}, outPods: map[string]Pod{}, touched: map[string]bool{}, touchedPods: map[string]bool{},
+		touchedConfiguration: true, // that there is none is worth telling once
 	}
 }
 
@@ -226,6 +232,10 @@ func (m *model) changes() Changes {
 			m.outPods[uid] = *p
 			c.Pods = append(c.Pods, *p)
 		}
+	}
+	if m.touchedConfiguration {
+		c.Configuration = m.configuration()
+		m.touchedConfiguration = false
 	}
 	clear(m.touched)
 	clear(m.touchedPods)

@@ -14,6 +14,8 @@ func Rules() []rbacv1.PolicyRule {
 	return []rbacv1.PolicyRule{
 		{APIGroups: []string{""}, Resources: []string{"pods", "services"}, Verbs: verbs},
 		{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: verbs},
+		{APIGroups: []string{"gateway.networking.k8s.io"}, Resources: []string{"httproutes", "grpcroutes", "referencegrants"}, Verbs: verbs},
+		{APIGroups: []string{"assay.dev"}, Resources: []string{"meshconfigs", "egresses", "trafficpolicies"}, Verbs: verbs},
 	}
 }
 
@@ -62,9 +64,11 @@ type Changes struct {
 	RemovedServices []string // "NAMESPACE/NAME"
 	Pods            []Pod
 	RemovedPods     []string // UIDs
+	// Configuration is all of it, when any of it differs; else nil.
+	Configuration *Configuration
 }
 
 // Empty reports whether nothing differs.
 func (c *Changes) Empty() bool {
-	return len(c.Services)+len(c.RemovedServices)+len(c.Pods)+len(c.RemovedPods) == 0
+	return c.Configuration == nil && len(c.Services)+len(c.RemovedServices)+len(c.Pods)+len(c.RemovedPods) == 0
 }

@@ -4,6 +4,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"assay.dev/kube"
 )
@@ -23,6 +24,9 @@ func trim(object any) (any, error) {
 		if ok {
 			o.Labels = map[string]string{discoveryv1.LabelServiceName: service}
 		}
+	case *unstructured.Unstructured:
+		delete(o.Object, "status")
+		o.SetManagedFields(nil)
 	}
 	return object, nil
 }

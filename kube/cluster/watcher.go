@@ -52,8 +52,9 @@ func Open(kubeconfig string, log *slog.Logger) (*Watcher, error) {
 // twice.
 type kind struct {
 	w       *Watcher
-	name    string // the resource
-	version schema.GroupVersion
+	name    string              // the resource
+	version schema.GroupVersion // of those that source is made for
+	source  cache.ListerWatcher
 	example runtime.Object
 	set     func(object any)
 	remove  func(object any)
@@ -104,15 +105,29 @@ func (w *Watcher) Run(ctx context.Context, changed func(Changes) error) error {
 
 	quiet := logr.FromSlogHandler(atLeast{w.log.Handler(), slog.LevelWarn})
 	inner := klog.NewContext(ctx, quiet)
+	start := func(k *kind) {
+		reflector := cache.NewReflectorWithOptions(k.source, k.example, k, cache.ReflectorOptions{Name: k.name, Logger: &quiet})
+		all.Go(func() { reflector.RunWithContext(inner) })
+	}
 	kinds := w.kinds()
 	for _, k := range kinds {
 		client, err := w.client(k.version)
 		if err != nil {
 			return err
 		}
-		reflector := cache.NewReflectorWithOptions(cache.NewListWatchFromClient(client, k.name, corev1.NamespaceAll, fields.Everything()),
-			k.example, k, cache.ReflectorOptions{Name: k.name, Logger: &quiet})
-		all.Go(func() { reflector.RunWithContext(inner) })
+		k.source = cache.NewListWatchFromClient(client, k.name, corev1.NamespaceAll, fields.Everything())
+	}
+	search, err := w.newSearch()
+	if err != nil {
+		return err
+	}
+	found, err := search.begin(ctx)
+	if err != nil {
+		return err
+	}
+	kinds = append(kinds, found...)
+	for _, k := range kinds {
+		start(k)
 	}
 	for _, k := range kinds {
 		select {
@@ -121,6 +136,7 @@ func (w *Watcher) Run(ctx context.Context, changed func(Changes) error) error {
 			return context.Cause(ctx)
 		}
 	}
+	all.Go(func() { search.goOn(ctx, start) })
 	for first := true; ; first = false {
 		w.mu.Lock()
 		c := w.model.changes()
@@ -182,13 +198,13 @@ func (w *Watcher) next(ctx context.Context) error {
 
 const settleTime = 10 * time.Millisecond
 
-// under changes the model and says so.
-func (k *kind) under(change func()) {
-	k.w.mu.Lock()
-	change()
-	k.w.mu.Unlock()
+// change changes the model and says so.
+func (w *Watcher) change(do func()) {
+	w.mu.Lock()
+	do()
+	w.mu.Unlock()
 	select {
-	case k.w.wake <- struct{}{}:
+	case w.wake <- struct{}{}:
 	default: // there is a token
 	}
 }
@@ -199,13 +215,13 @@ func (k *kind) Add(object any) error { return k.Update(object) }
 func (k *kind) Update(object any) error {
 	kept, err := trim(object)
 	if err == nil {
-		k.under(func() { k.set(kept) })
+		k.w.change(func() { k.set(kept) })
 	}
 	return err
 }
 
 func (k *kind) Delete(object any) error {
-	k.under(func() { k.remove(object) })
+	k.w.change(func() { k.remove(object) })
 	return nil
 }
 
@@ -218,7 +234,7 @@ func (k *kind) Replace(list []any, _ string) error {
 			return err
 		}
 	}
-	k.under(func() {
+	k.w.change(func() {
 		k.retain(list)
 		for _, object := range list {
 			k.set(object)

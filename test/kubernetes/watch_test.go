@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"assay.dev/discovery"
 	"assay.dev/kube/cluster"
 	"assay.dev/test/kubernetes"
 )
@@ -21,6 +24,7 @@ type view struct {
 	mu       sync.Mutex
 	services map[string]cluster.Service
 	pods     map[string]cluster.Pod
+	config   *cluster.Configuration
 	calls    int
 }
 
@@ -28,6 +32,9 @@ func (v *view) take(c cluster.Changes) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.calls++
+	if c.Configuration != nil {
+		v.config = c.Configuration
+	}
 	for _, s := range c.Services {
 		v.services[s.Key()] = s
 	}
@@ -148,6 +155,8 @@ func watching(t *testing.T, c *kubernetes.Cluster) {
 		t.Errorf("of DNS, TCP is the mesh's: %+v", s)
 	}
 
+	configuration(t, c, v)
+
 	began := time.Now()
 	c.Kubectl(t, "scale", "deployment/echo", "--replicas=3")
 	ready(3)
@@ -176,4 +185,62 @@ func watching(t *testing.T, c *kubernetes.Cluster) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	t.Logf("%d changes were told", v.calls)
+}
+
+// configuration: the Gateway API is found when somebody installs it, and a route that
+// cannot be understood breaks no other.
+func configuration(t *testing.T, c *kubernetes.Cluster, v *view) {
+	told := func(what string, ok func(*cluster.Configuration) bool) {
+		t.Helper()
+		c.Eventually(t, what, func() error {
+			v.mu.Lock()
+			defer v.mu.Unlock()
+			if v.config == nil || !ok(v.config) {
+				return fmt.Errorf("the configuration is %+v", v.config)
+			}
+			return nil
+		})
+	}
+	told("nothing is installed", func(g *cluster.Configuration) bool {
+		return len(g.Missing) == 6 && len(g.Intent.Routes) == 0
+	})
+	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/gateway-api").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, resource := range []string{"httproutes", "grpcroutes", "referencegrants"} {
+		file := filepath.Join(strings.TrimSpace(string(dir)), "config/crd/experimental/gateway.networking.k8s.io_"+resource+".yaml")
+		c.Kubectl(t, "apply", "--server-side", "-f", file)
+		c.Kubectl(t, "wait", "crd/"+resource+".gateway.networking.k8s.io", "--for=condition=Established", "--timeout=120s")
+	}
+	told("the Gateway API is there", func(g *cluster.Configuration) bool {
+		return slices.Equal(g.Missing, []string{"MeshConfig", "Egress", "TrafficPolicy"})
+	})
+	c.Apply(t, `apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: echo}
+spec:
+  parentRefs: [{group: "", kind: Service, name: echo, port: 80}]
+  rules:
+  - matches: [{path: {value: /old}}]
+    backendRefs: [{name: echo, port: 80}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: elsewhere}
+spec:
+  parentRefs: [{name: a-gateway}]
+  rules: [{matches: [{path: {value: /}}]}]
+`)
+	told("both routes are there", func(g *cluster.Configuration) bool {
+		return len(g.Intent.Routes) == 2 && len(g.Problems) == 0
+	})
+	v.mu.Lock()
+	r := v.config.Intent.Routes[slices.IndexFunc(v.config.Intent.Routes, func(r discovery.DeclaredRoute) bool { return r.Name == "echo" })]
+	v.mu.Unlock()
+	if r.Generation != 1 || time.Since(r.Created) > time.Hour || len(r.Rules) != 1 || len(r.ParentRefs) != 1 || r.ParentRefs[0].Problem.Reason != "" {
+		t.Errorf("the route: %+v", r)
+	}
+	c.Kubectl(t, "delete", "httproute", "--all")
+	told("the routes are gone", func(g *cluster.Configuration) bool { return len(g.Intent.Routes) == 0 })
 }
