@@ -48,6 +48,7 @@ var exclusive = []struct {
 }{
 	{"k8s.io/", []string{"kube"}, "Kubernetes' types must not leak into what runs without it"},
 	{"sigs.k8s.io/", []string{"kube", "cmd/assay"}, "as k8s.io; YAML output of the CLI excepted"},
+	{"github.com/containernetworking/", []string{"kube"}, "network plugins are Kubernetes' way in"},
 	{"modernc.org/sqlite", []string{"store"}, "one door to the database"},
 	{"github.com/jackc/pgx", []string{"store"}, "one door to the database"},
 	{"database/sql", []string{"store"}, "one door to the database"},

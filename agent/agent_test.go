@@ -22,6 +22,7 @@ import (
 	"assay.dev"
 	"assay.dev/agent/internal/lab"
 	"assay.dev/agent/netns"
+	"assay.dev/kube/cni"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -54,6 +55,9 @@ func TestMain(m *testing.M) {
 		}
 	}
 	switch {
+	case filepath.Base(os.Args[0]) == cni.Type:
+		runTestPlugin()
+		return
 	case strings.HasPrefix(os.Args[0], proxyName+" "):
 		runTestProxy()
 		return

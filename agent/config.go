@@ -75,6 +75,8 @@ type Config struct {
 	// Last says that no agent can come after this one, because the network namespace
 	// ends with it: however it ends, proxies and commands end too.
 	Last bool
+	// Pods knows the pods of this host. nil: there are none, and network plugins are told so.
+	Pods PodSource
 	// Build is told to control.
 	Build string
 	// Log takes what a person should know (discarded).

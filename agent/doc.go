@@ -37,7 +37,7 @@
 //
 // config.go; agent.go (Run); state.go (what is on disk); workload.go (a workload's
 // life); place.go and adopt.go (its two beginnings); pod.go (workloads in namespaces that
-// somebody else makes: how they join and leave); proxy.go (spawn),
+// somebody else makes: how they join and leave), sandbox.go (what network plugins ask); proxy.go (spawn),
 // generation.go (a proxy's life), upgrade.go (its successor), session.go (what is said on the link); owner.go (whose workload it
 // is); server.go (agent.sock); suspect.go (what a proxy may cost); runner.go and protocol.go (`assay run`); control.go,
 // outbox.go, snapshot.go (the stream); publish.go (views for proxies); beside.go (what

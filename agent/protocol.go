@@ -25,6 +25,16 @@ const (
 	kindOver     link.Kind = "run-over"     // over: everything is removed
 )
 
+// Kinds of messages between a network plugin and the agent, on agent.sock: a Sandbox is
+// answered with sandbox-done or run-failed.
+const (
+	kindSandboxAdd   link.Kind = "sandbox-add"
+	kindSandboxCheck link.Kind = "sandbox-check"
+	kindSandboxDel   link.Kind = "sandbox-del"
+	kindSandboxReady link.Kind = "sandbox-ready" // empty
+	kindSandboxDone  link.Kind = "sandbox-done"  // empty
+)
+
 // RunRequest asks for a place for a command.
 type RunRequest struct {
 	Namespace string            `json:"namespace"`

@@ -157,6 +157,10 @@ func (a *Agent) connection(ctx context.Context, conn *link.Conn, r rank) {
 		conn.Send(kindWhere, m.ID, Where{PID: os.Getpid(), Rootless: inUserNamespace()})
 		m.Discard()
 		conn.Close()
+	case kindSandboxAdd, kindSandboxCheck, kindSandboxDel, kindSandboxReady:
+		a.sandbox(ctx, conn, m, peer, uid)
+		m.Discard()
+		conn.Close()
 	case kindRun, kindResume:
 		a.runner(ctx, conn, m, peer, uid)
 		conn.Close()

@@ -11,6 +11,9 @@ import (
 	"assay.dev"
 )
 
+// pluginMain: there are no network plugins.
+func pluginMain(string) bool { return false }
+
 // hostCommands are the commands that put workloads into a mesh. They exist on every
 // system so that whoever tries one is told what is missing.
 func hostCommands() []*cobra.Command {

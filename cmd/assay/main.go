@@ -46,6 +46,9 @@ var version = ""
 const ownSignals = "own-signals"
 
 func main() {
+	if pluginMain(os.Args[0]) {
+		return
+	}
 	root := rootCommand()
 	ctx := context.Background()
 	if cmd, _, err := root.Find(os.Args[1:]); err != nil || cmd.Annotations[ownSignals] == "" {

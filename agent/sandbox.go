@@ -1,0 +1,116 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"assay.dev"
+	"assay.dev/agent/attest"
+	"assay.dev/link"
+)
+
+// PodSource knows the pods of this host.
+type PodSource interface {
+	// Pod returns what is known of a pod whose network is just being made, and whether it
+	// is to be meshed. The pod needs neither addresses nor a network namespace. uid may be
+	// empty. An error means that it is not known.
+	Pod(ctx context.Context, namespace, name, uid string) (p Pod, meshed bool, err error)
+}
+
+// Sandbox is the network of a pod, as a container runtime's plugin tells it.
+type Sandbox struct {
+	Namespace string       `json:"namespace"`
+	Name      string       `json:"name"`
+	UID       string       `json:"uid,omitempty"`
+	NetNS     string       `json:"netns,omitempty"`
+	Link      string       `json:"link,omitempty"`
+	Addrs     []netip.Addr `json:"addrs,omitempty"`
+}
+
+// sandbox answers a network plugin.
+func (a *Agent) sandbox(ctx context.Context, conn *link.Conn, m link.Message, peer *attest.Process, uid uint32) {
+	err := a.mayRun(peer, uid)
+	if err == nil && a.cfg.Pods == nil {
+		err = &assay.Error{Kind: assay.Invalid, Op: "answer a network plugin", Err: errors.New("this agent has no pods"), Remedy: "take " + `"assay-cni"` + " out of the network configuration"}
+	}
+	if err == nil && m.Kind != kindSandboxReady {
+		var s Sandbox
+		if err = m.Decode(&s); err == nil {
+			err = a.sandboxDo(ctx, m.Kind, s)
+		}
+	} else if err == nil && !a.ready.is() {
+		err = &assay.Error{Kind: assay.Unavailable, Op: "answer a network plugin", Err: errors.New("the agent has not started yet")}
+	}
+	if err != nil {
+		conn.Send(kindFailed, m.ID, failureOf("sandbox", err))
+		return
+	}
+	conn.Send(kindSandboxDone, m.ID, nil)
+}
+
+func (a *Agent) sandboxDo(ctx context.Context, kind link.Kind, s Sandbox) error {
+	if kind == kindSandboxDel {
+		// Whoever asks the source for a pod that is gone may not be answered.
+		for _, w := range a.all() {
+			if w.given && (s.UID != "" && w.id == s.UID || s.NetNS != "" && w.netNS() == s.NetNS) {
+				return a.PodEnded(ctx, w.id)
+			}
+		}
+		return nil
+	}
+	p, meshed, err := a.cfg.Pods.Pod(ctx, s.Namespace, s.Name, s.UID)
+	if err != nil || !meshed {
+		return err
+	}
+	if kind == kindSandboxCheck {
+		w := a.workload(p.ID)
+		if w == nil || w.life.Err() != nil {
+			return &assay.Error{Kind: assay.NotFound, Op: fmt.Sprintf("check pod %s/%s", s.Namespace, s.Name), Err: errors.New("it should be meshed and is not")}
+		}
+		return w.capture.Verify()
+	}
+	p.NetNS, p.Link, p.Addrs = s.NetNS, s.Link, s.Addrs
+	return a.Mesh(ctx, p)
+}
+
+func (w *workload) netNS() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.rec.Given.NetNS
+}
+
+// Sandboxes is the agent behind a socket, for a network plugin.
+type Sandboxes struct{ Socket string }
+
+// Add meshes a pod if it is to be, and returns when it is.
+func (s Sandboxes) Add(ctx context.Context, x Sandbox) error { return s.ask(ctx, kindSandboxAdd, x) }
+
+// Check fails when a pod should be meshed and is not.
+func (s Sandboxes) Check(ctx context.Context, x Sandbox) error {
+	return s.ask(ctx, kindSandboxCheck, x)
+}
+
+// Del removes what is kept of a pod.
+func (s Sandboxes) Del(ctx context.Context, x Sandbox) error { return s.ask(ctx, kindSandboxDel, x) }
+
+// Ready fails when the agent cannot mesh pods.
+func (s Sandboxes) Ready(ctx context.Context) error { return s.ask(ctx, kindSandboxReady, nil) }
+
+func (s Sandboxes) ask(ctx context.Context, kind link.Kind, body any) error {
+	conn, err := dialAgent(s.Socket)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Socket().SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	m, err := question(conn, kind, body)
+	m.Discard()
+	if ctx.Err() != nil {
+		return &assay.Error{Kind: assay.Unavailable, Op: "ask the agent at " + s.Socket, Err: context.Cause(ctx)}
+	}
+	return err
+}
