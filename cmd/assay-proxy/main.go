@@ -28,10 +28,6 @@ import (
 	"assay.dev/proxy/sandbox"
 )
 
-// gcPercent is how much garbage there may be beside what lives. Requests make none, so that
-// it seldom has to be looked for; what a burst left is half as much as with Go's 100.
-const gcPercent = 50
-
 // linkFD is where the agent puts the link.
 const linkFD = 3
 
@@ -59,7 +55,6 @@ func run(args []string, stdout, stderr io.Writer) int {
 	time.Local = time.UTC
 	log := slog.New(slog.NewJSONHandler(stderr, nil))
 	debug.SetMemoryLimit(512 << 20)
-	debug.SetGCPercent(gcPercent)
 
 	if err := serve(log); err != nil && !errors.Is(err, context.Canceled) {
 		log.Error("stopped", "error", err)
