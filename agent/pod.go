@@ -284,7 +284,7 @@ func (a *Agent) adoptPod(rec record) error {
 	proxies := a.adoptable(rec)
 	ns, err := netns.At(rec.Given.NetNS)
 	if err == nil && ns.Inode() != rec.NetNS {
-		err = ns.Close()
+		ns.Close() // another one has its name by now
 		ns = nil
 	}
 	if ns == nil {
