@@ -109,9 +109,9 @@ func missing() error {
 	if os.Geteuid() != 0 {
 		return errors.New("a cluster needs root, to make namespaces and cgroups")
 	}
-	for _, file := range []string{"/usr/bin/containerd", "/usr/sbin/runc", cniFolder + "/bridge", "/usr/sbin/nft"} {
+	for _, file := range []string{cniFolder + "/bridge", "/usr/sbin/nft", "/usr/include/seccomp.h"} {
 		if _, err := os.Stat(file); err != nil {
-			return fmt.Errorf("a cluster needs %s: install containerd, runc, containernetworking-plugins and nftables (`make packages` does)", file)
+			return fmt.Errorf("a cluster needs %s: install containernetworking-plugins, nftables, libseccomp-dev, pkg-config and gcc (`make packages` does)", file)
 		}
 	}
 	return nil
@@ -430,7 +430,7 @@ func (c *Cluster) TryImport(ctx context.Context, img Image) (Digests, error) {
 // load gives an image to a node's containerd, which may be starting.
 func (c *Cluster) load(ctx context.Context, m *Machine, file, name string, d Digests) error {
 	ctr := func(args ...string) error {
-		_, err := m.run(ctx, append([]string{"/usr/bin/ctr", "--address", runtimeSock, "-n", "k8s.io"}, args...)...)
+		_, err := m.run(ctx, append([]string{at("ctr"), "--address", runtimeSock, "-n", "k8s.io"}, args...)...)
 		return err
 	}
 	if err := c.await(ctx, time.Minute, "containerd on "+m.Name, func() error { return ctr("version") }); err != nil {

@@ -2,8 +2,8 @@
 // Assay, a real Kubernetes of their own inside this machine: etcd, API server,
 // controller manager and scheduler, and one to three nodes, each with a kubelet,
 // a containerd and a kube-proxy. Nothing is mocked and nothing is downloaded but Go
-// modules and Debian packages: Kubernetes is compiled here, once (parts.go), and
-// images are written here, without an engine (image.go).
+// modules and Debian packages: Kubernetes, containerd and runc are compiled here, once
+// (parts.go), and images are written here, without an engine (image.go).
 //
 // A machine of the cluster (the control plane is one, and so is each node) is a
 // set of namespaces: pid, mount, network, UTS, IPC and cgroup. Its root folder is
@@ -22,8 +22,8 @@
 // removes folder and cgroups. A cluster's name is free as soon as nobody holds the
 // lock in its folder.
 //
-// It refuses to run without root. It needs containerd, runc, the CNI plugins,
-// iproute2 and nft of Debian (test/packages.txt).
+// It refuses to run without root. It needs the CNI plugins, nft, a C compiler and
+// libseccomp of Debian (test/packages.txt).
 //
 // Goroutines: one for each program, ended by the program; one for the relay and two
 // for each connection through it, ended by Close.

@@ -48,7 +48,7 @@ func (c *Cluster) equipNode(m *Machine) error {
 
 // startRuntime starts containerd, which can take images before there is an API server.
 func (c *Cluster) startRuntime(m *Machine) error {
-	return m.start(nil, "/usr/bin/containerd", "--config", key("containerd.toml"))
+	return m.start(nil, at("containerd"), "--config", key("containerd.toml"))
 }
 
 // startNode starts what needs the API server.
@@ -174,33 +174,34 @@ func kubeletSettings() string {
 	return string(text)
 }
 
-const containerdSettings = `version = 2
+const containerdSettings = `version = 3
 root = "/var/lib/containerd"
 state = "/run/containerd"
-disabled_plugins = [
-  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
-  "io.containerd.snapshotter.v1.zfs", "io.containerd.tracing.processor.v1.otlp",
-]
 
 [grpc]
   address = "` + runtimeSock + `"
 
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "` + pauseImage + `"
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "overlayfs"
+
+  [plugins."io.containerd.cri.v1.images".pinned_images]
+    sandbox = "` + pauseImage + `"
+
+[plugins."io.containerd.cri.v1.runtime"]
   restrict_oom_score_adj = true
 
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/opt/cni/bin"
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["/opt/cni/bin"]
     conf_dir = "/etc/cni/net.d"
 
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "overlayfs"
+  [plugins."io.containerd.cri.v1.runtime".containerd]
     default_runtime_name = "runc"
 
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
       runtime_type = "io.containerd.runc.v2"
 
-      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+      [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+        BinaryName = "` + partsDir + `/runc"
         SystemdCgroup = false
 `
 

@@ -84,6 +84,7 @@ func TestOneNode(t *testing.T) {
 		t.Run("port-forward", func(t *testing.T) { portForward(t, c) })
 		t.Run("digests", func(t *testing.T) { imageDigests(t, c, digests) })
 		t.Run("node", func(t *testing.T) { nodeSpace(t, c) })
+		t.Run("pods", func(t *testing.T) { kindsOfPods(t, c) })
 		t.Run("watch", func(t *testing.T) { watching(t, c) }) // scales and deletes
 	})
 	sameAs(t, before, name)
@@ -200,7 +201,7 @@ func imageDigests(t *testing.T, c *kubernetes.Cluster, d kubernetes.Digests) {
 	}
 	node := c.Nodes[0]
 	ctr := func(args ...string) string {
-		return node.MustExec(t, append([]string{"ctr", "--address", "/run/containerd/containerd.sock", "-n", "k8s.io"}, args...)...)
+		return node.MustExec(t, append([]string{"/opt/kubernetes/bin/ctr", "--address", "/run/containerd/containerd.sock", "-n", "k8s.io"}, args...)...)
 	}
 	if out := ctr("images", "ls", "name~=echo"); !strings.Contains(out, d.Index) {
 		t.Errorf("containerd's tag does not point to the index %s:\n%s", d.Index, out)
@@ -242,6 +243,66 @@ func nodeSpace(t *testing.T, c *kubernetes.Cluster) {
 	if out := node.MustExec(t, "ls", "/opt/cni/bin", "/etc/cni/net.d"); !strings.Contains(out, "bridge") || !strings.Contains(out, "10-pods.conflist") {
 		t.Errorf("the CNI plugins and their configuration are not in their places:\n%s", out)
 	}
+}
+
+// kindsOfPods: those that a mesh has to cope with run at all: of a namespace with
+// restricted security, with users of their own, and an agent that sees its node.
+func kindsOfPods(t *testing.T, c *kubernetes.Cluster) {
+	c.Apply(t, `apiVersion: v1
+kind: Namespace
+metadata: {name: strict, labels: {pod-security.kubernetes.io/enforce: restricted}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: restricted, namespace: strict}
+spec:
+  securityContext: {runAsNonRoot: true, seccompProfile: {type: RuntimeDefault}}
+  containers:
+  - name: c
+    image: assay.test/echo:1
+    args: [sleep]
+    resources: {limits: {memory: 64Mi, cpu: 100m}}
+    securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}, runAsUser: 65532}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: users, namespace: default}
+spec:
+  hostUsers: false
+  containers: [{name: c, image: assay.test/echo:1, args: [sleep]}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: agent, namespace: default}
+spec:
+  hostPID: true
+  hostNetwork: true
+  containers:
+  - name: c
+    image: assay.test/echo:1
+    args: [sleep]
+    securityContext: {privileged: true, runAsUser: 0}
+    volumeMounts: [{name: etc, mountPath: /host/etc/cni}, {name: run, mountPath: /run, mountPropagation: Bidirectional}]
+  volumes: [{name: etc, hostPath: {path: /etc/cni}}, {name: run, hostPath: {path: /run}}]
+`)
+	c.Kubectl(t, "wait", "pod/users", "pod/agent", "--for=condition=Ready", "--timeout=150s")
+	c.Kubectl(t, "wait", "-n", "strict", "pod/restricted", "--for=condition=Ready", "--timeout=150s")
+	cat := func(namespace, pod, file string) string {
+		return c.Kubectl(t, "exec", "-n", namespace, pod, "--", "/bin/echo", "cat", file)
+	}
+	if status := cat("strict", "restricted", "/proc/self/status"); !strings.Contains(status, "Seccomp:\t2") || !strings.Contains(status, "NoNewPrivs:\t1") {
+		t.Errorf("the restricted pod's process:\n%s", status)
+	}
+	if users := strings.Fields(cat("default", "users", "/proc/self/uid_map")); len(users) != 3 || users[0] != "0" || users[1] == "0" {
+		t.Errorf("the pod with users of its own has the node's: %v", users)
+	}
+	if first := cat("default", "agent", "/proc/1/cmdline"); !strings.Contains(first, "machine\x00node-1") {
+		t.Errorf("process 1, as the agent sees it, is %q", first)
+	}
+	if text := cat("default", "agent", "/host/etc/cni/net.d/10-pods.conflist"); !strings.Contains(text, "host-local") {
+		t.Errorf("the CNI configuration, as the agent sees it, is %q", text)
+	}
+	c.Kubectl(t, "delete", "pod/users", "pod/agent", "--grace-period=1")
 }
 
 // TestCommand: the command that people use, and what is left when the process that

@@ -47,7 +47,20 @@ func repository(ctx context.Context) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-var versionLine = regexp.MustCompile(`(?m)^\s*(?:require )?k8s\.io/kubernetes (v1\.(\d+)\.\d+)\b`)
+const containerdModule = "github.com/containerd/containerd/v2"
+
+// moduleVersion reads from a go.mod which version of a module it requires.
+func moduleVersion(dir, module string) (string, error) {
+	mod, err := os.ReadFile(filepath.Join(dir, "go.mod"))
+	if err != nil {
+		return "", err
+	}
+	found := regexp.MustCompile(`(?m)^\s*(?:require )?` + regexp.QuoteMeta(module) + ` (v\d+\.\d+\.\d+)\b`).FindSubmatch(mod)
+	if found == nil {
+		return "", fmt.Errorf("%s/go.mod: no version of %s", dir, module)
+	}
+	return string(found[1]), nil
+}
 
 // buildParts returns the programs, and compiles them if they are not in the cache.
 func buildParts(ctx context.Context, log func(string, ...any)) (*parts, error) {
@@ -60,19 +73,15 @@ func buildParts(ctx context.Context, log func(string, ...any)) (*parts, error) {
 	if err != nil {
 		return nil, err
 	}
-	mod, err := os.ReadFile(filepath.Join(source, "go.mod"))
+	version, err := moduleVersion(source, "k8s.io/kubernetes")
 	if err != nil {
 		return nil, err
-	}
-	found := versionLine.FindStringSubmatch(string(mod))
-	if found == nil {
-		return nil, fmt.Errorf("%s/go.mod: no version of k8s.io/kubernetes", source)
 	}
 	cache, err := cacheFolder()
 	if err != nil {
 		return nil, err
 	}
-	p := &parts{version: found[1], dir: filepath.Join(cache, "parts-"+found[1]+"-"+sum)}
+	p := &parts{version: version, dir: filepath.Join(cache, "parts-"+version+"-"+sum)}
 	unlock, err := lockFile(ctx, p.dir+".lock")
 	if err != nil {
 		return nil, err
@@ -83,7 +92,7 @@ func buildParts(ctx context.Context, log func(string, ...any)) (*parts, error) {
 	}
 	log("compiling Kubernetes %s into %s: once, some minutes", p.version, p.dir)
 	began := time.Now()
-	if err := compile(ctx, source, p, found[2]); err != nil {
+	if err := compile(ctx, source, p, strings.Split(version, ".")[1]); err != nil {
 		return nil, err
 	}
 	p.built = time.Since(began)
@@ -100,13 +109,30 @@ func compile(ctx context.Context, source string, p *parts, minor string) error {
 	}
 	defer os.RemoveAll(temp)
 	const v = "-X k8s.io/component-base/version."
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath",
-		"-ldflags", "-s -w "+v+"gitVersion="+p.version+" "+v+"gitMajor=1 "+v+"gitMinor="+minor+" "+v+"gitTreeState=clean",
-		"-o", temp+"/", "tool", "./etcd", "./coredns", "./pause")
-	cmd.Dir = source
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("compile Kubernetes: %w\n%s", err, out)
+	build := func(dir, cgo, tags, variables string, packages ...string) error {
+		args := append([]string{"build", "-trimpath", "-tags", tags, "-ldflags", "-s -w " + variables, "-o", temp + "/"}, packages...)
+		cmd := exec.CommandContext(ctx, "go", args...)
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo, "GOFLAGS=", "GOWORK=off")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("compile %s: %w\n%s", dir, err, out)
+		}
+		return nil
+	}
+	if err := build(source, "0", "",
+		v+"gitVersion="+p.version+" "+v+"gitMajor=1 "+v+"gitMinor="+minor+" "+v+"gitTreeState=clean",
+		"tool", "./etcd", "./coredns", "./pause"); err != nil {
+		return err
+	}
+	// runc is partly C, and filters system calls with libseccomp.
+	runtime := filepath.Join(source, "runtime")
+	version, err := moduleVersion(runtime, containerdModule)
+	if err != nil {
+		return err
+	}
+	if err := build(runtime, "1", "seccomp no_btrfs no_devmapper no_zfs urfave_cli_no_docs",
+		"-X "+containerdModule+"/version.Version="+version, "tool"); err != nil {
+		return err
 	}
 	if err := os.Chmod(temp, 0o755); err != nil {
 		return err

@@ -113,10 +113,10 @@ func (c *Cluster) Rollout(t lab.TB, namespace, object string) {
 	c.Kubectl(t, "rollout", "status", "-n", namespace, object, "--timeout=150s")
 }
 
-// Eventually tries until ok succeeds, and fails the test after two minutes.
+// Eventually tries until ok succeeds, and fails the test after four minutes.
 func (c *Cluster) Eventually(t lab.TB, what string, ok func() error) {
 	t.Helper()
-	if err := c.await(t.Context(), 2*time.Minute, what, ok); err != nil {
+	if err := c.await(t.Context(), 4*time.Minute, what, ok); err != nil {
 		t.Fatalf("%v", err)
 	}
 }

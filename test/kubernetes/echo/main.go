@@ -4,6 +4,7 @@
 //	echo serve [ADDRESS]      HTTP, on :8080 if nothing is said
 //	echo get URL [TIMES]      prints the answers
 //	echo lookup NAME          prints the addresses of a name
+//	echo cat FILE             prints a file
 //	echo sleep                waits for its end
 package main
 
@@ -42,6 +43,10 @@ func run(ctx context.Context, args []string) error {
 		addrs, err := net.DefaultResolver.LookupHost(ctx, args[1])
 		slices.Sort(addrs)
 		fmt.Println(strings.Join(addrs, " "))
+		return err
+	case "cat":
+		text, err := os.ReadFile(args[1])
+		fmt.Print(string(text))
 		return err
 	case "sleep":
 		<-ctx.Done()
