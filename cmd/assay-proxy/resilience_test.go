@@ -1,14 +1,9 @@
 package main
 
 import (
-	"context"
-	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"slices"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -194,92 +189,5 @@ func TestRateAndConnectionLimits(t *testing.T) {
 	})
 	for _, c := range open {
 		c.Close()
-	}
-}
-
-// TestOverload: an application that does 50 requests a second is asked for ten times
-// as much. It goes on doing what it can, and who is admitted is answered in time. Its
-// clients wait for a second and a half at most.
-func TestOverload(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes half a minute")
-	}
-	w := newWorld(t)
-	client, server := w.workload("client"), w.workload("server")
-	const workers, work = 4, 80 * time.Millisecond
-	const capacity = float64(workers) / (float64(work) / float64(time.Second))
-	slots := make(chan struct{}, workers)
-	port := server.web(0, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		slots <- struct{}{} // whoever waits here waits, also when nobody wants the answer any more
-		time.Sleep(work)    // what a request takes
-		<-slots
-		io.WriteString(rw, "ok")
-	}))
-	vip := w.service("web", 80, assay.HTTP1, port, server)
-	c := client.browser()
-	c.Transport.(*http.Transport).MaxIdleConnsPerHost = 4096
-	load := func(perSecond float64, d, from time.Duration) (good float64, p99 time.Duration, refused int64) {
-		var mu sync.Mutex
-		var took []time.Duration
-		var shed atomic.Int64
-		var asking sync.WaitGroup
-		begin := time.Now()
-		tick := time.NewTicker(5 * time.Millisecond)
-		defer tick.Stop()
-		sent := 0
-		for since := time.Duration(0); since < d; since = time.Since(begin) {
-			for ; float64(sent) < since.Seconds()*perSecond; sent++ {
-				counts := since > from
-				asking.Go(func() {
-					ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
-					defer cancel()
-					req, _ := http.NewRequestWithContext(ctx, "GET", "http://"+vip.String(), nil)
-					start := time.Now()
-					resp, err := c.Do(req)
-					if err != nil {
-						if !errors.Is(err, context.DeadlineExceeded) {
-							t.Error(err)
-						}
-						return
-					}
-					io.Copy(io.Discard, resp.Body)
-					resp.Body.Close()
-					switch {
-					case resp.StatusCode == 503 && resp.Header.Get("Assay-Error") == "overloaded" && resp.Header.Get("Retry-After") != "":
-						shed.Add(1)
-					case resp.StatusCode != 200:
-						t.Errorf("status %d %v", resp.StatusCode, resp.Header)
-					case counts:
-						mu.Lock()
-						took = append(took, time.Since(start))
-						mu.Unlock()
-					}
-				})
-			}
-			<-tick.C
-		}
-		asking.Wait()
-		if len(took) == 0 {
-			return 0, 0, shed.Load()
-		}
-		slices.Sort(took)
-		return float64(len(took)) / (d - from).Seconds(), took[len(took)*99/100], shed.Load()
-	}
-	load(0.3*capacity, time.Second, 0) // what it is like when nothing waits
-	peak, _, refused := load(0.9*capacity, 5*time.Second, time.Second)
-	if refused > 0 {
-		t.Errorf("%d were refused below its capacity", refused)
-	}
-	// For some seconds the application is busy with what it got before the limit was found.
-	good, p99, refused := load(10*capacity, 18*time.Second, 8*time.Second)
-	t.Logf("at 0.9 of its capacity %.0f/s, at ten times that %.0f/s: %.2f, p99 %v, %d refused at once", peak, good, good/peak, p99, refused)
-	if good < 0.8*peak || p99 > 1200*time.Millisecond {
-		t.Errorf("under ten times its capacity %.0f good answers a second of %.0f, p99 %v", good, peak, p99)
-	}
-	if server.decided("bank/web", "shed") == 0 {
-		t.Error("nothing was counted as shed")
-	}
-	if testing.Verbose() {
-		fmt.Println(client.report().Counters.Decisions, server.report().Counters.Decisions)
 	}
 }

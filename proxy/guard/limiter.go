@@ -16,9 +16,10 @@ import (
 // the answers: when even those take much longer than they used to, and by Little's
 // law the requests at hand take longer to answer than MaxDelay, the application has
 // more than it can do. Slow answers among fast ones (long polls, reports) are none of
-// that. Then the bound is what it answers in MaxDelay. A bound that only makes answers
-// fewer and not faster was wrong: the application has become slower, nothing waits;
-// the bound is lifted and the new pace is the one to compare with.
+// that. Then the bound is what it answers in MaxDelay. When there are fewer answers under
+// it than before, the bound may be the reason, and is doubled to see: if answers come no
+// later then, nothing waits, the application has become slower; the bound is lifted, and
+// the new pace is the one to compare with.
 type Limiter struct {
 	inFlight atomic.Int64
 	limit    atomic.Int64 // 0: none
@@ -172,15 +173,19 @@ type seen struct {
 
 // limiterCore is the decision: a function of what it remembers and one window.
 type limiterCore struct {
-	limit float64       // 0: none
-	pace  time.Duration // of the fastest tenth when nothing waits
-	over  int           // windows in a row that looked overloaded
-	calm  int           // windows in a row that did not need the limit
-	idle  float64       // requests at hand that wait for something else, as long polls do
-	// When the limit began.
-	wasRate, wasFastest float64
+	limit   float64       // 0: none
+	pace    time.Duration // of the fastest tenth when nothing waits
+	over    int           // windows in a row that looked overloaded
+	calm    int           // windows in a row that did not need the limit
+	idle    float64       // requests at hand that wait for something else, as long polls do
+	wasRate float64       // when the limit began
 	// Since then.
 	ended, given float64
+	settled      time.Duration // in which no more was at hand than the limit
+	// While a trial runs.
+	trial  float64       // the limit that it began with; 0: none runs
+	before time.Duration // the fastest tenth then
+	tried  time.Duration // how long it has run
 }
 
 // sour reports whether many clients gave up since the limit began: what they left
@@ -209,19 +214,33 @@ func (c *limiterCore) see(rules *assay.InboundPolicy, w seen) {
 			return
 		}
 		c.limit, c.over, c.calm = room, 0, 0
-		c.wasRate, c.wasFastest = rate, float64(w.fastest)
-		c.ended, c.given = float64(w.ended), float64(w.given)
+		c.wasRate = rate
+		c.ended, c.given, c.settled, c.trial = float64(w.ended), float64(w.given), 0, 0
 		return
 	}
 	// The last few seconds count most.
 	c.ended, c.given = 0.97*c.ended+float64(w.ended), 0.97*c.given+float64(w.given)
+	if c.settled > 0 || float64(w.inFlight) <= c.limit {
+		c.settled += w.elapsed
+	}
+	if c.trial > 0 {
+		c.judge(w)
+		return
+	}
+	// What the limit is worth shows in what came under it alone: an application that is
+	// overloaded goes on at its pace while what waited already is answered.
+	settled := c.settled > w.fastest
 	switch {
-	case !c.sour() && 4*w.given <= w.ended && rate < 0.6*c.wasRate && float64(w.fastest) > 0.75*c.wasFastest:
-		// Fewer answers, and no faster. An application that is overloaded goes on at
-		// its pace while what waits already is answered.
-		*c = limiterCore{pace: w.fastest, idle: float64(w.inFlight)}
+	case settled && w.refused > 0 && !c.sour() && rate < 0.6*c.wasRate:
+		// Fewer answers than before: because of the limit, or because the application can
+		// do no more. With twice the limit the one gives more answers, the other later ones.
+		c.trial, c.before, c.tried = c.limit, w.fastest, 0
+		c.limit *= 2
 	case w.fastest > most:
 		c.limit, c.calm = min(c.limit, room), 0
+		if settled {
+			c.idle *= 0.9 // not all of them are, or the rest would not be so slow
+		}
 	case w.refused > 0:
 		// What it could do with more shows in the rate, as long as nothing waits.
 		c.limit, c.calm = min(max(room, c.limit/2), 2*c.limit), 0
@@ -230,4 +249,19 @@ func (c *limiterCore) see(rules *assay.InboundPolicy, w seen) {
 			*c = limiterCore{pace: c.pace, idle: c.idle}
 		}
 	}
+}
+
+// judge ends a trial once what came under it is answered.
+func (c *limiterCore) judge(w seen) {
+	c.tried += w.elapsed
+	switch {
+	case c.sour():
+	case c.tried <= 2*max(w.fastest, c.before):
+		return
+	case w.fastest < c.before*14/10:
+		*c = limiterCore{pace: w.fastest} // nothing waits
+		return
+	}
+	c.limit, c.trial = c.trial, 0
+	c.wasRate /= 2
 }

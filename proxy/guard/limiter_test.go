@@ -274,6 +274,37 @@ func TestSlowerApplication(t *testing.T) {
 	}
 }
 
+// TestChangingCapacity: an overloaded application that can do less for a while, and then
+// as much as before, is not mistaken for one whose answers merely take longer.
+func TestChangingCapacity(t *testing.T) {
+	for _, c := range []struct {
+		workers int
+		work    time.Duration
+	}{{4, 20 * time.Millisecond}, {4, 4 * time.Millisecond}, {64, 100 * time.Millisecond}} {
+		a := newApp(c.workers, true)
+		a.giveUp = true
+		capacity := float64(c.workers) / c.work.Seconds()
+		slow := 1.0
+		work := a.around(c.work)
+		a.load(0.5*capacity, 10*time.Second, work)
+		a.run(10 * time.Second)
+		a.load(10*capacity, 200*time.Second, func() time.Duration { return time.Duration(slow * float64(work())) })
+		a.run(10 * time.Second)
+		var done, could float64
+		for i := range 19 {
+			slow = []float64{1, 2, 4, 3}[i%4] // of what is admitted from now on
+			a.good(1)
+			a.run(10 * time.Second)
+			good, _ := a.good(10 * time.Second)
+			done, could = done+good, could+capacity/slow
+		}
+		t.Logf("%d workers of %v: %.2f of what it could do, limit %d", c.workers, c.work, done/could, a.l.Limit())
+		if done < 0.8*could {
+			t.Errorf("%d workers of %v: %.2f of what it could do", c.workers, c.work, done/could)
+		}
+	}
+}
+
 func TestMaxConcurrency(t *testing.T) {
 	var l Limiter
 	rules := (*assay.TrafficPolicy)(nil).WithDefaults().Inbound

@@ -38,7 +38,8 @@ type served struct {
 	respDone bool
 	passed   bool // a part of the response is on its way
 	gotFin   bool
-	shut     bool // the client half-closed
+	shut     bool          // the client half-closed
+	left     time.Duration // how long after its request; 0: it did not, or with it
 	sentFin  bool
 	dead     bool   // the stream or the application is gone; what still comes is dropped
 	waits    bool   // for the stream, to write
@@ -64,7 +65,7 @@ func (x *served) done() bool {
 	x.b, x.held, x.replay = nil, nil, nil
 	x.inBody, x.bound, x.reused, x.tunnel, x.reported = false, false, false, false, false
 	x.reqDone, x.respDone, x.passed, x.gotFin, x.sentFin, x.shut = false, false, false, false, false, false
-	x.waits, x.moved = false, 0
+	x.waits, x.moved, x.left = false, 0, 0
 	select {
 	case <-x.wake:
 	default:
@@ -220,10 +221,19 @@ func (x *served) begin() mux.Code {
 	return 0
 }
 
+// leaves is how long after its request a client half-closes that no longer waits for
+// the answer. Who closes has half-closed, as far as anybody can see until it is written
+// to; who wants an answer and no more does so with the request.
+const leaves = 20 * time.Millisecond
+
 // answered tells the guard that the application has answered, or never will.
 func (x *served) answered(took time.Duration) {
 	if x.admitted {
 		x.admitted = false
+		if x.left > 0 {
+			// Applications answer at once when their client leaves; that is no answer.
+			took = -x.left
+		}
 		x.origin.Guard.Answered(took, x.Start+max(took, -took))
 	}
 }
@@ -354,6 +364,9 @@ func (x *served) shutBy(st stream) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.st == st {
+		if waited := now() - x.Start; x.admitted && !x.shut && waited > leaves {
+			x.left = waited
+		}
 		x.shut = true
 		x.passShut()
 	}
