@@ -186,10 +186,14 @@ type Decided struct {
 // MaxUnfit bounds the endpoints of Counters.Unfit.
 const MaxUnfit = 64
 
-// Unfit is an endpoint that a client's proxy found wanting.
+// WholeService is the Addr of an Unfit without a Workload: the client's proxy asks the
+// service no more, whoever its endpoints are, for its circuit is open.
+const WholeService = "(service)"
+
+// Unfit is an endpoint that a client's proxy found wanting, or a service.
 type Unfit struct {
 	Service  string    `json:"service"`
-	Workload string    `json:"workload"` // Workload.ID
+	Workload string    `json:"workload"` // Workload.ID; "": see WholeService
 	Addr     string    `json:"addr"`     // with the port
 	Ejected  bool      `json:"ejected"`  // it is given nothing; otherwise too many others are ejected
 	Why      string    `json:"why"`

@@ -17,10 +17,13 @@ type TrafficPolicy struct {
 	Timeout    time.Duration `json:"timeout,omitempty"`    // of a request with its retries (none)
 	TryTimeout time.Duration `json:"tryTimeout,omitempty"` // of one try, to the beginning of a response (none)
 
-	Retry     RetryPolicy    `json:"retry,omitzero"`
-	Ejection  EjectionPolicy `json:"ejection,omitzero"`
-	SlowStart time.Duration  `json:"slowStart,omitempty"` // in which a new endpoint comes to its full share (10 s)
-	Inbound   InboundPolicy  `json:"inbound,omitzero"`
+	Retry    RetryPolicy    `json:"retry,omitzero"`
+	Ejection EjectionPolicy `json:"ejection,omitzero"`
+	// Circuit says when the service whole is asked no more for a while. Its first three
+	// fields are all never by default.
+	Circuit   BreakerPolicy `json:"circuit,omitzero"`
+	SlowStart time.Duration `json:"slowStart,omitempty"` // in which a new endpoint comes to its full share (10 s)
+	Inbound   InboundPolicy `json:"inbound,omitzero"`
 
 	// PanicPercent of endpoints must be fit, or all are used, the unfit too (50).
 	PanicPercent int `json:"panicPercent,omitempty"`
@@ -51,15 +54,26 @@ type RetryPolicy struct {
 
 // EjectionPolicy says when an endpoint is unfit and gets no requests for a while.
 type EjectionPolicy struct {
-	ConsecutiveFailures int           `json:"consecutiveFailures,omitempty"` // (5)
+	BreakerPolicy
+	MaxPercent int `json:"maxPercent,omitempty"` // of a service's endpoints that may be ejected (50)
+}
+
+// BreakerPolicy says when something answers so badly that it is asked no more for a
+// while. The defaults are those of an endpoint; a circuit's are in parentheses after them.
+type BreakerPolicy struct {
+	ConsecutiveFailures int           `json:"consecutiveFailures,omitempty"` // (5; never)
 	FailurePercent      int           `json:"failurePercent,omitempty"`      // of the requests of Interval (never)
 	SlowerThan          time.Duration `json:"slowerThan,omitempty"`          // an answer that takes longer is slow (never)
 	SlowPercent         int           `json:"slowPercent,omitempty"`         // of the requests of Interval that may be slow (50)
 	MinRequests         int           `json:"minRequests,omitempty"`         // in Interval, before percents mean anything (20)
 	Interval            time.Duration `json:"interval,omitempty"`            // (10 s)
-	BaseTime            time.Duration `json:"baseTime,omitempty"`            // of the first ejection; each further one doubles it (10 s)
-	MaxTime             time.Duration `json:"maxTime,omitempty"`             // (5 min)
-	MaxPercent          int           `json:"maxPercent,omitempty"`          // of a service's endpoints that may be ejected (50)
+	BaseTime            time.Duration `json:"baseTime,omitempty"`            // of the first time; each further one doubles it (10 s; 1 s)
+	MaxTime             time.Duration `json:"maxTime,omitempty"`             // (5 min; 30 s)
+}
+
+// Off reports whether nothing can be so bad. The policy must have its defaults.
+func (p *BreakerPolicy) Off() bool {
+	return p.ConsecutiveFailures <= 0 && p.FailurePercent <= 0 && (p.SlowerThan <= 0 || p.SlowPercent <= 0)
 }
 
 // InboundPolicy protects a workload from its clients.
@@ -101,14 +115,17 @@ func (p *TrafficPolicy) WithDefaults() TrafficPolicy {
 	duration(&out.Retry.BudgetInterval, 10*time.Second)
 	duration(&out.SlowStart, 10*time.Second)
 	number(&out.PanicPercent, 50)
-	e := &out.Ejection
-	number(&e.ConsecutiveFailures, 5)
-	number(&e.SlowPercent, 50)
-	number(&e.MinRequests, 20)
-	duration(&e.Interval, 10*time.Second)
-	duration(&e.BaseTime, 10*time.Second)
-	duration(&e.MaxTime, 5*time.Minute)
-	number(&e.MaxPercent, 50)
+	breaker := func(b *BreakerPolicy, consecutive int, base, most time.Duration) {
+		number(&b.ConsecutiveFailures, consecutive)
+		number(&b.SlowPercent, 50)
+		number(&b.MinRequests, 20)
+		duration(&b.Interval, 10*time.Second)
+		duration(&b.BaseTime, base)
+		duration(&b.MaxTime, most)
+	}
+	breaker(&out.Ejection.BreakerPolicy, 5, 10*time.Second, 5*time.Minute)
+	number(&out.Ejection.MaxPercent, 50)
+	breaker(&out.Circuit, -1, time.Second, 30*time.Second)
 	duration(&out.Inbound.MaxDelay, 500*time.Millisecond)
 	number(&out.Inbound.MinConcurrency, 32)
 	return out

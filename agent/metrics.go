@@ -226,12 +226,24 @@ func writeMetrics(out io.Writer, h hostMetrics, list []*workload) {
 		}
 		unfit := map[group]int{}
 		for _, u := range src.counters.Unfit {
-			unfit[group{u.Service, u.Ejected}]++
+			if u.Addr != assay.WholeService {
+				unfit[group{u.Service, u.Ejected}]++
+			}
 		}
 		for _, g := range slices.SortedFunc(maps.Keys(unfit), func(a, b group) int {
 			return strings.Compare(a.service+strconv.FormatBool(a.ejected), b.service+strconv.FormatBool(b.ejected))
 		}) {
 			p.sample("assay_endpoints_unfit", join(src.labels, labels("service", g.service, "ejected", strconv.FormatBool(g.ejected))), float64(unfit[g]))
+		}
+	}
+	p.family("assay_circuit_open", "gauge", "1 for a service that this workload's proxy asks no more for a while.")
+	for _, src := range sources {
+		seen := map[string]bool{}
+		for _, u := range src.counters.Unfit {
+			if key := u.Service; u.Addr == assay.WholeService && !seen[key] {
+				seen[key] = true
+				p.sample("assay_circuit_open", join(src.labels, labels("service", key)), 1)
+			}
 		}
 	}
 	p.family("assay_certificate_expiry_timestamp_seconds", "gauge", "When the certificate that was issued last expires.")

@@ -572,7 +572,7 @@ func (r *Report) resilience(m *WorkloadReport) error {
 	}
 	for _, u := range m.GetUnfit() {
 		until, err := Time(u.GetUntil())
-		if err != nil || len(u.GetService()) > 2*63+1 || len(u.GetAddr()) > 64 || len(u.GetWhy()) > 256 || !ValidID(u.GetWorkload()) {
+		if err != nil || len(u.GetService()) > 2*63+1 || len(u.GetAddr()) > 64 || len(u.GetWhy()) > 256 || u.GetAddr() != assay.WholeService && !ValidID(u.GetWorkload()) {
 			return errors.New("an unfit endpoint that is none")
 		}
 		r.Counters.Unfit = append(r.Counters.Unfit, assay.Unfit{

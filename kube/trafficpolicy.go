@@ -33,20 +33,13 @@ func (d *document) trafficPolicy() {
 	}
 	d.policyRetry(s, &out.Retry)
 	if e := s.Ejection; e != nil {
-		const path = "spec.ejection."
-		out.Ejection = assay.EjectionPolicy{
-			ConsecutiveFailures: d.count(path+"consecutiveFailures", e.ConsecutiveFailures, 1000),
-			FailurePercent:      d.count(path+"failurePercent", e.FailurePercent, 100),
-			SlowerThan:          d.off(path+"slowerThan", e.SlowerThan),
-			SlowPercent:         d.count(path+"slowPercent", e.SlowPercent, 100),
-			MinRequests:         d.count(path+"minRequests", e.MinRequests, math.MaxInt32),
-			Interval:            d.some(path+"interval", e.Interval),
-			BaseTime:            d.some(path+"baseTime", e.BaseTime),
-			MaxTime:             d.some(path+"maxTime", e.MaxTime),
-			MaxPercent:          d.count(path+"maxPercent", e.MaxPercent, 100),
-		}
-		if b, m := out.Ejection.BaseTime, out.Ejection.MaxTime; b > 0 && m > 0 && b > m {
-			d.at(path+"maxTime", "is shorter than baseTime (%v)", b)
+		out.Ejection.BreakerPolicy = d.policyBreaker("spec.ejection.", &e.Breaker)
+		out.Ejection.MaxPercent = d.count("spec.ejection.maxPercent", e.MaxPercent, 100)
+	}
+	if c := s.Circuit; c != nil {
+		out.Circuit = d.policyBreaker("spec.circuit.", c)
+		if whole := out.WithDefaults().Circuit; whole.Off() {
+			d.missing("spec.circuit", "say when it opens: consecutiveFailures, failurePercent or slowerThan")
 		}
 	}
 	out.SlowStart = d.off("spec.slowStart", s.SlowStart)
@@ -62,6 +55,23 @@ func (d *document) trafficPolicy() {
 	d.policyInbound(s.Inbound, &out.Inbound)
 	d.intent.Policies = append(d.intent.Policies, out)
 	d.keep(s)
+}
+
+func (d *document) policyBreaker(path string, b *v1alpha1.Breaker) assay.BreakerPolicy {
+	out := assay.BreakerPolicy{
+		ConsecutiveFailures: d.count(path+"consecutiveFailures", b.ConsecutiveFailures, 1000),
+		FailurePercent:      d.count(path+"failurePercent", b.FailurePercent, 100),
+		SlowerThan:          d.off(path+"slowerThan", b.SlowerThan),
+		SlowPercent:         d.count(path+"slowPercent", b.SlowPercent, 100),
+		MinRequests:         d.count(path+"minRequests", b.MinRequests, math.MaxInt32),
+		Interval:            d.some(path+"interval", b.Interval),
+		BaseTime:            d.some(path+"baseTime", b.BaseTime),
+		MaxTime:             d.some(path+"maxTime", b.MaxTime),
+	}
+	if base, most := out.BaseTime, out.MaxTime; base > 0 && most > 0 && base > most {
+		d.at(path+"maxTime", "is shorter than baseTime (%v)", base)
+	}
+	return out
 }
 
 // targets reads the services that a policy is for, and that no other one is.

@@ -100,7 +100,7 @@ func (d *dispatcher) Dispatch(ctx context.Context, x *http1.Exchange, data []byt
 		c.series.Undo()
 		if c.endpoint != nil {
 			c.endpoint.Done()
-			judgeTry(c.endpoint, x, time.Now())
+			fateOfTry(x.Cause, x.Last).tell(c.endpoint, 0, time.Now())
 		}
 		o.forgive(x.Last)
 		x.Tag = nil
@@ -149,9 +149,9 @@ func (d *dispatcher) protect(x *http1.Exchange) error {
 	switch {
 	case x.Attempt == 0:
 		x.Guard.Budget.Request()
-		ok, counted := x.Guard.Enter()
-		if !ok {
-			return &refusal{refusedCrowded, nil}
+		counted, err := enter(x.Guard)
+		if err != nil {
+			return err
 		}
 		if counted {
 			d.entered = x.Guard
@@ -196,7 +196,11 @@ func (d *dispatcher) failure(err error) error {
 	}
 	d.o.p.rec.Refusals.Inc(r.reason)
 	d.o.log(r)
-	return &http1.Failure{Status: 503, Reason: r.reason, Text: r.Error()}
+	f := &http1.Failure{Status: 503, Reason: r.reason, Text: r.Error()}
+	if r.reason == refusedHeldBack || r.reason == refusedCircuit {
+		f.RetryAfter = 1
+	}
+	return f
 }
 
 // call finds or makes the call for an endpoint's session, which at has led to.
@@ -244,14 +248,18 @@ func (d *dispatcher) End(x *http1.Exchange) {
 			d.refused = d.o.p.rec.Series(key)
 		}
 		d.refused.Refused(now)
+		if x.Failure == refusedUnreachable {
+			failed.conclude(x.Guard, 0, now)
+		}
 		return
 	}
 	observe(c.series, x, now, false)
-	if c.endpoint == nil {
-		return
+	f, took := fateOf(x.Failure, x.Tunnel, faulty(x.Status)), x.Duration-time.Duration(d.waited.Load())
+	if c.endpoint != nil {
+		c.endpoint.Done()
+		f.tell(c.endpoint, took, now)
 	}
-	c.endpoint.Done()
-	judge(c.endpoint, x, x.Duration-time.Duration(d.waited.Load()), now)
+	f.conclude(x.Guard, took, now)
 }
 
 // observe counts an exchange that ended.

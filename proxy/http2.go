@@ -83,7 +83,7 @@ func (d *streams) way(x *http2.Exchange) (way, error) {
 		c.series.Undo()
 		if c.endpoint != nil {
 			c.endpoint.Done()
-			judgeTry2(c.endpoint, x, time.Now())
+			fateOfTry(x.Cause, x.Last).tell(c.endpoint, 0, time.Now())
 			// An endpoint that only ended a session may be tried again.
 			if x.Last != mux.Refused {
 				if d.tried == nil {
@@ -124,9 +124,9 @@ func (d *streams) Dispatch(ctx context.Context, x *http2.Exchange, data []byte, 
 		return mux.Stream{}, 0, d.refuse(err)
 	}
 	if x.Attempt == 0 && !wait {
-		ok, counted := x.Guard.Enter()
-		if !ok {
-			return mux.Stream{}, 0, d.refuse(&refusal{refusedCrowded, nil})
+		counted, err := enter(x.Guard)
+		if err != nil {
+			return mux.Stream{}, 0, d.refuse(err)
 		}
 		if counted {
 			x.Entered = x.Guard
@@ -213,6 +213,10 @@ func (p *Proxy) openWay(ctx context.Context, w *way, payload, data []byte, fin b
 		e.Done()
 		w.tried = append(w.tried[:len(w.tried):len(w.tried)], e)
 	}
+	if last == nil && len(w.tried) == 0 && w.set.Len() > 0 {
+		w.port.care.guard.Count(guard.HeldBack)
+		last = errHeldBack
+	}
 	if last == nil {
 		return nil, nil, mux.Stream{}, 0, errNobody
 	}
@@ -268,11 +272,13 @@ func (d *streams) End(x *http2.Exchange) {
 		d.o.p.watcher.end2(x, c.series, assay.SignalKey{})
 	}
 	observe2(c.series, x, now, false)
-	if c.endpoint == nil {
-		return
+	// A stream may last for hours: what counts is when it was answered.
+	f := fateOf(x.Failure, x.Tunnel, faulty(x.Status) || x.GRPC && grpcFaulty(x.Code))
+	if c.endpoint != nil {
+		c.endpoint.Done()
+		f.tell(c.endpoint, x.First, now)
 	}
-	c.endpoint.Done()
-	judge2(c.endpoint, x, now)
+	f.conclude(x.Guard, x.First, now)
 }
 
 // nowhere counts a request that a rule answered, or that was refused, before it went
@@ -296,27 +302,8 @@ func (d *streams) nowhere(x *http2.Exchange, now time.Time) {
 		d.refused = d.o.p.rec.Series(key)
 	}
 	d.refused.Refused(now)
-}
-
-// judge2 is judge for an exchange of HTTP/2. A stream may last for hours: what counts is
-// when it was answered.
-func judge2(e *balance.Endpoint, x *http2.Exchange, now time.Time) {
-	switch x.Failure {
-	case "":
-		switch {
-		case x.Tunnel:
-			e.Alive(now)
-		case faulty(x.Status) || x.GRPC && grpcFaulty(x.Code):
-			e.Erred(x.First, now)
-		default:
-			e.Answered(x.First, now)
-		}
-	case http2.ClientGone, http2.Aborted, "denied", "rate-limited":
-		// They say nothing about it.
-	case "overloaded", "refused":
-		e.Avoid(now)
-	default:
-		e.Failed(now)
+	if x.Failure == refusedUnreachable {
+		failed.conclude(x.Guard, 0, now)
 	}
 }
 
@@ -324,20 +311,6 @@ func judge2(e *balance.Endpoint, x *http2.Exchange, now time.Time) {
 // says of statuses: UNAVAILABLE, INTERNAL, DATA_LOSS. UNKNOWN is what an application's own
 // error becomes, and DEADLINE_EXCEEDED is the caller's.
 func grpcFaulty(code int) bool { return code == 13 || code == 14 || code == 15 }
-
-// judgeTry2 takes why an attempt is repeated.
-func judgeTry2(e *balance.Endpoint, x *http2.Exchange, now time.Time) {
-	switch {
-	case x.Last == mux.Unreachable:
-		e.Failed(now)
-	case x.Cause == guard.Unread:
-		e.Avoid(now) // it drains, or has too much to do
-	case x.Cause == guard.Answered:
-		e.Erred(0, now)
-	default:
-		e.Failed(now)
-	}
-}
 
 // Refused implements http2.Observer.
 func (d *streams) Refused(why *http2.Refusal) { d.o.p.refused2(why) }

@@ -14,6 +14,7 @@ import (
 	"assay.dev/proxy/detect"
 	"assay.dev/proxy/egress"
 	"assay.dev/proxy/golden"
+	"assay.dev/proxy/guard"
 	"assay.dev/proxy/mux"
 	"assay.dev/proxy/route"
 )
@@ -304,6 +305,10 @@ func (o *outbound) openAny(ctx context.Context, payload, data []byte, fin bool, 
 			e.Done()
 		}
 	}
+	if last == nil && len(o.tried) == 0 && o.set.Len() > 0 {
+		o.port.care.guard.Count(guard.HeldBack)
+		last = errHeldBack
+	}
 	if last == nil {
 		return nil, nil, mux.Stream{}, 0, errNobody
 	}
@@ -327,6 +332,9 @@ func (o *outbound) proven(e *balance.Endpoint) *peer {
 
 // errNobody says that every endpoint was tried before.
 var errNobody = &refusal{refusedUnreachable, nil}
+
+// errHeldBack says that every endpoint has as much as it takes.
+var errHeldBack = &refusal{refusedHeldBack, nil}
 
 // drop forgets the open stream.
 func (o *outbound) drop(code mux.Code) {
@@ -416,10 +424,10 @@ func (o *outbound) key() assay.SignalKey {
 // relay carries opaque bytes both ways.
 func (o *outbound) relay() error {
 	if o.port != nil {
-		ok, counted := o.port.care.guard.Enter()
-		if !ok {
+		counted, err := enter(o.port.care.guard)
+		if err != nil {
 			o.drop(mux.Cancelled)
-			return &refusal{refusedCrowded, nil}
+			return err
 		}
 		if counted {
 			defer o.port.care.guard.Leave()

@@ -304,6 +304,8 @@ const (
 	refusedUnknown       = "unknown-mesh-address"  // in a mesh network, not in the table
 	refusedUnreachable   = "peer-unreachable"      // no session with any endpoint
 	refusedCrowded       = "crowded"               // more at once than the service's policy allows one client
+	refusedHeldBack      = "overloaded"            // every endpoint has as much as it takes
+	refusedCircuit       = "circuit-open"          // the service whole answers badly
 	refusedPeer          = "refused-by-peer"       // the peer's proxy or application did
 	refusedOutside       = "outside-unreachable"   // a plain destination did not answer
 	refusedUnlisted      = "egress-unlisted"       // no Egress allows it, where egress is strict

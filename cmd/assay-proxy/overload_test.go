@@ -208,6 +208,12 @@ func TestOverload(t *testing.T) {
 			if server.decided("bank/web", "shed") == 0 {
 				t.Error("nothing was counted as shed")
 			}
+			// Most of what is too much does not even go there.
+			shed, held := server.decided("bank/web", "shed"), client.decided("bank/web", "held-back")
+			t.Logf("%d refused by the server's proxy, %d held back by the client's", shed, held)
+			if held == 0 {
+				t.Error("the client's proxy has held nothing back")
+			}
 		})
 	}
 }

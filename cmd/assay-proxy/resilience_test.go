@@ -4,6 +4,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -104,7 +105,7 @@ func TestEjectedAndRestored(t *testing.T) {
 		io.WriteString(rw, "bad")
 	}))
 	vip := w.service("web", 80, assay.Detect, port, good, bad)
-	w.policy("web", assay.TrafficPolicy{Ejection: assay.EjectionPolicy{BaseTime: time.Second}, SlowStart: -1})
+	w.policy("web", assay.TrafficPolicy{Ejection: assay.EjectionPolicy{BreakerPolicy: assay.BreakerPolicy{BaseTime: time.Second}}, SlowStart: -1})
 	c, base := client.browser(), "http://"+vip.String()
 	eventually(t, "the endpoint to be ejected", func() bool {
 		for range 20 {
@@ -189,5 +190,63 @@ func TestRateAndConnectionLimits(t *testing.T) {
 	})
 	for _, c := range open {
 		c.Close()
+	}
+}
+
+// TestCircuit: a service that whole answers nothing but failures is asked no more, says
+// its owner, but for one request now and then; those who ask are told so at once.
+func TestCircuit(t *testing.T) {
+	w := newWorld(t)
+	client, server := w.workload("client"), w.workload("server")
+	var broken atomic.Bool
+	var asked atomic.Int64
+	broken.Store(true)
+	port := server.web(0, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		if broken.Load() {
+			rw.WriteHeader(500)
+			return
+		}
+		io.WriteString(rw, "ok")
+	}))
+	vip := w.service("web", 80, assay.Detect, port, server)
+	w.policy("web", assay.TrafficPolicy{Circuit: assay.BreakerPolicy{ConsecutiveFailures: 3, BaseTime: 3 * time.Second}})
+	c, base := client.browser(), "http://"+vip.String()
+	var refused *http.Response
+	eventually(t, "the circuit to open", func() bool {
+		resp, err := c.Get(base)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		refused = resp
+		return resp.StatusCode == 503
+	})
+	if refused.Header.Get("Assay-Error") != "circuit-open" || refused.Header.Get("Retry-After") == "" {
+		t.Errorf("refused with %v", refused.Header)
+	}
+	before := asked.Load()
+	for range 200 {
+		get(t, c, base)
+	}
+	if n := asked.Load() - before; n > 20 {
+		t.Errorf("the application was asked %d more times in two hundred", n)
+	}
+	if client.decided("bank/web", "circuit-open") != 1 || client.decided("bank/web", "circuit-refused") < 100 {
+		t.Errorf("counted %v", client.report().Counters.Decisions)
+	}
+	unfit := client.report().Counters.Unfit
+	if !slices.ContainsFunc(unfit, func(u assay.Unfit) bool {
+		return u.Addr == assay.WholeService && u.Service == "bank/web" && u.Workload == "" && u.Why != ""
+	}) {
+		t.Errorf("reported %+v", unfit)
+	}
+	broken.Store(false)
+	eventually(t, "the circuit to close", func() bool {
+		status, _ := get(t, c, base)
+		return status == 200 && client.decided("bank/web", "circuit-close") == 1
+	})
+	if status, body := get(t, c, base); status != 200 || body != "ok" {
+		t.Errorf("afterwards: %d %q", status, body)
 	}
 }

@@ -298,7 +298,7 @@ func describeBalance(w io.Writer, id string, around surroundings) error {
 	return err
 }
 
-// unfitRow is an endpoint with who finds it wanting.
+// unfitRow is an endpoint, or the service whole, with who finds it wanting.
 type unfitRow struct {
 	assay.Unfit
 	by string
@@ -323,7 +323,7 @@ func describeProtection(w io.Writer, service string, around surroundings) error 
 	}
 	if len(unfit) > 0 {
 		err := section(w, "Unfit endpoints", []column[unfitRow]{
-			col("WORKLOAD", func(u unfitRow) string { return u.Workload }),
+			col("WORKLOAD", func(u unfitRow) string { return orDash(u.Workload) }),
 			col("ADDRESS", func(u unfitRow) string { return u.Addr }),
 			col("EJECTED", func(u unfitRow) string { return yesNo(u.Ejected) }),
 			col("WHY", func(u unfitRow) string { return u.Why }),

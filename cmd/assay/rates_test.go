@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -47,5 +48,37 @@ func TestRatesAreOverCounts(t *testing.T) {
 	rows = statRows(signals(1000, time.Time{}, at(10)), signals(1200, time.Time{}, at(11)))
 	if len(rows) != 1 || rows[0].requests != 200 {
 		t.Errorf("of an older agent: %+v, want 200 a second", rows)
+	}
+}
+
+// TestDecisionsOfAnInterval: what stat shows of a service's protection is what was
+// decided since it looked first, by all proxies together.
+func TestDecisionsOfAnInterval(t *testing.T) {
+	start := time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
+	view := func(workload string, started time.Time, list ...assay.Decided) api.SignalsView {
+		return api.SignalsView{Workload: workload, Started: started, Counters: assay.Counters{Decisions: list}}
+	}
+	web := func(decision string, n uint64) assay.Decided {
+		return assay.Decided{Service: "bank/web", Decision: decision, Count: n}
+	}
+	base := []api.SignalsView{view("a", start, web("shed", 5), web("eject", 1)), view("b", start, web("shed", 7))}
+	docs := []api.SignalsView{
+		view("a", start, web("shed", 8), web("eject", 1), assay.Decided{Service: "bank/db", Decision: "panic", Count: 2}),
+		view("b", start.Add(time.Second), web("shed", 4)), // another process: it counts from nothing
+	}
+	for _, c := range []struct {
+		service string
+		want    string
+	}{
+		{"", "[{bank/db panic 2} {bank/web shed 7}]"},
+		{"web", "[{bank/web shed 7}]"},
+		{"other", "[]"},
+	} {
+		if got := fmt.Sprint(decisionRows(base, docs, "", c.service)); got != c.want {
+			t.Errorf("service %q: %s, want %s", c.service, got, c.want)
+		}
+	}
+	if got := fmt.Sprint(decisionRows(nil, base, "bank", "")); got != "[{bank/web eject 1} {bank/web shed 12}]" {
+		t.Errorf("in all: %s", got)
 	}
 }

@@ -31,7 +31,8 @@ what is under way, bytes per second, and the share of connections under mutual T
 
 The numbers are those of the service's own proxies; where a service is outside the
 mesh, those of its clients. They are of the last interval; --interval 0 shows totals
-since the proxies started. For a protocol that the mesh carries as bytes a request
+since the proxies started. Below are the decisions that protected services in that
+time (docs/resilience.md names them), if there were any. For a protocol that the mesh carries as bytes a request
 is a connection, and latency is how long it lasted. -o json is always totals.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -116,6 +117,9 @@ func (s *signals) show(ctx context.Context, w io.Writer, interval time.Duration,
 		} else if err := writeTable(&picture, statColumns(interval == 0), rows, false, time.Time{}); err != nil {
 			return err
 		}
+		if err := s.showDecisions(&picture, base, docs); err != nil {
+			return err
+		}
 		if err := screen.draw(picture.Bytes()); err != nil || !watch {
 			return err
 		}
@@ -129,6 +133,65 @@ func (s *signals) show(ctx context.Context, w io.Writer, interval time.Duration,
 			}
 		}
 	}
+}
+
+// decisionRow is how often something was decided about a service's requests.
+type decisionRow struct {
+	service, decision string
+	count             uint64
+}
+
+// showDecisions writes what docs have decided more than base, if anything. What protects
+// a service where its clients are and where it is stands in one list.
+func (s *signals) showDecisions(w io.Writer, base, docs []api.SignalsView) error {
+	rows := decisionRows(base, docs, s.namespace, s.service)
+	if len(rows) == 0 {
+		return nil
+	}
+	fmt.Fprintln(w)
+	return writeTable(w, []column[decisionRow]{
+		col("SERVICE", func(r decisionRow) string { return cmp.Or(r.service, outside) }),
+		col("DECISION", func(r decisionRow) string { return r.decision }),
+		col("COUNT", func(r decisionRow) string { return number(r.count) }),
+	}, rows, false, time.Time{})
+}
+
+// decisionRows adds up what docs have decided more than base about the services that are
+// asked for, an empty name being any.
+func decisionRows(base, docs []api.SignalsView, namespace, service string) []decisionRow {
+	type source struct {
+		workload string
+		started  time.Time
+		decisionRow
+	}
+	was := map[source]uint64{}
+	for _, d := range base {
+		for _, one := range d.Counters.Decisions {
+			was[source{d.Workload, d.Started, decisionRow{one.Service, one.Decision, 0}}] = one.Count
+		}
+	}
+	total := map[decisionRow]uint64{}
+	for _, d := range docs {
+		for _, one := range d.Counters.Decisions {
+			ns, name, _ := cutKey(one.Service)
+			if namespace != "" && ns != namespace || service != "" && name != service {
+				continue
+			}
+			key := decisionRow{one.Service, one.Decision, 0}
+			if before := was[source{d.Workload, d.Started, key}]; one.Count > before {
+				total[key] += one.Count - before
+			}
+		}
+	}
+	var rows []decisionRow
+	for r, n := range total {
+		r.count = n
+		rows = append(rows, r)
+	}
+	slices.SortFunc(rows, func(a, b decisionRow) int {
+		return cmp.Or(cmp.Compare(a.service, b.service), cmp.Compare(a.decision, b.decision))
+	})
+	return rows
 }
 
 // newer waits for an interval and then until every workload has reported since.

@@ -23,6 +23,8 @@ type TrafficPolicySpec struct {
 	Retry           *Retry            `json:"retry,omitempty"`
 	RetryConstraint *RetryConstraint  `json:"retryConstraint,omitempty"`
 	Ejection        *Ejection         `json:"ejection,omitempty"`
+	// Circuit says when the service whole is asked no more for a while (never).
+	Circuit *Breaker `json:"circuit,omitempty"`
 	// SlowStart is the time in which a new endpoint comes to its full share (10s).
 	SlowStart *Duration `json:"slowStart,omitempty"`
 	// PanicPercent of the endpoints must be fit, or all are used (50).
@@ -80,15 +82,21 @@ type RequestRate struct {
 
 // Ejection says when an endpoint is unfit.
 type Ejection struct {
-	ConsecutiveFailures *int32    `json:"consecutiveFailures,omitempty"` // (5)
+	Breaker    `json:",inline"`
+	MaxPercent *int32 `json:"maxPercent,omitempty"` // of the endpoints (50); 0 ejects none
+}
+
+// Breaker says when something answers so badly that it is asked no more for a while. In
+// parentheses are the defaults for an endpoint and for a circuit.
+type Breaker struct {
+	ConsecutiveFailures *int32    `json:"consecutiveFailures,omitempty"` // (5; never)
 	FailurePercent      *int32    `json:"failurePercent,omitempty"`      // of the requests of interval
 	SlowerThan          *Duration `json:"slowerThan,omitempty"`          // an answer that takes longer is slow
 	SlowPercent         *int32    `json:"slowPercent,omitempty"`         // of the answers may be (50)
 	MinRequests         *int32    `json:"minRequests,omitempty"`         // before percents mean anything (20)
 	Interval            *Duration `json:"interval,omitempty"`            // (10s)
-	BaseTime            *Duration `json:"baseTime,omitempty"`            // of the first ejection (10s)
-	MaxTime             *Duration `json:"maxTime,omitempty"`             // of any (5m)
-	MaxPercent          *int32    `json:"maxPercent,omitempty"`          // of the endpoints (50); 0 ejects none
+	BaseTime            *Duration `json:"baseTime,omitempty"`            // of the first time (10s; 1s)
+	MaxTime             *Duration `json:"maxTime,omitempty"`             // of any (5m; 30s)
 }
 
 // Inbound is what one workload takes.

@@ -13,6 +13,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -47,10 +48,14 @@ type Endpoint struct {
 	cost atomic.Uint64
 
 	group   atomic.Pointer[Group]
-	calm    atomic.Bool   // a good answer tells the breaker nothing
-	out     atomic.Bool   // ejected
-	ramp    atomic.Int64  // when it began to take its share slowly, 0: it has all of it
-	breaker guard.Breaker // guarded by the group's mutex
+	calm    atomic.Bool  // a good answer tells neither breaker nor throttle anything
+	out     atomic.Bool  // ejected
+	ramp    atomic.Int64 // when it began to take its share slowly, 0: it has all of it
+	room    atomic.Int64 // that the throttle gives it, 0: any
+	roomFor atomic.Int64 // until when, on the guards' clock
+	// Guarded by the group's mutex.
+	breaker  guard.Breaker
+	throttle guard.Throttle
 }
 
 // InFlight returns how many attempts are between Begin and Done.
@@ -93,8 +98,23 @@ func (e *Endpoint) Failed(now time.Time) {
 	}
 }
 
-// Avoid notes that it is there and has too much to do: others are better for now.
+// Avoid notes that it is there and takes nothing: others are better for now.
 func (e *Endpoint) Avoid(now time.Time) { e.observe(failure, now) }
+
+// Overloaded notes that it refused a request because it has too much to do. The request
+// still counts as in flight or is the last that did not.
+func (e *Endpoint) Overloaded(now time.Time) {
+	e.observe(failure, now)
+	if g := e.group.Load(); g != nil {
+		g.overloaded(e, now)
+	}
+}
+
+// full reports whether it has as much as its throttle gives it.
+func (e *Endpoint) full(now time.Time) bool {
+	room := e.room.Load()
+	return room > 0 && e.inFlight.Load() >= room && int64(since(now)) < e.roomFor.Load()
+}
 
 // Ejected reports whether it is given no requests.
 func (e *Endpoint) Ejected() bool { return e.out.Load() }
@@ -197,17 +217,17 @@ func (s *Set) Endpoints() []*Endpoint {
 }
 
 // Pick returns the better of two random endpoints that are not in tried, or nil
-// when all were tried.
+// when all were tried or have as much as they take.
 func (s *Set) Pick(now time.Time, tried []*Endpoint) *Endpoint {
 	n := s.Len()
 	switch n {
 	case 0:
 		return nil
 	case 1:
-		if contains(tried, s.list[0]) {
-			return nil
+		if e := s.list[0]; !contains(tried, e) && (!e.full(now) || s.group.leak(now)) {
+			return e
 		}
-		return s.list[0]
+		return nil
 	}
 	if len(tried) > 0 {
 		return s.pickUntried(now, tried)
@@ -220,6 +240,16 @@ func (s *Set) Pick(now time.Time, tried []*Endpoint) *Endpoint {
 		if e := s.group.careful(s, s.list, now); e != nil {
 			return e
 		}
+		return s.whatever(now)
+	}
+	return pickOf(s.list, stamp(now))
+}
+
+// whatever chooses where nobody may be given anything.
+func (s *Set) whatever(now time.Time) *Endpoint {
+	full := slices.ContainsFunc(s.list, func(e *Endpoint) bool { return e.full(now) })
+	if full && !s.group.leak(now) {
+		return nil
 	}
 	return pickOf(s.list, stamp(now))
 }
@@ -251,7 +281,7 @@ func (s *Set) pickUntried(now time.Time, tried []*Endpoint) *Endpoint {
 	start := rand.IntN(len(s.list))
 	for i := range s.list {
 		e := s.list[(start+i)%len(s.list)]
-		if contains(tried, e) {
+		if contains(tried, e) || e.full(now) {
 			continue
 		}
 		l := e.load(at)

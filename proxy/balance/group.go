@@ -31,6 +31,7 @@ type Group struct {
 	began   time.Duration // when there was a first endpoint
 
 	panics atomic.Bool  // too few are fit
+	leaked atomic.Int64 // when a request was last given to who had enough
 	probe  atomic.Int64 // when the first of the ejected may be probed
 }
 
@@ -91,8 +92,12 @@ func (g *Group) ramp(e *Endpoint, now time.Time) {
 // settle computes what Pick looks at; g.mu is held.
 func (g *Group) settle() {
 	g.ejected, g.unfit = 0, 0
+	throttled := int64(0)
 	probe := int64(math.MaxInt64)
 	for e := range g.members {
+		if e.throttle.Limit() > 0 {
+			throttled = max(throttled, int64(e.throttle.Until()))
+		}
 		if e.breaker.Fit() {
 			e.out.Store(false)
 			continue
@@ -110,7 +115,7 @@ func (g *Group) settle() {
 	case g.unfit > 0:
 		g.busy.Store(math.MaxInt64)
 	default:
-		g.busy.Store(int64(g.ramps))
+		g.busy.Store(max(int64(g.ramps), throttled))
 	}
 }
 
@@ -118,15 +123,44 @@ func (g *Group) settle() {
 func (g *Group) failed(e *Endpoint, now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.changed(e, e.breaker.Failed(&g.rules.Ejection, since(now)), now)
+	g.changed(e, e.breaker.Failed(&g.rules.Ejection.BreakerPolicy, since(now)), now)
 	e.calm.Store(false)
 }
+
+func (g *Group) overloaded(e *Endpoint, now time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if e.throttle.Refused(e.inFlight.Load()+1, since(now)) {
+		g.Counts.Count(guard.Throttled)
+		g.roomOf(e)
+		g.settle()
+	}
+}
+
+// roomOf publishes what e's throttle gives it.
+func (g *Group) roomOf(e *Endpoint) {
+	e.room.Store(e.throttle.Limit())
+	e.roomFor.Store(int64(e.throttle.Until()))
+	e.calm.Store(e.breaker.Quiet(&g.rules.Ejection.BreakerPolicy) && e.throttle.Limit() == 0)
+}
+
+// leak lets a request through to an endpoint that has enough, now and then: what is
+// under way there may last for hours (a stream, a long poll) and say nothing.
+func (g *Group) leak(now time.Time) bool {
+	last, at := g.leaked.Load(), int64(since(now))
+	return at-last >= int64(leakEvery) && g.leaked.CompareAndSwap(last, at)
+}
+
+const leakEvery = 100 * time.Millisecond
 
 func (g *Group) answered(e *Endpoint, took time.Duration, now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.changed(e, e.breaker.Answered(&g.rules.Ejection, took, since(now)), now)
-	e.calm.Store(e.breaker.Quiet(&g.rules.Ejection))
+	if e.throttle.Limit() > 0 {
+		e.throttle.Answered(e.inFlight.Load(), since(now)-took, since(now))
+	}
+	g.changed(e, e.breaker.Answered(&g.rules.Ejection.BreakerPolicy, took, since(now)), now)
+	g.roomOf(e)
 }
 
 func (g *Group) changed(e *Endpoint, c guard.Change, now time.Time) {
@@ -171,7 +205,7 @@ func (g *Group) due(list []*Endpoint, now time.Time, tried []*Endpoint) *Endpoin
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, e := range list {
-		if e.out.Load() && !contains(tried, e) && e.breaker.Probe(&g.rules.Ejection, since(now)) {
+		if e.out.Load() && !contains(tried, e) && e.breaker.Probe(&g.rules.Ejection.BreakerPolicy, since(now)) {
 			g.Counts.Count(guard.Probe)
 			g.settle()
 			return e
@@ -216,7 +250,7 @@ func (g *Group) careful(s *Set, list []*Endpoint, now time.Time) *Endpoint {
 		start := rand.IntN(n)
 		for i := range n {
 			e := list[(start+i)%n]
-			if e == a || !all && e.out.Load() {
+			if e == a || !all && e.out.Load() || e.full(now) {
 				continue
 			}
 			if a == nil {

@@ -225,7 +225,7 @@ func TestNearIsPreferred(t *testing.T) {
 }
 
 func TestSlowAnswersEject(t *testing.T) {
-	s, _, now := group(4, 0, &assay.TrafficPolicy{Ejection: assay.EjectionPolicy{SlowerThan: 100 * time.Millisecond}})
+	s, _, now := group(4, 0, &assay.TrafficPolicy{Ejection: assay.EjectionPolicy{BreakerPolicy: assay.BreakerPolicy{SlowerThan: 100 * time.Millisecond}}})
 	for range 20 {
 		s.list[0].Answered(time.Second, now)
 		s.list[1].Answered(time.Millisecond, now)
@@ -269,5 +269,59 @@ func BenchmarkPickOfGroup(b *testing.B) {
 				e.Done()
 			}
 		})
+	}
+}
+
+// TestThrottled: an endpoint that says it has too much is given less at once, and when
+// all have as much as they take there is none to choose, but for one request now and then.
+func TestThrottled(t *testing.T) {
+	for _, n := range []int{1, 2, 4} {
+		s, g, now := group(n, n/2, nil)
+		for _, e := range s.list {
+			for range 10 {
+				e.Begin()
+			}
+		}
+		for _, e := range s.list {
+			e.Overloaded(now) // the eleventh
+		}
+		got := 0
+		for range 100 {
+			if s.Pick(now, nil) != nil {
+				got++
+			}
+		}
+		if got != 1 {
+			t.Errorf("%d endpoints: %d requests were given to endpoints that have enough, want 1", n, got)
+		}
+		if e := s.Pick(now, s.list[:n-1]); n > 1 && e != nil {
+			t.Errorf("%d endpoints: another try was given to one that has enough", n)
+		}
+		// One has room again.
+		free := s.list[n-1]
+		for range 5 {
+			free.Done()
+		}
+		for range 20 {
+			if e := s.Pick(now, nil); e != free {
+				t.Fatalf("%d endpoints: %v was chosen", n, e)
+			}
+		}
+		// What is not refused again is forgotten.
+		now = now.Add(11 * time.Second)
+		for range 20 {
+			if s.Pick(now, nil) == nil {
+				t.Fatalf("%d endpoints: still bounded", n)
+			}
+		}
+		free.Answered(time.Millisecond, now)
+		if free.room.Load() != 0 {
+			t.Error("still bounded after an answer")
+		}
+		var counts []string
+		g.Counts.Each(func(name string, n uint64) { counts = append(counts, fmt.Sprint(name, "=", n)) })
+		if want := fmt.Sprint("throttle=", n); !slices.Contains(counts, want) {
+			t.Errorf("counted %v, want %s", counts, want)
+		}
 	}
 }

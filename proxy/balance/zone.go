@@ -39,6 +39,9 @@ func (s *Set) pickNear(now time.Time, busy bool) *Endpoint {
 		}
 		a := s.group.careful(s, near, now)
 		b := s.group.careful(s, far, now)
+		if a == nil && b == nil {
+			return s.whatever(now)
+		}
 		return s.nearer(a, b, stamp(now))
 	}
 	at := stamp(now)
@@ -47,8 +50,6 @@ func (s *Set) pickNear(now time.Time, busy bool) *Endpoint {
 
 func (s *Set) nearer(a, b *Endpoint, at uint32) *Endpoint {
 	switch {
-	case a == nil && b == nil:
-		return pickOf(s.list, at)
 	case b == nil:
 		return a
 	case a != nil && a.load(at) <= farther*b.load(at):

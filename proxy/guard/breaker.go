@@ -50,13 +50,13 @@ const (
 func (b *Breaker) Fit() bool { return b.state == fit }
 
 // Quiet reports whether a good answer tells the breaker nothing, under l.
-func (b *Breaker) Quiet(l *assay.EjectionPolicy) bool {
+func (b *Breaker) Quiet(l *assay.BreakerPolicy) bool {
 	return b.state == fit && b.row == 0 && l.FailurePercent <= 0 && l.SlowerThan <= 0
 }
 
 // Probe reports whether an unfit endpoint may be given one request now, to see. The
 // caller must send it. Until is when to ask again.
-func (b *Breaker) Probe(l *assay.EjectionPolicy, now time.Duration) bool {
+func (b *Breaker) Probe(l *assay.BreakerPolicy, now time.Duration) bool {
 	if b.state == fit || now < b.until {
 		return false
 	}
@@ -71,16 +71,16 @@ func (b *Breaker) Why() string { return b.why }
 func (b *Breaker) Until() time.Duration { return b.until }
 
 // Failed takes a request that came to nothing or was answered as a server's fault.
-func (b *Breaker) Failed(l *assay.EjectionPolicy, now time.Duration) Change {
+func (b *Breaker) Failed(l *assay.BreakerPolicy, now time.Duration) Change {
 	return b.observe(l, true, false, now)
 }
 
 // Answered takes a good answer and how long it took.
-func (b *Breaker) Answered(l *assay.EjectionPolicy, took, now time.Duration) Change {
+func (b *Breaker) Answered(l *assay.BreakerPolicy, took, now time.Duration) Change {
 	return b.observe(l, false, l.SlowerThan > 0 && took > l.SlowerThan, now)
 }
 
-func (b *Breaker) observe(l *assay.EjectionPolicy, failed, slow bool, now time.Duration) Change {
+func (b *Breaker) observe(l *assay.BreakerPolicy, failed, slow bool, now time.Duration) Change {
 	switch b.state {
 	case open:
 		return Same // it was sent before: old news
@@ -110,7 +110,7 @@ func (b *Breaker) observe(l *assay.EjectionPolicy, failed, slow bool, now time.D
 	return Opened
 }
 
-func (b *Breaker) trip(l *assay.EjectionPolicy, now time.Duration) {
+func (b *Breaker) trip(l *assay.BreakerPolicy, now time.Duration) {
 	d := l.BaseTime
 	for range b.trips {
 		if d = 2 * d; d >= l.MaxTime {
@@ -123,7 +123,7 @@ func (b *Breaker) trip(l *assay.EjectionPolicy, now time.Duration) {
 }
 
 // count keeps two halves of the interval.
-func (b *Breaker) count(l *assay.EjectionPolicy, failed, slow bool, now time.Duration) {
+func (b *Breaker) count(l *assay.BreakerPolicy, failed, slow bool, now time.Duration) {
 	if half := l.Interval / 2; now-b.began >= half {
 		if now-b.began >= 2*half {
 			b.total, b.bad, b.slow = 0, 0, 0
@@ -140,7 +140,7 @@ func (b *Breaker) count(l *assay.EjectionPolicy, failed, slow bool, now time.Dur
 	}
 }
 
-func (b *Breaker) tooBad(l *assay.EjectionPolicy) string {
+func (b *Breaker) tooBad(l *assay.BreakerPolicy) string {
 	total := b.total + b.total0
 	switch {
 	case l.ConsecutiveFailures > 0 && b.row >= l.ConsecutiveFailures:

@@ -9,7 +9,7 @@ import (
 
 func TestBreakerTranscripts(t *testing.T) {
 	play(t, "breaker", func() func(time.Duration, string, []string) string {
-		l := (*assay.TrafficPolicy)(nil).WithDefaults().Ejection
+		l := (*assay.TrafficPolicy)(nil).WithDefaults().Ejection.BreakerPolicy
 		b := new(Breaker)
 		return func(now time.Duration, event string, args []string) string {
 			change := Same

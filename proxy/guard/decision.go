@@ -14,21 +14,27 @@ type Decision uint8
 
 // Where a client is.
 const (
-	RetryUnread  Decision = iota // sent again: nobody had read it
-	RetryBroken                  // sent again: idempotent, and the way broke
-	RetryTimeout                 // sent again: no answer within the try's time
-	RetryStatus                  // sent again: a status to try again for
-	RetryLimit                   // not sent again: too often already
-	RetryBudget                  // not sent again: the service's budget is spent
-	Timeout                      // ended: the request's time is over
-	TryTimeout                   // ended: the last try's time is over
-	Eject                        // an endpoint gets nothing for a while
-	EjectFloor                   // an unfit endpoint stays in use: too many are ejected already
-	Probe                        // an ejected endpoint was given one request
-	Restore                      // an ejected endpoint is fit again
-	Panic                        // too few endpoints are fit: all were used, the unfit too
-	Failover                     // sent to another zone: those in the client's own do not suffice
-	Crowded                      // refused: too many at once from this client
+	RetryUnread    Decision = iota // sent again: nobody had read it
+	RetryBroken                    // sent again: idempotent, and the way broke
+	RetryTimeout                   // sent again: no answer within the try's time
+	RetryStatus                    // sent again: a status to try again for
+	RetryLimit                     // not sent again: too often already
+	RetryBudget                    // not sent again: the service's budget is spent
+	Timeout                        // ended: the request's time is over
+	TryTimeout                     // ended: the last try's time is over
+	Eject                          // an endpoint gets nothing for a while
+	EjectFloor                     // an unfit endpoint stays in use: too many are ejected already
+	Probe                          // an ejected endpoint was given one request
+	Restore                        // an ejected endpoint is fit again
+	Panic                          // too few endpoints are fit: all were used, the unfit too
+	Failover                       // sent to another zone: those in the client's own do not suffice
+	Crowded                        // refused: too many at once from this client
+	Throttled                      // an endpoint refused: it is given less at once
+	HeldBack                       // refused: every endpoint has as much as it takes
+	CircuitOpen                    // the service whole is asked no more
+	CircuitProbe                   // but for one request
+	CircuitRefused                 // refused: the circuit is open
+	CircuitClosed                  // the service is asked again
 
 	// Where a server is.
 	Shed          // refused: the application has more than it can do
@@ -41,7 +47,9 @@ var decisionNames = [decisions]string{
 	RetryUnread: "retry-unread", RetryBroken: "retry-broken", RetryTimeout: "retry-timeout", RetryStatus: "retry-status",
 	RetryLimit: "retry-limit", RetryBudget: "retry-budget", Timeout: "timeout", TryTimeout: "try-timeout",
 	Eject: "eject", EjectFloor: "eject-floor", Probe: "probe", Restore: "restore", Panic: "panic", Failover: "failover",
-	Crowded: "crowded", Shed: "shed", RateLimited: "rate-limited", TooManyAtOnce: "too-many",
+	Crowded: "crowded", Throttled: "throttle", HeldBack: "held-back",
+	CircuitOpen: "circuit-open", CircuitProbe: "circuit-probe", CircuitRefused: "circuit-refused", CircuitClosed: "circuit-close",
+	Shed: "shed", RateLimited: "rate-limited", TooManyAtOnce: "too-many",
 }
 
 func (d Decision) String() string { return decisionNames[d] }

@@ -16,7 +16,8 @@
 //
 // Tour: request.go (timeouts and what else a request is allowed), retry.go (may it be
 // sent again, and when), budget.go (how many retries a service bears), grpctimeout.go
-// (deadlines on gRPC's wire), breaker.go (is an endpoint fit), service.go (what requests
+// (deadlines on gRPC's wire), breaker.go (is an endpoint fit), throttle.go (how much it is
+// given at once), circuit.go (is the service whole to be asked), service.go (what requests
 // to one port of a service share, on either side), rate.go, limiter.go (how much an
 // application is given), decision.go (what is counted).
 package guard

@@ -12,6 +12,7 @@ import (
 type Service struct {
 	Counts   *Counts // may be nil
 	Budget   Budget
+	Circuit  Circuit
 	inFlight atomic.Int64
 	most     atomic.Int64 // 0: unbounded
 }
@@ -20,6 +21,8 @@ type Service struct {
 func (s *Service) Set(p *assay.TrafficPolicy) {
 	s.Budget.Set(Budgeted{Percent: p.Retry.BudgetPercent, MinPerSecond: p.Retry.MinPerSecond, Interval: p.Retry.BudgetInterval})
 	s.most.Store(int64(max(p.MaxConnections, 0)))
+	s.Circuit.Counts = s.Counts
+	s.Circuit.Set(p.Circuit)
 }
 
 // Enter counts a request or connection in, if there is room. What is counted must be

@@ -136,7 +136,7 @@ func TestRetryTranscripts(t *testing.T) {
 				a.Expires = length([]string{strings.TrimPrefix(args[3], "expires=")}, 0)
 			}
 			low, high := time.Duration(1<<62), time.Duration(-1)
-			for range 200 { // whatever the dice say
+			for range 2000 { // whatever the dice say
 				wait, ok := (*Service)(nil).Retry(p, a, now)
 				if !ok {
 					continue
@@ -150,7 +150,7 @@ func TestRetryTranscripts(t *testing.T) {
 				if high < low+low/4 {
 					return fmt.Sprintf("waits of %v to %v are not jittered", low, high)
 				}
-				return fmt.Sprintf("yes, in %v and up to half more", low.Round(25*time.Millisecond))
+				return fmt.Sprintf("yes, in %v and up to half more", low.Truncate(25*time.Millisecond))
 			}
 			return "yes"
 		}

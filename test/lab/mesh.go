@@ -22,8 +22,9 @@ type Mesh struct {
 	Agent     *Process      // `assay agent`, or Up
 	ReadyTime time.Duration // from start until it took operators and workloads
 
-	args   []string
-	placed []*Workload
+	args      []string
+	agentArgs []string
+	placed    []*Workload
 }
 
 // Where `assay up` of a lab keeps things. The runtime folder is the default one:

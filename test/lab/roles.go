@@ -58,7 +58,7 @@ func (m *Mesh) StartAgent(t TB) {
 		m.Start(t)
 		return
 	}
-	m.Agent = m.Host.launch(t, m.Assay, "agent", "--data", filepath.Join(m.Data, "agent"), "--control", controlAddress, "--token-file", "/tmp/token")
+	m.Agent = m.Host.launch(t, append([]string{m.Assay, "agent", "--data", filepath.Join(m.Data, "agent"), "--control", controlAddress, "--token-file", "/tmp/token"}, m.agentArgs...)...)
 	Eventually(t, 20*time.Second, "the agent is ready", func() error {
 		if m.Agent.Ended() {
 			return fmt.Errorf("ended with exit code %d: %s", m.Agent.Code(), m.Agent.Output())
@@ -106,8 +106,9 @@ func (c CertificateStatus) Names(account string) bool {
 }
 
 // SecondHost adds a machine to the mesh's network, with an agent of its own, and
-// returns the mesh as seen from there: its workloads start on that machine.
-func (m *Mesh) SecondHost(t TB, name string) *Mesh {
+// returns the mesh as seen from there: its workloads start on that machine. args are
+// more of its agent's.
+func (m *Mesh) SecondHost(t TB, name string, args ...string) *Mesh {
 	t.Helper()
 	node := m.Node(t, name)
 	// A mount namespace with a runtime folder of its own; everything else is shared.
@@ -124,7 +125,7 @@ func (m *Mesh) SecondHost(t TB, name string) *Mesh {
 		t.Fatalf("%v", err)
 	}
 	t.Cleanup(host.Close)
-	second := &Mesh{Lab: m.Lab, Host: host, Assay: m.Assay, Data: m.Data + "-" + name, Control: m.Control}
+	second := &Mesh{Lab: m.Lab, Host: host, Assay: m.Assay, Data: m.Data + "-" + name, Control: m.Control, agentArgs: args}
 	second.join(t)
 	second.StartAgent(t)
 	t.Cleanup(func() {
