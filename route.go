@@ -16,7 +16,17 @@ type RouteKind string
 const (
 	HTTPRoute RouteKind = "HTTPRoute"
 	GRPCRoute RouteKind = "GRPCRoute" // its rules take gRPC requests alone
+	TLSRoute  RouteKind = "TLSRoute"  // its one rule takes connections of TLS, which stay closed
 )
+
+// Carries reports whether a route of this kind can be attached to a port that is
+// declared to speak a protocol.
+func (k RouteKind) Carries(p Protocol) bool {
+	if k == TLSRoute {
+		return p == Detect || p == TLS
+	}
+	return p != TLS && p != Opaque
+}
 
 // Route is rules for the requests to services: which requests they take, what they
 // change of them, and where those go. In a snapshot everything about it has been
@@ -28,7 +38,10 @@ type Route struct {
 	Name      string        `json:"name"`
 	Created   time.Time     `json:"created,omitzero"` // of two rules that fit a request equally the older counts
 	Parents   []RouteParent `json:"parents"`
-	Rules     []RouteRule   `json:"rules"`
+	// Hostnames are the names that a client may ask for of a TLSRoute: in lower case, and
+	// "*." stands for one label or more. Other routes have none.
+	Hostnames []string    `json:"hostnames,omitempty"`
+	Rules     []RouteRule `json:"rules"`
 }
 
 // Key returns "KIND/NAMESPACE/NAME".
@@ -51,7 +64,7 @@ type RouteParent struct {
 // RouteRule says what becomes of requests that one of its matches takes.
 type RouteRule struct {
 	Name    string       `json:"name,omitempty"`
-	Matches []RouteMatch `json:"matches"` // at least one
+	Matches []RouteMatch `json:"matches"` // at least one; of a TLSRoute none
 	RouteEdits
 	Redirect *Redirect `json:"redirect,omitempty"` // answers the request: there are no backends
 	CORS     *CORS     `json:"cors,omitempty"`
@@ -241,14 +254,15 @@ func (r RouteParentRef) String() string {
 
 // Bounds of a route, those of the Gateway API where it has one.
 const (
-	MaxRouteRules   = 16
-	MaxRouteMatches = 128 // of all rules together
-	MaxRouteParents = 32
-	MaxRoutePattern = 1024 // bytes of a regular expression
-	maxRouteValue   = 4096
-	maxRouteList    = 64
-	maxRegexSize    = 5000 // instructions
-	maxWeight       = 1_000_000
+	MaxRouteRules     = 16
+	MaxRouteMatches   = 128 // of all rules together
+	MaxRouteParents   = 32
+	MaxRouteHostnames = 1024
+	MaxRoutePattern   = 1024 // bytes of a regular expression
+	maxRouteValue     = 4096
+	maxRouteList      = 64
+	maxRegexSize      = 5000 // instructions
+	maxWeight         = 1_000_000
 )
 
 // CompileRegex checks a regular expression of a route: RE2's syntax, of bounded
@@ -280,8 +294,8 @@ func (r *Route) Validate() error {
 }
 
 func (r *Route) validate() error {
-	if r.Kind != HTTPRoute && r.Kind != GRPCRoute {
-		return errors.New("neither HTTPRoute nor GRPCRoute")
+	if r.Kind != HTTPRoute && r.Kind != GRPCRoute && r.Kind != TLSRoute {
+		return errors.New("neither HTTPRoute nor GRPCRoute nor TLSRoute")
 	}
 	if !ValidName(r.Namespace) || !ValidRouteName(r.Name) {
 		return errors.New("namespace or name is not one")
@@ -294,6 +308,12 @@ func (r *Route) validate() error {
 			return fmt.Errorf("parent %q is not a service", p.Service)
 		}
 	}
+	if r.Kind == TLSRoute {
+		return r.validateTLS()
+	}
+	if len(r.Hostnames) > 0 {
+		return errors.New("hostnames are a TLSRoute's")
+	}
 	matches := 0
 	for i := range r.Rules {
 		if err := r.Rules[i].validate(); err != nil {
@@ -305,6 +325,47 @@ func (r *Route) validate() error {
 		return fmt.Errorf("%d matches, at most %d", matches, MaxRouteMatches)
 	}
 	return nil
+}
+
+// validateTLS is for what cannot be seen of TLS that stays closed.
+func (r *Route) validateTLS() error {
+	if len(r.Hostnames) == 0 || len(r.Hostnames) > MaxRouteHostnames {
+		return fmt.Errorf("%d hostnames, want 1 to %d", len(r.Hostnames), MaxRouteHostnames)
+	}
+	for _, h := range r.Hostnames {
+		if !ValidRouteHostname(h) {
+			return fmt.Errorf("hostname %q", h)
+		}
+	}
+	if len(r.Rules) > 1 {
+		return fmt.Errorf("%d rules, and nothing to tell their connections apart", len(r.Rules))
+	}
+	for i := range r.Rules {
+		rule := &r.Rules[i]
+		if len(rule.Backends) == 0 || len(rule.Backends) > maxRouteList {
+			return fmt.Errorf("rule %d: %d backends", i, len(rule.Backends))
+		}
+		if len(rule.Matches) > 0 || !rule.RouteEdits.IsZero() || rule.Redirect != nil || rule.CORS != nil || rule.Session != nil ||
+			rule.Retry != nil || rule.Timeouts != (RouteTimeouts{}) || rule.Refuse != "" {
+			return fmt.Errorf("rule %d has what is for requests", i)
+		}
+		for j := range rule.Backends {
+			if err := rule.Backends[j].validate(); err != nil {
+				return fmt.Errorf("rule %d: backend %d: %w", i, j, err)
+			}
+			if !rule.Backends[j].RouteEdits.IsZero() {
+				return fmt.Errorf("rule %d: backend %d changes requests", i, j)
+			}
+		}
+	}
+	return nil
+}
+
+// ValidRouteHostname reports whether s is a name of DNS in lower case, or one of which
+// the first label is "*".
+func ValidRouteHostname(s string) bool {
+	s = strings.TrimPrefix(s, "*.")
+	return ValidDNSName(s) && strings.ToLower(s) == s && !strings.HasSuffix(s, ".") && !strings.Contains(s, "*")
 }
 
 // ValidRouteName reports whether s can be a route's name: an RFC 1123 subdomain.
@@ -341,11 +402,7 @@ func (r *RouteRule) validate() error {
 		return fmt.Errorf("%d backends", len(r.Backends))
 	}
 	for i := range r.Backends {
-		b := &r.Backends[i]
-		if b.Invalid == "" && (!validKey(b.Service) || b.Port == 0) || b.Weight > maxWeight {
-			return fmt.Errorf("backend %d: %q port %d weight %d", i, b.Service, b.Port, b.Weight)
-		}
-		if err := b.RouteEdits.validate(); err != nil {
+		if err := r.Backends[i].validate(); err != nil {
 			return fmt.Errorf("backend %d: %w", i, err)
 		}
 	}
@@ -381,6 +438,13 @@ func (r *RouteRule) validate() error {
 		return fmt.Errorf("session: %q cannot be its name", s.Name)
 	}
 	return nil
+}
+
+func (b *RouteBackend) validate() error {
+	if b.Invalid == "" && (!validKey(b.Service) || b.Port == 0) || b.Weight > maxWeight {
+		return fmt.Errorf("%q port %d weight %d", b.Service, b.Port, b.Weight)
+	}
+	return b.RouteEdits.validate()
 }
 
 func (m *RouteMatch) validate() error {

@@ -41,7 +41,7 @@ type NamespaceView struct {
 	Services  int  `json:"services"`
 }
 
-// ObjectView is of kinds "meshconfigs", "httproutes", "grpcroutes" and "referencegrants":
+// ObjectView is of kinds "meshconfigs", "httproutes", "grpcroutes", "tlsroutes" and "referencegrants":
 // an object of intent as it was declared.
 type ObjectView struct {
 	Kind       string          `json:"kind"`

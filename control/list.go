@@ -32,6 +32,7 @@ var lists = map[string]func(*Control) []item{
 	"meshconfigs":     (*Control).listMeshConfigs,
 	"egresses":        func(c *Control) []item { return c.listObjects("Egress") },
 	"httproutes":      func(c *Control) []item { return c.listObjects("HTTPRoute") },
+	"tlsroutes":       func(c *Control) []item { return c.listObjects("TLSRoute") },
 	"grpcroutes":      func(c *Control) []item { return c.listObjects("GRPCRoute") },
 	"trafficpolicies": (*Control).listPolicies,
 	"referencegrants": func(c *Control) []item { return c.listObjects("ReferenceGrant") },
@@ -196,7 +197,7 @@ func (c *Control) listObjects(kind string) []item {
 
 // routeStatus adds what became of a route. One that no parent takes is not in effect.
 func (m *model) routeStatus(v *api.ObjectView) {
-	if v.Kind != string(assay.HTTPRoute) && v.Kind != string(assay.GRPCRoute) {
+	if k := assay.RouteKind(v.Kind); k != assay.HTTPRoute && k != assay.GRPCRoute && k != assay.TLSRoute {
 		return
 	}
 	m.mu.Lock()

@@ -293,12 +293,20 @@ func (c *Catalog) accept(d *DeclaredRoute, p DeclaredParent, r *assay.Route) ass
 		if i < 0 {
 			return no(ReasonNoMatchingParent, "service %s has no port %s", key, strings.TrimSpace(cmp.Or(portText(p.Ref.Port), "")+" "+p.Ref.SectionName))
 		}
-		if proto := s.Ports[i].Protocol; proto == assay.TLS || proto == assay.Opaque {
-			return no(ReasonUnsupportedValue, "port %d of service %s is declared to speak %s, in which there are no requests to route", s.Ports[i].Port, key, proto)
+		if proto := s.Ports[i].Protocol; !d.Kind.Carries(proto) {
+			return no(ReasonUnsupportedValue, "port %d of service %s is declared to speak %s, in which there %s", s.Ports[i].Port, key, proto, nothingFor(d.Kind))
 		}
 		r.Parents = append(r.Parents, assay.RouteParent{Service: key, Port: s.Ports[i].Port})
 	}
 	return d.condition(conditionAccepted, true, ReasonAccepted, "service "+key+" takes the route")
+}
+
+// nothingFor says what a kind of route does not find where it cannot be attached.
+func nothingFor(k assay.RouteKind) string {
+	if k == assay.TLSRoute {
+		return "is no name of TLS to route by"
+	}
+	return "are no requests to route"
 }
 
 func portText(p uint16) string {
@@ -338,8 +346,10 @@ func (c *Catalog) reference(d *DeclaredRoute, key string, port uint16) (reason, 
 	if i < 0 {
 		return ReasonBackendNotFound, fmt.Sprintf("service %s has no port %d", key, port)
 	}
-	if proto := s.Ports[i].Protocol; proto == assay.TLS || proto == assay.Opaque {
+	if proto := s.Ports[i].Protocol; d.Kind != assay.TLSRoute && !d.Kind.Carries(proto) {
 		return ReasonUnsupportedProtocol, fmt.Sprintf("port %d of service %s is declared to speak %s, which no request can be sent in", port, key, proto)
+	} else if d.Kind == assay.TLSRoute && (proto == assay.HTTP1 || proto == assay.HTTP2) {
+		return ReasonUnsupportedProtocol, fmt.Sprintf("port %d of service %s is declared to speak %s, which a client of TLS does not", port, key, proto)
 	}
 	return "", ""
 }

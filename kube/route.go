@@ -24,6 +24,7 @@ const (
 var (
 	httpRouteType      = reflect.TypeFor[gateway.HTTPRoute]()
 	grpcRouteType      = reflect.TypeFor[gateway.GRPCRoute]()
+	tlsRouteType       = reflect.TypeFor[gateway.TLSRoute]()
 	referenceGrantType = reflect.TypeFor[gateway.ReferenceGrant]()
 )
 
@@ -197,7 +198,7 @@ func (r *routeReader) add(rule *assay.RouteRule) {
 	if r.rejected {
 		return
 	}
-	one := assay.Route{Kind: r.out.Kind, Namespace: r.namespace, Name: r.meta.Name, Rules: []assay.RouteRule{*rule}}
+	one := assay.Route{Kind: r.out.Kind, Namespace: r.namespace, Name: r.meta.Name, Hostnames: r.out.Hostnames, Rules: []assay.RouteRule{*rule}}
 	if err := one.Validate(); err != nil {
 		if r.clean() {
 			r.unsupported("%v", err)
@@ -534,7 +535,7 @@ func (d *document) referenceGrant() {
 	}
 	// What is about other kinds than ours is somebody else's, and permits nothing here.
 	for _, f := range in.Spec.From {
-		if k := assay.RouteKind(f.Kind); f.Group == gateway.GroupName && (k == assay.HTTPRoute || k == assay.GRPCRoute) {
+		if k := assay.RouteKind(f.Kind); f.Group == gateway.GroupName && (k == assay.HTTPRoute || k == assay.GRPCRoute || k == assay.TLSRoute) {
 			out.From = append(out.From, discovery.GrantFrom{Kind: k, Namespace: string(f.Namespace)})
 		}
 	}

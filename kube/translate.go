@@ -139,6 +139,7 @@ var kinds = []kind{
 	{v1alpha1.APIVersion, "TrafficPolicy", trafficPolicyType, (*document).trafficPolicy},
 	{gatewayV1, "HTTPRoute", httpRouteType, (*document).httpRoute},
 	{gatewayV1, "GRPCRoute", grpcRouteType, (*document).grpcRoute},
+	{gatewayV1, "TLSRoute", tlsRouteType, (*document).tlsRoute},
 	{gatewayV1, "ReferenceGrant", referenceGrantType, (*document).referenceGrant},
 	{gatewayV1beta1, "HTTPRoute", httpRouteType, (*document).httpRoute},
 	{gatewayV1beta1, "ReferenceGrant", referenceGrantType, (*document).referenceGrant},

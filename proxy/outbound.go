@@ -37,6 +37,8 @@ type outbound struct {
 	// route
 	target
 	rules   *route.Table // for requests to port; nil: there are none
+	names   *route.Names // for connections of TLS to port; nil: there are none
+	byName  bool         // port is what one of them chose
 	outside bool
 	beyond  egress.Decision // about who is there
 	handed  bool            // not the workload's own: requests of guests that go to somebody else
@@ -98,20 +100,25 @@ func (o *outbound) serve() (err error) {
 	if err := o.detect(); err != nil {
 		return err
 	}
-	switch o.protocol {
-	case assay.HTTP1:
+	switch closed := o.names != nil && o.rules == nil; {
+	case closed: // a port for TLS alone
+	case o.protocol == assay.HTTP1:
 		return o.serveHTTP(nil)
-	case assay.HTTP2:
+	case o.protocol == assay.HTTP2:
 		return o.serveHTTP2()
 	}
-	if o.rules != nil {
+	switch {
+	case o.rules == nil && o.names == nil:
+		return o.relay()
+	case o.outcome == detect.ClientClosed:
+		return nil // a check: it connected and that was all
+	case o.names != nil && o.protocol == assay.TLS:
+		return o.relayByName()
+	case o.rules != nil:
 		// What rules cannot look into must not pass them by.
-		if o.outcome == detect.ClientClosed {
-			return nil // a check: it connected and that was all
-		}
 		return &refusal{refusedNotHTTP, nil}
 	}
-	return o.relay()
+	return &refusal{refusedNotTLS, nil}
 }
 
 // original learns where the application wanted to go.
@@ -131,15 +138,15 @@ func (o *outbound) route() error {
 		if o.port = svc.port(o.dst.Port()); o.port == nil {
 			return &refusal{refusedNoPort, nil}
 		}
-		o.rules = s.rules(o.port)
-		if o.set = o.port.endpoints(a); o.set.Len() == 0 && o.rules == nil {
+		o.rules, o.names = s.rules(o.port), s.namesOf(o.port)
+		if o.set = o.port.endpoints(a); o.set.Len() == 0 && o.rules == nil && o.names == nil {
 			return &refusal{refusedNoEndpoint, nil}
 		}
 		return nil
 	}
 	if sp := s.sole[o.dst]; sp != nil {
 		// Its service is meant, so that nobody passes its routes by.
-		o.port, o.set, o.rules = sp, sp.endpoints(a), s.rules(sp)
+		o.port, o.set, o.rules, o.names = sp, sp.endpoints(a), s.rules(sp), s.namesOf(sp)
 		return nil
 	}
 	if who, ok := s.table.Lookup(a); ok {
@@ -165,7 +172,7 @@ func (o *outbound) detect() error {
 	sn := newSniffer(o.conn, o.raw)
 	defer sn.free()
 	var first time.Time // of the client
-	in := detect.Input{NoPatience: o.rules != nil}
+	in := detect.Input{NoPatience: o.rules != nil || o.names != nil}
 	if o.port != nil {
 		in.Declared, in.Learned = o.port.declared, o.port.memory.ServerFirst(o.accepted)
 	}
@@ -233,6 +240,9 @@ func (o *outbound) header(proto assay.Protocol) *Header {
 	}
 	if o.port != nil {
 		h.Service = o.port.service
+		if o.byName {
+			h.Port = o.port.port
+		}
 	}
 	return h
 }
@@ -404,7 +414,7 @@ func (o *outbound) key() assay.SignalKey {
 	key := assay.SignalKey{Direction: assay.Outbound, Port: o.dst.Port(), Protocol: o.protocol, Security: assay.MutualTLS}
 	if o.port != nil {
 		key.Service = o.port.service
-		if o.rules != nil {
+		if o.rules != nil || o.byName {
 			key.Port = o.port.port
 		}
 	}

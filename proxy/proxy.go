@@ -297,6 +297,7 @@ const (
 	refusedLoop          = "own-listener"          // the original destination is the listener itself
 	refusedNoPort        = "no-such-port"          // the service has no such port
 	refusedNotHTTP       = "not-http"              // a port with routes, and no requests to route
+	refusedNotTLS        = "not-tls"               // a port with routes by name, and no TLS
 	refusedNoRule        = "no-rule"               // no rule takes the request
 	refusedRule          = "invalid-rule"          // a rule or its backend cannot be used
 	refusedMirror        = "mirror-dropped"        // a copy of a request, which went its way

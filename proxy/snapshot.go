@@ -27,6 +27,7 @@ type snapshot struct {
 	targets         map[netip.AddrPort]*servicePort // of endpoints, for those that are dialled directly
 	routes          map[string]*assay.Route         // by Route.Key
 	tables          map[tableKey]*route.Table
+	byName          map[tableKey]*route.Names
 	sole            map[netip.AddrPort]*servicePort // soleTargets
 	table           *link.AddressTable
 	names           *dns.Snapshot

@@ -57,13 +57,19 @@ func (s *snapshot) withRoutes(d *link.Services, old *snapshot) {
 		changed[key] = true
 	}
 	if len(changed) == 0 {
-		s.tables = old.tables
+		s.tables, s.byName = old.tables, old.byName
 		return
 	}
 	s.tables = make(map[tableKey]*route.Table, len(old.tables))
 	for key, t := range old.tables {
 		if !changed[key.service] {
 			s.tables[key] = t
+		}
+	}
+	s.byName = make(map[tableKey]*route.Names, len(old.byName))
+	for key, n := range old.byName {
+		if !changed[key.service] {
+			s.byName[key] = n
 		}
 	}
 	byService := map[string][]*assay.Route{}
@@ -83,12 +89,16 @@ func (s *snapshot) withRoutes(d *link.Services, old *snapshot) {
 			continue
 		}
 		for _, sp := range svc.ports {
-			// What is declared to be something else has no requests.
-			if sp.declared == assay.TLS || sp.declared == assay.Opaque {
-				continue
+			// What is declared to be something else has no requests, or no names.
+			if assay.HTTPRoute.Carries(sp.declared) {
+				if t := route.Compile(key, sp.port, s.Identity.Namespace, routes); t != nil {
+					s.tables[tableKey{key, sp.port}] = t
+				}
 			}
-			if t := route.Compile(key, sp.port, s.Identity.Namespace, routes); t != nil {
-				s.tables[tableKey{key, sp.port}] = t
+			if assay.TLSRoute.Carries(sp.declared) {
+				if n := route.CompileNames(key, sp.port, s.Identity.Namespace, routes); n != nil {
+					s.byName[tableKey{key, sp.port}] = n
+				}
 			}
 		}
 	}
@@ -100,6 +110,14 @@ func (s *snapshot) rules(sp *servicePort) *route.Table {
 		return nil
 	}
 	return s.tables[tableKey{sp.service, sp.port}]
+}
+
+// namesOf returns those for connections of TLS to a port, nil when there are none.
+func (s *snapshot) namesOf(sp *servicePort) *route.Names {
+	if sp == nil || len(s.byName) == 0 {
+		return nil
+	}
+	return s.byName[tableKey{sp.service, sp.port}]
 }
 
 // backend returns a port of a service by its key.
@@ -114,7 +132,7 @@ func (s *snapshot) backend(service string, port uint16) *servicePort {
 // which could be meant: who dials one of them means its service, whose routes count then.
 // Headless services are none that could be meant; they have no routes.
 func (s *snapshot) soleTargets() map[netip.AddrPort]*servicePort {
-	if len(s.tables) == 0 {
+	if len(s.tables) == 0 && len(s.byName) == 0 {
 		return nil
 	}
 	sole := map[netip.AddrPort]*servicePort{}
@@ -126,10 +144,16 @@ func (s *snapshot) soleTargets() map[netip.AddrPort]*servicePort {
 			f(e.Addr)
 		}
 	}
-	for key := range s.tables {
+	means := func(key tableKey) {
 		if sp := s.backend(key.service, key.port); sp != nil {
 			each(sp, func(a netip.AddrPort) { sole[a] = sp })
 		}
+	}
+	for key := range s.tables {
+		means(key)
+	}
+	for key := range s.byName {
+		means(key)
 	}
 	for _, svc := range s.services {
 		if svc.Headless {

@@ -28,7 +28,7 @@ func applyCommand() *cobra.Command {
 		Short: "Declare what the files say",
 		Long: `Declare what the files say: Service (v1), MeshConfig, Egress and TrafficPolicy
 (assay.dev/v1alpha1),
-HTTPRoute, GRPCRoute and ReferenceGrant (gateway.networking.k8s.io/v1).
+HTTPRoute, GRPCRoute, TLSRoute and ReferenceGrant (gateway.networking.k8s.io/v1).
 
 All files are checked together, and with what is declared already; if anything in
 them is wrong, every problem is listed and nothing changes. A folder is searched for

@@ -54,7 +54,7 @@ its conditions at each parent; for other kinds their whole document. NAME may be
 				err = describeEach(cmd.Context(), &out, o, items, at, describeService)
 			case "workloads":
 				err = describeEach(cmd.Context(), &out, o, items, at, describeWorkload)
-			case "httproutes", "grpcroutes":
+			case "httproutes", "grpcroutes", "tlsroutes":
 				err = describeRoutes(&out, items, at)
 			default:
 				err = writeYAML(&out, items)

@@ -35,6 +35,7 @@ var kinds = []kind{
 	{"trafficpolicies", []string{"trafficpolicy", "tp"}, "TrafficPolicy", tableOf(policyColumns)},
 	{"httproutes", []string{"httproute"}, "HTTPRoute", tableOf(routeColumns)},
 	{"grpcroutes", []string{"grpcroute"}, "GRPCRoute", tableOf(routeColumns)},
+	{"tlsroutes", []string{"tlsroute"}, "TLSRoute", tableOf(routeColumns)},
 	{"referencegrants", []string{"referencegrant", "refgrant"}, "ReferenceGrant", tableOf(objectColumns)},
 	{"hosts", []string{"host"}, "host", tableOf(hostColumns)},
 	{"certificates", []string{"certificate", "cert", "certs"}, "certificate", tableOf(certificateColumns)},

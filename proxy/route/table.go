@@ -58,6 +58,34 @@ type node struct {
 // route is for them. Routes of the client's own namespace for a service of another one
 // stand in for the service's own.
 func Compile(service string, port uint16, namespace string, routes []*assay.Route) *Table {
+	routes = slices.DeleteFunc(slices.Clone(routes), func(r *assay.Route) bool { return r.Kind == assay.TLSRoute })
+	list := ofParent(service, port, namespace, routes)
+	if len(list) == 0 {
+		return nil
+	}
+	var all []*entry
+	t := &Table{exact: map[string][]*entry{}}
+	for _, r := range list {
+		for i := range r.Rules {
+			rule := newRule(r, i, service, port)
+			t.rules++
+			t.cors = t.cors || rule.CORS != nil
+			for j := range r.Rules[i].Matches {
+				if e := newEntry(r, rule, &r.Rules[i].Matches[j], i, j); e != nil {
+					all = append(all, e)
+				}
+			}
+		}
+	}
+	slices.SortFunc(all, compareEntries)
+	for _, e := range all {
+		t.place(e)
+	}
+	return t
+}
+
+// ofParent returns the routes for a service's port that are for clients in a namespace.
+func ofParent(service string, port uint16, namespace string, routes []*assay.Route) []*assay.Route {
 	var producer, consumer []*assay.Route
 	for _, r := range routes {
 		for _, p := range r.Parents {
@@ -76,30 +104,9 @@ func Compile(service string, port uint16, namespace string, routes []*assay.Rout
 		}
 	}
 	if len(consumer) > 0 {
-		producer = consumer
+		return consumer
 	}
-	if len(producer) == 0 {
-		return nil
-	}
-	var all []*entry
-	t := &Table{exact: map[string][]*entry{}}
-	for _, r := range producer {
-		for i := range r.Rules {
-			rule := newRule(r, i, service, port)
-			t.rules++
-			t.cors = t.cors || rule.CORS != nil
-			for j := range r.Rules[i].Matches {
-				if e := newEntry(r, rule, &r.Rules[i].Matches[j], i, j); e != nil {
-					all = append(all, e)
-				}
-			}
-		}
-	}
-	slices.SortFunc(all, compareEntries)
-	for _, e := range all {
-		t.place(e)
-	}
-	return t
+	return producer
 }
 
 func (t *Table) place(e *entry) {
