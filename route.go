@@ -316,7 +316,7 @@ func (r *Route) validate() error {
 	}
 	matches := 0
 	for i := range r.Rules {
-		if err := r.Rules[i].validate(); err != nil {
+		if err := r.Rules[i].Validate(); err != nil {
 			return fmt.Errorf("rule %d: %w", i, err)
 		}
 		matches += len(r.Rules[i].Matches)
@@ -386,7 +386,8 @@ func validKey(key string) bool {
 	return ok && ValidName(ns) && ValidName(name)
 }
 
-func (r *RouteRule) validate() error {
+// Validate reports the first thing in a rule for requests that no proxy could follow.
+func (r *RouteRule) Validate() error {
 	if len(r.Matches) == 0 {
 		return errors.New("no match")
 	}
@@ -527,13 +528,19 @@ func validPathEdit(p *PathEdit) bool {
 	}
 	ok := func(s string) bool {
 		for i := range len(s) {
-			if s[i] <= ' ' || s[i] == 0x7f || s[i] == '#' || s[i] == '?' || s[i] == '%' && !validEscape(s[i:]) {
+			if c := s[i]; !pathByte(c) && (c != '%' || !validEscape(s[i:])) {
 				return false
 			}
 		}
-		return len(s) <= maxRouteValue
+		// What begins with "//" some readers take for a host.
+		return len(s) <= maxRouteValue && !strings.HasPrefix(s, "//")
 	}
 	return ok(p.Full) && ok(p.With) && ok(p.Match) && (p.Full == "" || p.Full[0] == '/')
+}
+
+// pathByte reports whether a path has c as it is (RFC 3986 section 3.3).
+func pathByte(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("-._~!$&'()*+,;=:@/", c) >= 0
 }
 
 // validEscape reports whether s begins with a percent-encoded byte.
@@ -563,7 +570,8 @@ func validHost(s string) bool {
 // FramingField reports whether a field says where a message ends or how its
 // connection is used. No rule may change one.
 func FramingField(name string) bool {
-	switch strings.ToLower(name) {
+	// Gateways to CGI and its heirs read '_' as '-'.
+	switch strings.ReplaceAll(strings.ToLower(name), "_", "-") {
 	case "connection", "content-length", "expect", "host", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade":
 		return true
 	}

@@ -95,6 +95,13 @@ func (r *routeReader) filterForm(at string, f *gateway.HTTPRouteFilter) bool {
 // rewrite the authority.
 func (r *routeReader) headerEdit(at string, in *gateway.HTTPHeaderFilter, host *string) assay.HeaderEdit {
 	var out assay.HeaderEdit
+	// Optional white space around a value belongs to no field.
+	text := func(name gateway.HTTPHeaderName, v string) string {
+		if strings.ContainsAny(v, "\r\n\x00") {
+			r.unsupported("header %s: %q would not be the value of one field to whoever reads it", name, v)
+		}
+		return strings.Trim(v, " \t")
+	}
 	check := func(path, name string) bool {
 		if !assay.ValidToken(name) {
 			r.at(path, "%q cannot be the name of a header", name)
@@ -117,9 +124,9 @@ func (r *routeReader) headerEdit(at string, in *gateway.HTTPHeaderFilter, host *
 				continue
 			}
 			if i == 0 {
-				out.Set = append(out.Set, assay.HeaderField{Name: string(f.Name), Value: strings.TrimSpace(f.Value)})
+				out.Set = append(out.Set, assay.HeaderField{Name: string(f.Name), Value: text(f.Name, f.Value)})
 			} else {
-				out.Add = append(out.Add, assay.HeaderField{Name: string(f.Name), Value: strings.TrimSpace(f.Value)})
+				out.Add = append(out.Add, assay.HeaderField{Name: string(f.Name), Value: text(f.Name, f.Value)})
 			}
 		}
 	}

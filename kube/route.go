@@ -199,7 +199,11 @@ func (r *routeReader) add(rule *assay.RouteRule) {
 		return
 	}
 	one := assay.Route{Kind: r.out.Kind, Namespace: r.namespace, Name: r.meta.Name, Hostnames: r.out.Hostnames, Rules: []assay.RouteRule{*rule}}
-	if err := one.Validate(); err != nil {
+	err := one.Validate()
+	if err != nil && one.Kind != assay.TLSRoute {
+		err = rule.Validate() // which does not call it the first rule
+	}
+	if err != nil {
 		if r.clean() {
 			r.unsupported("%v", err)
 		}

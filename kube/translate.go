@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -327,6 +328,26 @@ func (d *document) keep(spec any) {
 	}
 	d.objects = append(d.objects, discovery.Object{
 		Kind: d.kind.name, Namespace: d.namespace, Name: d.meta.Name,
-		Source: d.tree.file, Line: d.line(""), Manifest: manifest,
+		Source: d.tree.file, Line: d.line(""), Manifest: printable(manifest),
 	})
+}
+
+// printable writes as escapes what JSON may hold as it is and YAML may not, or folds (YAML 1.2.2
+// section 5.1): what is stored is read as YAML again.
+func printable(b []byte) []byte {
+	bare := func(c rune) bool {
+		return 0x7f <= c && c < 0xa0 || c == 0xfeff || c == 0xfffe || c == 0xffff
+	}
+	if bytes.IndexFunc(b, bare) < 0 {
+		return b
+	}
+	out := make([]byte, 0, len(b)+16)
+	for _, c := range string(b) {
+		if bare(c) {
+			out = fmt.Appendf(out, "\\u%04x", c)
+		} else {
+			out = utf8.AppendRune(out, c)
+		}
+	}
+	return out
 }

@@ -47,7 +47,7 @@ func (h *Head) Field(name string, scratch []byte) (value []byte, ok bool) {
 		if line, rest = nextField(rest); line == nil {
 			return value, ok
 		}
-		if len(line) <= len(name) || line[len(name)] != ':' || !equalFold(line[:len(name)], name) {
+		if len(line) <= len(name) || line[len(name)] != ':' || !isField(line[:len(name)], name) {
 			continue
 		}
 		v := trim(line[len(name)+1 : len(line)-2])
@@ -61,6 +61,16 @@ func (h *Head) Field(name string, scratch []byte) (value []byte, ok bool) {
 		scratch = append(append(scratch, ", "...), v...)
 		value = scratch
 	}
+}
+
+// isField is equalFold for any token: '_' among others is no letter.
+func isField(b []byte, name string) bool {
+	for i := range b {
+		if lower(b[i]) != name[i] {
+			return false
+		}
+	}
+	return true
 }
 
 // AppendRequest appends the head with another target and host, where they are not nil,

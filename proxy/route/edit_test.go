@@ -167,3 +167,30 @@ func TestSession(t *testing.T) {
 		t.Error(f)
 	}
 }
+
+// TestUnsoundRules: a rule that control never sends (package assay's Validate refuses it)
+// writes nothing of itself into a message.
+func TestUnsoundRules(t *testing.T) {
+	match := []assay.RouteMatch{{Path: assay.PathMatch{Type: assay.PathPrefix, Value: "/"}}}
+	field := assay.HeaderEdit{Set: []assay.HeaderField{{Name: "X-A", Value: "a\r\nX-Evil: 1"}}}
+	for name, rule := range map[string]assay.RouteRule{
+		"request":  {Matches: match, RouteEdits: assay.RouteEdits{Request: field}},
+		"response": {Matches: match, RouteEdits: assay.RouteEdits{Response: field}},
+		"backend":  {Matches: match, Backends: []assay.RouteBackend{{Service: "n/s", Port: 80, Weight: 1, RouteEdits: assay.RouteEdits{Request: field}}}},
+		"name":     {Matches: match, RouteEdits: assay.RouteEdits{Request: assay.HeaderEdit{Add: []assay.HeaderField{{Name: "X-A: 1\r\nX-Evil", Value: "1"}}}}},
+		"framing":  {Matches: match, RouteEdits: assay.RouteEdits{Request: assay.HeaderEdit{Remove: []string{"content-length"}}}},
+		"host":     {Matches: match, RouteEdits: assay.RouteEdits{Host: "h\r\nX-Evil: 1"}},
+		"path":     {Matches: match, RouteEdits: assay.RouteEdits{Path: &assay.PathEdit{Full: "/a HTTP/1.1\r\n\r\n"}}},
+		"redirect": {Matches: match, Redirect: &assay.Redirect{Status: 302, Host: "h\nX: y"}},
+		"cors":     {Matches: match, CORS: &assay.CORS{Origins: []string{"https://a\r\nX: y"}}},
+		"session":  {Matches: match, Session: &assay.RouteSession{Name: "a\r\nX"}},
+	} {
+		table := Compile("n/s", 80, "n", []*assay.Route{{
+			Kind: assay.HTTPRoute, Namespace: "n", Name: "r", Parents: []assay.RouteParent{{Service: "n/s"}}, Rules: []assay.RouteRule{rule},
+		}})
+		got := table.Match(&View{Method: []byte("GET"), Path: []byte("/"), Fields: head{}})
+		if got == nil || got.Refuse == "" || got.Redirect != nil || got.CORS != nil || got.Session != nil || len(got.Backends) > 0 {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+}

@@ -36,6 +36,13 @@ type Backend struct {
 
 func newRule(r *assay.Route, index int, service string, port uint16) *Rule {
 	in := &r.Rules[index]
+	if r.Kind != assay.TLSRoute {
+		// Control sends none that is not sound. Should one come, nothing of it is written
+		// into a message.
+		if err := in.Validate(); err != nil {
+			return &Rule{Route: r.Key(), Index: index, Name: in.Name, Refuse: "the proxy cannot follow it: " + err.Error()}
+		}
+	}
 	out := &Rule{
 		Route: r.Key(), Index: index, Name: in.Name, Refuse: in.Refuse, Redirect: in.Redirect,
 		CORS: newCORS(in.CORS), Request: newRequest(in), Session: newSession(in),
