@@ -433,7 +433,9 @@ func (o *outbound) key() assay.SignalKey {
 
 // relay carries opaque bytes both ways.
 func (o *outbound) relay() error {
+	var service *guard.Service
 	if o.port != nil {
+		service = o.port.care.guard
 		counted, err := enter(o.port.care.guard)
 		if err != nil {
 			o.drop(mux.Cancelled)
@@ -445,6 +447,7 @@ func (o *outbound) relay() error {
 	}
 	if o.pipe == nil {
 		if err := o.open(nil, false); err != nil {
+			failed.conclude(service, 0, time.Now())
 			return err
 		}
 	}
@@ -452,16 +455,22 @@ func (o *outbound) relay() error {
 	series.Opened(o.accepted)
 	series.Begin()
 	err := o.pump(series)
-	failed := err != nil
 	if o.endpoint != nil {
 		o.endpoint.Done()
-		if o.pipe.look().anything {
-			o.endpoint.Alive(time.Now())
-		}
 	}
-	series.End(time.Since(o.accepted), failed, time.Now())
+	now := time.Now()
+	switch {
+	case o.pipe != nil && o.pipe.look().anything:
+		if o.endpoint != nil {
+			o.endpoint.Alive(now)
+		}
+		alive.conclude(service, 0, now)
+	case isUnreachable(err):
+		failed.conclude(service, 0, now)
+	}
+	series.End(time.Since(o.accepted), err != nil, now)
 	series.Closed()
-	if failed {
+	if err != nil {
 		if r, ok := errors.AsType[*refusal](err); ok && r.reason != "" {
 			o.p.rec.Refusals.Inc(r.reason)
 			o.log(r)
@@ -525,6 +534,12 @@ func (o *outbound) pump(series *golden.Series) error {
 			return err
 		}
 	}
+}
+
+// isUnreachable reports whether err says that nobody took the connection.
+func isUnreachable(err error) bool {
+	r, ok := errors.AsType[*refusal](err)
+	return ok && (r.reason == refusedUnreachable || r.reason == refusedPeer+"-"+mux.Unreachable.String())
 }
 
 var errPeerReset = errors.New("the peer reset the connection")

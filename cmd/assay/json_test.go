@@ -29,6 +29,7 @@ func TestJSONIsDocumented(t *testing.T) {
 		"services": reflect.TypeFor[api.ServiceView](), "workloads": reflect.TypeFor[api.WorkloadView](),
 		"namespaces": reflect.TypeFor[api.NamespaceView](), "meshconfigs": reflect.TypeFor[api.ObjectView](), "egresses": reflect.TypeFor[api.ObjectView](),
 		"httproutes": reflect.TypeFor[api.ObjectView](), "grpcroutes": reflect.TypeFor[api.ObjectView](), "referencegrants": reflect.TypeFor[api.ObjectView](),
+		"tlsroutes":       reflect.TypeFor[api.ObjectView](),
 		"trafficpolicies": reflect.TypeFor[api.ObjectView](),
 		"hosts":           reflect.TypeFor[api.HostView](), "certificates": reflect.TypeFor[api.CertificateView](),
 		"bundle": reflect.TypeFor[api.BundleView](), "edges": reflect.TypeFor[assay.Edge](),

@@ -78,7 +78,7 @@ func TestScripts(t *testing.T) {
 					ts.Fatalf("usage: await REGEXP COMMAND…")
 				}
 				want := regexp.MustCompile(args[0])
-				for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+				for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 					err := ts.Exec(args[1], args[2:]...)
 					if err == nil && want.MatchString(ts.ReadFile("stdout")) {
 						return
