@@ -27,7 +27,7 @@ type Agent struct {
 	spans     *spans        // nil: none are sent
 	unlogged  atomic.Uint64 // requests that an access log lacks
 	untraced  atomic.Uint64 // spans that the collector lacks
-	logging   sync.Mutex    // of cfg.AccessLog
+	accessLog *accessLog    // nil without cfg.AccessLog
 	taps      []assay.Watch // that operators hold open; mu
 
 	dirty     chan struct{} // the snapshot has changed
@@ -109,6 +109,9 @@ func New(cfg Config) (*Agent, error) {
 		upgrading: make(chan struct{}, maxUpgrading),
 		fresh:     newLatch(), settled: newLatch(), hostReady: newLatch(), ready: newLatch(), snapshot: newSnapshot(0), inUse: map[netip.Addr]bool{},
 	}
+	if cfg.AccessLog != nil {
+		a.accessLog = newAccessLog(cfg.AccessLog, &a.unlogged)
+	}
 	if cfg.OTLP != "" {
 		a.spans = newSpans(cfg.OTLP, &a.untraced)
 	}
@@ -162,6 +165,9 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	// be known before.
 	a.adopt()
 	g.Go(func() { a.syncLoop(serving) })
+	if a.accessLog != nil {
+		g.Go(func() { a.accessLog.run(serving) })
+	}
 	if a.spans != nil {
 		g.Go(func() { a.spans.run(serving, a.log.Warn) })
 	}

@@ -65,7 +65,8 @@ type Config struct {
 	// cannot move (1 h).
 	ProxyDrain time.Duration
 	// AccessLog takes a line of JSON for each request that a namespace's configuration
-	// asks for. nil: nothing is logged.
+	// asks for, with each Write, which may take its time: nothing waits for it. nil:
+	// nothing is logged.
 	AccessLog io.Writer
 	// OTLP is the URL of a collector of spans, as in http://127.0.0.1:4318. "": none.
 	OTLP string

@@ -90,8 +90,8 @@ func (s *session) records(m *link.Records) {
 		r.Watches = slices.DeleteFunc(r.Watches, func(id string) bool {
 			return !slices.ContainsFunc(asked, func(x assay.Watch) bool { return x.ID == id })
 		})
-		if slices.Contains(r.Watches, assay.WatchLog) && w.a.cfg.AccessLog != nil {
-			w.a.accessLog(r)
+		if slices.Contains(r.Watches, assay.WatchLog) && w.a.accessLog != nil {
+			w.a.accessLog.add(r)
 		}
 		if slices.Contains(r.Watches, assay.WatchTrace) && w.a.spans != nil {
 			w.a.spans.add(r, &n)
@@ -133,20 +133,4 @@ func validRecord(r *assay.Record) bool {
 		}
 	}
 	return true
-}
-
-// accessLog writes one request as a line of JSON. A disk that is full costs lines, which
-// are counted, and no request.
-func (a *Agent) accessLog(r *assay.Record) {
-	line := *r
-	line.Watches = nil
-	b, err := json.Marshal(&line)
-	if err != nil {
-		return
-	}
-	a.logging.Lock()
-	defer a.logging.Unlock()
-	if _, err := a.cfg.AccessLog.Write(append(b, '\n')); err != nil {
-		a.unlogged.Add(1)
-	}
 }

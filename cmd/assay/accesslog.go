@@ -4,15 +4,18 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"syscall"
 
 	"assay.dev"
 )
 
-// logFile is a file that is replaced when it is large: the last one is kept as NAME.1.
+// logFile is a file that is replaced when it is large: the last one is kept as NAME.1. A
+// pipe, which somebody may read or not, stays what it is.
 type logFile struct {
 	name string
 	most int64
 	f    *os.File
+	pipe bool
 	size int64
 }
 
@@ -28,6 +31,12 @@ func openLogFile(name string, most int64) (*logFile, error) {
 }
 
 func (l *logFile) open() error {
+	if st, err := os.Stat(l.name); err == nil && st.Mode()&fs.ModeNamedPipe != 0 {
+		// Opened for both, it is there also while nobody reads.
+		l.f, err = os.OpenFile(l.name, os.O_RDWR|syscall.O_NONBLOCK, 0)
+		l.pipe = true
+		return err
+	}
 	f, err := os.OpenFile(l.name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
@@ -44,6 +53,9 @@ func (l *logFile) open() error {
 // Write appends a line. One that does not fit on the disk is taken back, so that the
 // lines before and after it can be read.
 func (l *logFile) Write(p []byte) (int, error) {
+	if l.pipe {
+		return l.f.Write(p)
+	}
 	if l.f == nil || l.size+int64(len(p)) > l.most {
 		if err := l.rotate(); err != nil {
 			return 0, err

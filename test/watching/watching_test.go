@@ -51,18 +51,25 @@ type stage struct {
 
 func newStage(t *testing.T, args ...string) *stage {
 	t.Helper()
+	return newStageIn(t, lab.New(t), args...)
+}
+
+func newStageIn(t *testing.T, l *lab.Lab, args ...string) *stage {
+	t.Helper()
 	lab.Require(t, "ip", "nft", "getent", "curl")
-	s := &stage{World: lab.NewWorld(t, lab.Meshed, args...)}
+	s := &stage{World: &lab.World{Lab: l, Mode: lab.Meshed}}
+	s.Mesh = l.StartMesh(t, args...)
+	t.Cleanup(func() { s.Mesh.Finish(t) })
 	server := s.Workload(t, "payments", lab.Spec{Ports: []int{port}})
 	s.client = s.Workload(t, "web", lab.Spec{})
-	l := server.Listen(t, port)
+	web := server.Listen(t, port)
 	app := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		status := 200
 		fmt.Sscanf(r.URL.Path, "/status/%d", &status)
 		w.WriteHeader(status)
 	})}
 	done := make(chan struct{})
-	go func() { defer close(done); app.Serve(l) }()
+	go func() { defer close(done); app.Serve(web) }()
 	t.Cleanup(func() { app.Close(); <-done })
 	s.AwaitService(t, s.client, "payments", port)
 	return s
@@ -296,4 +303,50 @@ func TestTapOfCalls(t *testing.T) {
 		r.GRPC == nil || r.GRPC.Code != int(codes.NotFound) || r.GRPC.RequestMessages != 1 || strings.Contains(tap.Output(), secret) {
 		t.Errorf("told %s", tap.Output())
 	}
+}
+
+// TestWatchingThatHangs: a log that is a pipe which nobody reads, and a collector that
+// never answers, hold up nothing: not requests, not taps, not who comes new, and not the
+// end of `assay up`.
+func TestWatchingThatHangs(t *testing.T) {
+	const pipe, metrics = "/tmp/access.fifo", "127.0.0.1:9191"
+	lab.Require(t, "mkfifo")
+	l := lab.New(t)
+	l.MustExec(t, "mkfifo", pipe)
+	t.Cleanup(func() { os.Remove(l.Path(pipe)) })
+	s := newStageIn(t, l, "--otlp", fmt.Sprintf("http://127.0.0.1:%d", collector), "--access-log", pipe, "--metrics", metrics)
+	deaf := s.Listen(t, collector) // the kernel takes connections, and nobody accepts them
+	defer deaf.Close()
+	file := s.Write(t, "/tmp/mesh.yaml", "apiVersion: assay.dev/v1alpha1\nkind: MeshConfig\nmetadata: {name: default, namespace: default}\nspec: {accessLog: 100%, traces: true}\n")
+	defer os.Remove(s.Path(file))
+	s.MustExec(t, s.Mesh.Assay, "apply", "-f", file)
+	var urls []string
+	for range 200 {
+		urls = append(urls, fmt.Sprintf("http://payments:%d/%s", port, strings.Repeat("x", 500)))
+	}
+	lab.Eventually(t, 2*time.Minute, "lines and spans are left out", func() error {
+		s.client.MustExec(t, append([]string{"curl", "-sS", "-o", "/dev/null", "-H", "traceparent: 00-" + traceID + "-" + spanID + "-01"}, urls...)...)
+		out := s.MustExec(t, "curl", "-sS", "http://"+metrics+"/metrics")
+		for _, line := range []string{"assay_access_log_dropped_total 0\n", "assay_spans_dropped_total 0\n"} {
+			if strings.Contains(out, line) {
+				return fmt.Errorf("%s", line)
+			}
+		}
+		return nil
+	})
+	tap := s.Start(t, s.Mesh.Assay, "tap", "payments", "-o", "json", "--count", "1")
+	lab.Eventually(t, 30*time.Second, "a tap tells of a request", func() error {
+		s.ask(t, "/status/200")
+		if !tap.Ended() {
+			return fmt.Errorf("nothing yet")
+		}
+		return nil
+	})
+	s.Workload(t, "late", lab.Spec{Ports: []int{port}})
+	lab.Eventually(t, 30*time.Second, "who comes new has a certificate", func() error {
+		if out := s.MustExec(t, s.Mesh.Assay, "get", "certificates"); !strings.Contains(out, "/sa/late") {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
 }
