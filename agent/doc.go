@@ -36,12 +36,16 @@
 // # Tour
 //
 // config.go; agent.go (Run); state.go (what is on disk); workload.go (a workload's
-// life); place.go and adopt.go (its two beginnings); pod.go (workloads in namespaces that
-// somebody else makes: how they join and leave), sandbox.go (what network plugins ask); proxy.go (spawn),
-// generation.go (a proxy's life), upgrade.go (its successor), session.go (what is said on the link); owner.go (whose workload it
-// is); server.go (agent.sock); suspect.go (what a proxy may cost); runner.go and protocol.go (`assay run`); control.go,
-// outbox.go, snapshot.go (the stream); publish.go (views for proxies); beside.go (what
-// passes beside the proxy); ready.go
-// (sockets that listen); resolv.go, relay.go (names); metrics.go; watch.go, spans.go (single requests); join.go (a host certificate); rootless.go.
-// Sub-packages: netns, capture, meter, attest.
+// life), distribute.go (what its kernel is told), latch.go (facts that others wait
+// for); place.go and adopt.go (its two beginnings); pod.go (workloads in namespaces
+// that somebody else makes: how they join and leave), sandbox.go (what network plugins
+// ask); proxy.go (spawn), generation.go
+// (a proxy's life), upgrade.go (its successor), session.go (what is said on the link),
+// push.go (down it), certify.go (certificates); owner.go (whose workload it is);
+// server.go (agent.sock); suspect.go (what a proxy may cost); runner.go and protocol.go
+// (`assay run`); control.go, outbox.go, snapshot.go (the stream); publish.go (views for
+// proxies); beside.go (what passes beside the proxy); ready.go (sockets that listen);
+// resolv.go, relay.go (names); metrics.go; watch.go, accesslog.go, spans.go (single
+// requests); join.go (a host certificate); rootless.go. Sub-packages: netns, capture,
+// meter, attest.
 package agent

@@ -2,27 +2,16 @@ package agent
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
-	"reflect"
 	"slices"
 	"sync"
 	"time"
 
 	"assay.dev"
-	"assay.dev/api"
 	"assay.dev/link"
 	"golang.org/x/sys/unix"
-)
-
-// issueWithin bounds one request for a certificate, refusedRetry is when a proxy asks
-// again after a refusal that may pass.
-const (
-	issueWithin  = 10 * time.Second
-	refusedRetry = 2 * time.Second
 )
 
 var errSilent = errors.New("the proxy did not greet")
@@ -205,147 +194,6 @@ func (w *workload) configuration(withListeners bool) (link.Configure, []int, err
 	return c, w.listeners.fds, nil
 }
 
-// send brings the proxy up to date with each new view, until ctx ends.
-func (s *session) send(ctx context.Context) error {
-	if s.knows {
-		select { // what it knows is at least as new as what this agent read
-		case <-s.w.a.fresh.ch:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	full := true
-	for {
-		if err := s.update(s.w.a.view.Load(), full); err != nil {
-			return err
-		}
-		full = false
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-s.wake:
-		}
-	}
-}
-
-// uses reports whether the proxy uses the services of view number n, or newer ones.
-func (s *session) uses(n uint64) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.current >= n && s.acked >= min(s.sent, n)
-}
-
-func (s *session) update(v *view, full bool) error {
-	c, _, err := s.w.configuration(false)
-	if err != nil {
-		return err
-	}
-	c.Listeners, c.Config, c.Successor = s.configured.Listeners, s.configured.Config, s.configured.Successor
-	if !reflect.DeepEqual(c, s.configured) {
-		again := c
-		again.Listeners = nil
-		if err := s.conn.Send(link.KindConfigure, 0, again); err != nil {
-			return err
-		}
-		s.configured = c
-	}
-	if version, fd, err := s.w.a.tableCopy(); err != nil {
-		return err
-	} else if fd >= 0 {
-		if version != s.table {
-			err = s.conn.Send(link.KindTable, 0, link.Table{Version: version}, fd)
-			s.table = version
-		}
-		unix.Close(fd)
-		if err != nil {
-			return err
-		}
-	}
-	if err := s.updateServices(v, full); err != nil {
-		return err
-	}
-	if err := s.updateWatches(v); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	news := s.current != v.number
-	s.current = v.number
-	s.mu.Unlock()
-	if news {
-		s.w.wakeUp() // the view may have had nothing for the proxy to acknowledge
-	}
-	if v.bundle != nil && v.bundle.Version != s.bundle {
-		if err := s.conn.Send(link.KindBundle, 0, v.bundle); err != nil {
-			return err
-		}
-		s.bundle = v.bundle.Version
-	}
-	return nil
-}
-
-func (s *session) updateServices(v *view, full bool) error {
-	delta := link.Services{Version: v.number, Full: full}
-	for key, x := range v.services {
-		if sent, ok := s.services[key]; !ok || sent != x.version {
-			delta.Upsert = append(delta.Upsert, *x.service)
-		}
-	}
-	for key := range s.services {
-		if _, there := v.services[key]; !there {
-			delta.Remove = append(delta.Remove, key)
-			delete(s.services, key)
-		}
-	}
-	namespace := s.w.noun().Namespace
-	for key, x := range v.routes {
-		if sent, ok := s.routes[key]; !ok || sent != x.version {
-			if r, here := routeFor(x.route, namespace); here {
-				delta.Routes = append(delta.Routes, r)
-			} else if ok {
-				delta.RemoveRoutes = append(delta.RemoveRoutes, key)
-			}
-		}
-	}
-	for key := range s.routes {
-		if _, there := v.routes[key]; !there {
-			delta.RemoveRoutes = append(delta.RemoveRoutes, key)
-			delete(s.routes, key)
-		}
-	}
-	if config := v.config(namespace); full || !reflect.DeepEqual(config, s.namespace) {
-		delta.Config, s.namespace = &config, config
-	}
-	if !full && len(delta.Upsert) == 0 && len(delta.Remove) == 0 && delta.Config == nil && len(delta.Routes) == 0 && len(delta.RemoveRoutes) == 0 {
-		return nil
-	}
-	s.mu.Lock()
-	s.sent = delta.Version
-	s.mu.Unlock()
-	if err := s.conn.Send(link.KindServices, 0, delta); err != nil {
-		return err
-	}
-	for key, x := range v.services {
-		s.services[key] = x.version
-	}
-	for key, x := range v.routes {
-		s.routes[key] = x.version
-	}
-	return nil
-}
-
-// routeFor returns what of a route workloads of a namespace meet: a consumer's route is
-// for its own namespace alone.
-func routeFor(r *assay.Route, namespace string) (assay.Route, bool) {
-	out := *r
-	out.Parents = nil
-	for _, p := range r.Parents {
-		if r.Producer(p) || r.Namespace == namespace {
-			out.Parents = append(out.Parents, p)
-		}
-	}
-	return out, len(out.Parents) > 0
-}
-
 // receive follows what the proxy says.
 func (s *session) receive(ctx context.Context, g *sync.WaitGroup) error {
 	stop := context.AfterFunc(ctx, func() { s.conn.Socket().SetReadDeadline(time.Unix(1, 0)) })
@@ -426,105 +274,4 @@ func (s *session) receive(ctx context.Context, g *sync.WaitGroup) error {
 			s.w.log.Warn("the proxy said what this agent does not know", "kind", m.Kind)
 		}
 	}
-}
-
-func (s *session) acknowledged(ack link.Ack) {
-	s.mu.Lock()
-	if ack.Services > s.acked {
-		s.acked = ack.Services
-		s.w.wakeUp()
-	}
-	s.mu.Unlock()
-	s.w.mu.Lock()
-	s.g.bundle = max(s.g.bundle, ack.Bundle)
-	s.w.mu.Unlock()
-	s.w.bundlesChanged()
-}
-
-// bundlesChanged tells control which bundle all of the workload's proxies use: a new
-// root signs only when the last of them knows it.
-func (w *workload) bundlesChanged() {
-	w.mu.Lock()
-	least := uint64(0)
-	for _, g := range w.living() {
-		if g.bundle > 0 && (least == 0 || g.bundle < least) {
-			least = g.bundle
-		}
-	}
-	news := least > 0 && least != w.bundle
-	if news {
-		w.bundle = least
-	}
-	w.mu.Unlock()
-	if news {
-		w.a.outbox.ack(w.id, least)
-	}
-}
-
-// renew asks the proxy for a new key and a new request: what it runs has changed.
-func (s *session) renew() {
-	if err := s.conn.Send(link.KindRenew, 0, nil); err != nil {
-		s.w.log.Warn("renewal was not asked for", "err", err)
-	}
-}
-
-// issue gets a certificate for a proxy. It waits until the workload is attested and
-// control has it; the proxy bounds how long connections wait.
-func (s *session) issue(ctx context.Context, id uint64, csr link.CSR) {
-	for _, l := range []*latch{s.w.attested, s.w.decided} {
-		select {
-		case <-l.ch:
-		case <-ctx.Done():
-			return
-		}
-	}
-	if s.w.a.cfg.Hosts == nil {
-		s.refuse(id, errors.New("this agent has no control"))
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, issueWithin)
-	defer cancel()
-	w := s.w.noun()
-	answer, err := s.w.a.cfg.Hosts.Issue(ctx, &api.IssueRequest{WorkloadId: s.w.id, Csr: csr.DER, Artifacts: api.FromArtifacts(w.Artifacts)})
-	if err != nil {
-		s.refuse(id, api.StatusError("issue", err))
-		return
-	}
-	c := link.Certificate{Chain: answer.GetChain(), Refused: answer.GetRefused(), Remedy: answer.GetRemedy()}
-	if c.RenewAt, err = api.Time(answer.GetRenewAt()); err != nil {
-		s.refuse(id, err)
-		return
-	}
-	if c.Refused != "" {
-		c.Retry = refusedRetry
-		s.w.log.Error("control refused a certificate", "reason", c.Refused, "remedy", c.Remedy)
-	} else if len(c.Chain) == 0 {
-		s.refuse(id, errors.New("control sent no certificate"))
-		return
-	} else {
-		s.w.issued(c)
-	}
-	s.conn.Send(link.KindCertificate, id, c)
-}
-
-func (s *session) refuse(id uint64, err error) {
-	c := link.Certificate{Refused: err.Error(), Retry: refusedRetry/2 + rand.N(refusedRetry)}
-	if e, ok := errors.AsType[*assay.Error](err); ok {
-		c.Remedy = e.Remedy
-	}
-	s.w.log.Warn("no certificate", "reason", c.Refused, "retry", c.Retry)
-	s.conn.Send(link.KindCertificate, id, c)
-}
-
-// issued notes a certificate for the metrics.
-func (w *workload) issued(c link.Certificate) {
-	w.log.Info("certificate issued", "renew", c.RenewAt)
-	leaf, err := x509.ParseCertificate(c.Chain[0])
-	if err != nil {
-		w.log.Error("control sent a certificate that cannot be read", "err", err)
-		return
-	}
-	w.mu.Lock()
-	w.notAfter = leaf.NotAfter
-	w.mu.Unlock()
 }

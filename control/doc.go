@@ -32,11 +32,11 @@
 // One mutex guards the model; under it there is no I/O. The order of locks is
 // intent, model.
 //
-// Tour: control.go (the role), model.go (what is known), snapshot.go (versions and
-// deltas), sync.go (a host's stream), hosts.go (join, renew, issue), access.go,
-// peers.go and refuse.go (who calls and may), operator.go (what people call), apply.go and
-// folder.go (intent), list.go (what people see; package api has the documents), edges.go, check.go,
-// rotate.go (certificates over time), persist.go (the store behind), holder.go (one control for a store), lease.go (when a
-// host's workloads stop being ready), network.go
-// (addresses).
+// Tour: control.go (the role), model.go (what is known: admit.go, idle.go,
+// remembered.go), publish.go and snapshot.go (versions and deltas), sync.go (a host's
+// stream), hosts.go (join, renew, issue), access.go, peers.go and refuse.go (who calls
+// and may), operator.go (what people call), apply.go and folder.go (intent), list.go
+// (what people see; package api has the documents), edges.go, check.go, rotate.go
+// (certificates over time), persist.go (the store behind), holder.go (one control for a
+// store), lease.go (when a host's workloads stop being ready), network.go (addresses).
 package control
