@@ -195,10 +195,13 @@ func (d *dispatcher) failure(err error) error {
 		r = &refusal{"internal", err}
 	}
 	d.o.p.rec.Refusals.Inc(r.reason)
-	d.o.log(r)
 	f := &http1.Failure{Status: 503, Reason: r.reason, Text: r.Error()}
-	if r.reason == refusedHeldBack || r.reason == refusedCircuit {
+	switch r.reason {
+	case refusedHeldBack, refusedCircuit, refusedCrowded:
+		// Thousands a second, when it is for this that they are there.
 		f.RetryAfter = 1
+	default:
+		d.o.log(r)
 	}
 	return f
 }
