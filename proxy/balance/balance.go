@@ -52,7 +52,7 @@ type Endpoint struct {
 	out     atomic.Bool  // ejected
 	ramp    atomic.Int64 // when it began to take its share slowly, 0: it has all of it
 	room    atomic.Int64 // that the throttle gives it, 0: any
-	roomFor atomic.Int64 // until when, on the guards' clock
+	roomFor atomic.Int64 // until when, on the guards' clock, if nobody meets it
 	// Guarded by the group's mutex.
 	breaker  guard.Breaker
 	throttle guard.Throttle
@@ -110,11 +110,23 @@ func (e *Endpoint) Overloaded(now time.Time) {
 	}
 }
 
-// full reports whether it has as much as its throttle gives it.
+// full reports whether it has as much as its throttle gives it, which then goes on to
+// bound it.
 func (e *Endpoint) full(now time.Time) bool {
 	room := e.room.Load()
-	return room > 0 && e.inFlight.Load() >= room && int64(since(now)) < e.roomFor.Load()
+	if room == 0 || e.inFlight.Load() < room {
+		return false
+	}
+	at := since(now)
+	if int64(at) >= e.roomFor.Load() {
+		return false
+	}
+	e.roomFor.Store(int64(at + throttleHold))
+	return true
 }
+
+// throttleHold is how long an endpoint is bounded that nobody meets the bound of.
+const throttleHold = 10 * time.Second
 
 // Ejected reports whether it is given no requests.
 func (e *Endpoint) Ejected() bool { return e.out.Load() }

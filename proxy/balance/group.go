@@ -96,7 +96,7 @@ func (g *Group) settle() {
 	probe := int64(math.MaxInt64)
 	for e := range g.members {
 		if e.throttle.Limit() > 0 {
-			throttled = max(throttled, int64(e.throttle.Until()))
+			throttled = math.MaxInt64 // until it is lifted
 		}
 		if e.breaker.Fit() {
 			e.out.Store(false)
@@ -132,6 +132,7 @@ func (g *Group) overloaded(e *Endpoint, now time.Time) {
 	defer g.mu.Unlock()
 	if e.throttle.Refused(e.inFlight.Load()+1, since(now)) {
 		g.Counts.Count(guard.Throttled)
+		e.roomFor.Store(int64(since(now) + throttleHold))
 		g.roomOf(e)
 		g.settle()
 	}
@@ -140,7 +141,6 @@ func (g *Group) overloaded(e *Endpoint, now time.Time) {
 // roomOf publishes what e's throttle gives it.
 func (g *Group) roomOf(e *Endpoint) {
 	e.room.Store(e.throttle.Limit())
-	e.roomFor.Store(int64(e.throttle.Until()))
 	e.calm.Store(e.breaker.Quiet(&g.rules.Ejection.BreakerPolicy) && e.throttle.Limit() == 0)
 }
 
@@ -157,7 +157,10 @@ func (g *Group) answered(e *Endpoint, took time.Duration, now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if e.throttle.Limit() > 0 {
-		e.throttle.Answered(e.inFlight.Load(), since(now)-took, since(now))
+		if e.throttle.Answered(e.inFlight.Load(), since(now)-took); int64(since(now)) >= e.roomFor.Load() {
+			e.throttle.Lift()
+			g.settle()
+		}
 	}
 	g.changed(e, e.breaker.Answered(&g.rules.Ejection.BreakerPolicy, took, since(now)), now)
 	g.roomOf(e)

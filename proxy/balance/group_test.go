@@ -307,7 +307,21 @@ func TestThrottled(t *testing.T) {
 				t.Fatalf("%d endpoints: %v was chosen", n, e)
 			}
 		}
-		// What is not refused again is forgotten.
+		// A bound that is met stays.
+		now = now.Add(9 * time.Second)
+		for _, e := range s.list {
+			for e.InFlight() < 10 {
+				e.Begin()
+			}
+			if !e.full(now) {
+				t.Errorf("%d endpoints: not bounded any more", n)
+			}
+		}
+		now = now.Add(9 * time.Second)
+		if !free.full(now) {
+			t.Errorf("%d endpoints: a bound that was met ended", n)
+		}
+		// One that nobody meets is forgotten.
 		now = now.Add(11 * time.Second)
 		for range 20 {
 			if s.Pick(now, nil) == nil {

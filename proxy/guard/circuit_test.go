@@ -60,7 +60,7 @@ func TestThrottleTranscripts(t *testing.T) {
 				th.Refused(int64(number(args, 0)), now)
 			case "answered": // with so many others under way, asked at TIME [times]
 				for range number(args, 2) {
-					th.Answered(int64(number(args, 0)), length(args, 1), now)
+					th.Answered(int64(number(args, 0)), length(args, 1))
 				}
 			}
 			return fmt.Sprint(th.Limit())

@@ -17,7 +17,6 @@ type Throttle struct {
 
 const (
 	throttleRound = 100 * time.Millisecond // refusals within it are one
-	throttleHold  = 10 * time.Second       // without a refusal the limit ends
 	throttleLess  = 0.7
 )
 
@@ -37,18 +36,20 @@ func (t *Throttle) Refused(underWay int64, now time.Duration) bool {
 
 // Answered takes an answer of any kind, what is under way without it, and when it was
 // asked for.
-func (t *Throttle) Answered(underWay int64, asked, now time.Duration) {
+func (t *Throttle) Answered(underWay int64, asked time.Duration) {
+	n := float64(underWay + 1)
 	switch {
-	case t.limit == 0:
-	case t.Until() <= now:
-		t.limit = 0
-	case asked >= t.since && float64(underWay+1) >= t.limit-1:
+	case t.limit == 0 || asked < t.since:
+	case n > t.limit+1: // beside what lasts, a stream or a long poll, there is room
+		t.limit = n
+	case n >= t.limit-1:
 		t.limit += 1 / t.limit
 	}
 }
 
+// Lift ends the bound. Its holder does so when nobody has met it for a while: without a
+// bound that is met everything that is held back would come at once.
+func (t *Throttle) Lift() { *t = Throttle{} }
+
 // Limit returns the bound, 0 for none.
 func (t *Throttle) Limit() int64 { return int64(t.limit) }
-
-// Until is when the bound ends, if the endpoint does not refuse again.
-func (t *Throttle) Until() time.Duration { return t.since + throttleHold }
