@@ -52,6 +52,7 @@ type definition struct {
 var definitions = []definition{
 	{"gateway.networking.k8s.io", []string{"v1"}, "httproutes", "HTTPRoute"},
 	{"gateway.networking.k8s.io", []string{"v1"}, "grpcroutes", "GRPCRoute"},
+	{"gateway.networking.k8s.io", []string{"v1"}, "tlsroutes", "TLSRoute"},
 	{"gateway.networking.k8s.io", []string{"v1", "v1beta1"}, "referencegrants", "ReferenceGrant"},
 	{"assay.dev", []string{"v1alpha1"}, "meshconfigs", "MeshConfig"},
 	{"assay.dev", []string{"v1alpha1"}, "egresses", "Egress"},

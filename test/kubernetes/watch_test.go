@@ -202,13 +202,13 @@ func configuration(t *testing.T, c *kubernetes.Cluster, v *view) {
 		})
 	}
 	told("nothing is installed", func(g *cluster.Configuration) bool {
-		return len(g.Missing) == 6 && len(g.Intent.Routes) == 0
+		return len(g.Missing) == 7 && len(g.Intent.Routes) == 0
 	})
 	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/gateway-api").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, resource := range []string{"httproutes", "grpcroutes", "referencegrants"} {
+	for _, resource := range []string{"httproutes", "grpcroutes", "tlsroutes", "referencegrants"} {
 		file := filepath.Join(strings.TrimSpace(string(dir)), "config/crd/experimental/gateway.networking.k8s.io_"+resource+".yaml")
 		c.Kubectl(t, "apply", "--server-side", "-f", file)
 		c.Kubectl(t, "wait", "crd/"+resource+".gateway.networking.k8s.io", "--for=condition=Established", "--timeout=120s")
