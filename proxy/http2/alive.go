@@ -55,6 +55,7 @@ func (c *conn) tick() {
 	if c.streams.n == 0 {
 		c.streams.shrink()
 		c.flush()
+		c.slim()
 		return
 	}
 	t := now()
@@ -70,6 +71,7 @@ func (c *conn) tick() {
 		a.asked = 0 // it speaks, if not to the point
 	}
 	c.stalls(t)
+	c.relieve(nil)
 	c.flush()
 	a.start(c)
 }
@@ -82,20 +84,20 @@ func (a *alive) answered(c *conn, p []byte) {
 	a.asked = 0
 }
 
-// stalls resets streams whose reader has not opened its window for long, when what waits
-// for such readers is more than the connection may hold.
+// stalls resets streams whose reader has not opened its windows for long, when what waits
+// for such readers is more than the connection may hold, or new streams are refused.
 func (c *conn) stalls(t time.Duration) {
 	waiting := 0
 	c.streams.each(func(x *stream) {
-		if x.blocked {
+		if x.since != 0 {
 			waiting += len(x.down.b)
 		}
 	})
-	if waiting <= c.cfg.StallBytes {
+	if waiting <= c.cfg.StallBytes && !c.greedy() {
 		return
 	}
 	c.streams.each(func(x *stream) {
-		if x.blocked && t-x.since >= c.cfg.StallTime {
+		if x.since != 0 && t-x.since >= c.cfg.StallTime {
 			x.refuse(ErrWindowStall)
 		}
 	})

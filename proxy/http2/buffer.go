@@ -7,6 +7,7 @@ import "sync"
 type buffer struct {
 	b    []byte
 	pool *poolItem // what b is part of; nil: nobody's
+	of   *conn     // which holds it, and counts so; nil: nobody does
 }
 
 // poolItem is what pools hold: a pointer, so that putting it back allocates nothing.
@@ -44,6 +45,9 @@ func (b *buffer) grow(n int) {
 	}
 	item := take(max(len(b.b)+n, min(2*len(b.b), classes[len(classes)-1])))
 	mem := append(item.mem[:0], b.b...)
+	if b.of != nil {
+		b.of.holds(cap(mem) - cap(b.b))
+	}
 	b.pool.release()
 	b.b, b.pool = mem, item
 }
@@ -63,6 +67,9 @@ func (b *buffer) drop(n int) {
 }
 
 func (b *buffer) release() {
+	if b.of != nil && b.b != nil {
+		b.of.holds(-cap(b.b))
+	}
 	b.pool.release()
 	b.b, b.pool = nil, nil
 }

@@ -33,6 +33,10 @@ type Config struct {
 	// merely pauses is left alone.
 	StallBytes int
 	StallTime  time.Duration
+	// ConnMemory is how many bytes that were received and not taken a connection may hold
+	// (32 MiB), and Memory what all of them may that share it; nil: there is no such limit.
+	ConnMemory int
+	Memory     *Memory
 }
 
 func (c Config) withDefaults(server bool) Config {
@@ -54,6 +58,9 @@ func (c Config) withDefaults(server bool) Config {
 	def(&c.PingEvery, 5*time.Minute+10*time.Second)
 	if c.StallBytes <= 0 {
 		c.StallBytes = 8 << 20
+	}
+	if c.ConnMemory <= 0 {
+		c.ConnMemory = 32 << 20
 	}
 	return c
 }
@@ -110,6 +117,15 @@ type conn struct {
 	peerConnect bool // extended CONNECT
 
 	sendWin, recvWin, recvOwed int
+
+	// What it holds: memory.go.
+	held        int
+	queuedBytes int          // of out, spare and left
+	told        atomic.Int64 // what Memory knows of held
+	window      int          // that the peer's streams begin with, as far as it knows
+	asked       int          // and will when it has acknowledged
+	acks        int          // of our SETTINGS that are to come
+	resized     time.Duration
 
 	out, spare []byte // queued by all; being written, or kept for the next turn
 	left       []byte // what the kernel did not take of the last one
@@ -183,7 +199,8 @@ const connWindow = 16 << 20
 
 func newConn(ctx context.Context, server bool, cfg Config) *conn {
 	c := &conn{server: server, cfg: cfg.withDefaults(server),
-		peerMax: 100, peerWindow: initialWindow, peerFrame: maxFrame, sendWin: initialWindow, recvWin: connWindow}
+		peerMax: 100, peerWindow: initialWindow, peerFrame: maxFrame, sendWin: initialWindow, recvWin: connWindow,
+		window: initialWindow, asked: initialWindow, acks: 1}
 	c.ctx, c.cancel = context.WithCancel(ctx)
 	c.noTasks.L = &c.mu
 	c.limit.Store(int32(c.peerMax))
@@ -200,6 +217,7 @@ func newConn(ctx context.Context, server bool, cfg Config) *conn {
 	}
 	c.out = appendSettings(c.out, list...)
 	c.out = appendWindow(c.out, 0, connWindow-initialWindow)
+	c.cfg.Memory.join(c)
 	return c
 }
 
@@ -238,7 +256,7 @@ func (c *conn) serve() error {
 	c.cancel()
 	c.farewell()
 	c.mu.Lock()
-	c.closed = true
+	c.leave()
 	c.tcp.Close()
 	c.await()
 	c.mu.Unlock()
@@ -413,6 +431,13 @@ func (c *conn) farewell() {
 		}
 		total += n
 	}
+}
+
+// leave says that nothing is written any more, or held; mu is held.
+func (c *conn) leave() {
+	c.closed = true
+	c.tell(-c.told.Load())
+	c.cfg.Memory.leave(c)
 }
 
 // start runs f, which ends with done, in a goroutine that the connection's end waits for;

@@ -13,7 +13,7 @@
 //   - No stream holds up another. What the far side does not take waits in its own
 //     stream; the connection's window is given back at once, the stream's once the far
 //     side took the bytes. So memory is bounded by one window for each direction of each
-//     stream, and a bounded queue for each connection.
+//     stream, a bounded queue for each connection, and Memory for all of them.
 //   - Header compression lasts one hop: what travels between the proxies are fields with
 //     their lengths (docs/transport.md), never-indexed ones marked so.
 //   - The end of a stream travels as what it was: END_STREAM as the end, RST_STREAM with
@@ -34,7 +34,7 @@
 // Tour. Pure: frame.go, refusal.go (what is refused, with its rule), field.go and
 // head.go (messages), carriage.go (what travels between the proxies), grpc.go, flood.go.
 // A connection: conn.go (life), read.go and write.go (one file for each direction),
-// settings.go, alive.go. A stream: stream.go (states), up.go (from the application to the
+// settings.go, alive.go, memory.go. A stream: stream.go (states), up.go (from the application to the
 // mesh), down.go (back). The two roles: outbound.go with answer.go (the application is
 // the client), inbound.go (it is the server). Others see exchange.go.
 //

@@ -44,6 +44,11 @@ func (x *stream) Received(st mux.Stream, p []byte, fin bool) {
 	}
 	x.downEnd()
 	x.settle()
+	if x.over || c.streams.get(x.id) == x {
+		c.relieve(nil)
+	} else {
+		c.relieve(x)
+	}
 	c.later(st)
 }
 
@@ -159,12 +164,12 @@ func (x *stream) downData(p []byte, end bool) (n int, ok bool) {
 		k := min(len(p)-n, maxFrame, x.sendWin, c.sendWin)
 		switch {
 		case x.sendWin <= 0:
-			if !x.blocked {
-				x.blocked, x.since = true, now()
-			}
+			x.blocked = true
+			x.stalled()
 			return n, true
 		case k <= 0:
 			c.starved.push(x)
+			x.stalled()
 			return n, true
 		case !c.room(k):
 			c.ready.push(x)
@@ -187,6 +192,7 @@ func (x *stream) downData(p []byte, end bool) (n int, ok bool) {
 		c.out = append(c.out, p[n:n+k]...)
 		x.sendWin -= k
 		c.sendWin -= k
+		x.since = 0
 		n += k
 		c.flood.carried++
 		x.countDown(int64(k))
@@ -195,6 +201,13 @@ func (x *stream) downData(p []byte, end bool) (n int, ok bool) {
 		}
 	}
 	return n, true
+}
+
+// stalled notes since when the application takes nothing of the stream.
+func (x *stream) stalled() {
+	if x.since == 0 {
+		x.since = now()
+	}
 }
 
 // countDown adds bytes that the mesh sent.

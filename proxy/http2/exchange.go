@@ -63,7 +63,8 @@ func (x *Exchange) Remaining() (time.Duration, bool) {
 type Observer interface {
 	Begin(x *Exchange)
 	End(x *Exchange)
-	// Refused is told of a connection that ended for breaking a rule.
+	// Refused is told of a connection that ended for breaking a rule, and of a stream that
+	// was refused before it was looked at.
 	Refused(why *Refusal)
 }
 

@@ -117,8 +117,15 @@ func (in *Inbound) close() {
 // again, as strictly as the peer claims to have done.
 func (in *Inbound) Accept(st mux.Stream, o Origin) (mux.Handler, mux.Code) {
 	c := in.conn(o)
-	if c == nil {
+	switch {
+	case c == nil:
 		return nil, mux.Refused
+	case c.greedy():
+		c.load.Add(-1)
+		if o.Observer != nil {
+			o.Observer.Refused(ErrScarce)
+		}
+		return nil, mux.Overloaded
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -178,6 +185,7 @@ func (c *conn) run(o Origin) {
 		c.shy.Store(true)
 		c.end = err
 		c.breakStreams()
+		c.leave()
 		c.mu.Unlock()
 		c.cancel()
 		return

@@ -25,6 +25,9 @@ func (o *Outbound) Serve(ctx context.Context, tcp *net.TCPConn, d Dispatcher) er
 	c := newConn(ctx, true, o.Config)
 	c.d, c.faults = d, d
 	if err := c.open(tcp); err != nil {
+		c.mu.Lock()
+		c.leave()
+		c.mu.Unlock()
 		c.cancel()
 		tcp.Close()
 		return err

@@ -53,6 +53,7 @@ type world struct {
 	servers    record // of the inbound side
 	served     chan error
 	plan       func(x *Exchange) *Plan
+	hoarders   crowd
 	dispatcher Dispatcher // in the world's place; nil: the world
 }
 

@@ -80,7 +80,7 @@ func (x *stream) copyOut(p []byte, fin bool) {
 // rehead replaces the head that is kept.
 func (x *stream) rehead(fields []Field) {
 	_, n := parseBlock(x.up.b)
-	var up buffer
+	up := buffer{of: x.c}
 	up.appendFields(blockHead, fields)
 	up.append(x.up.b[blockHeader+n:])
 	x.up.release()

@@ -28,6 +28,7 @@ func (c *conn) process() bool {
 	}
 	c.endBatch()
 	c.batching = false
+	c.relieve(nil)
 	c.mu.Unlock()
 	c.batch.Flush()
 	c.mu.Lock()
@@ -189,7 +190,7 @@ func (c *conn) onData(h header, b []byte) *Refusal {
 	if x.gotEnd {
 		return x.refuse(ErrHalfClosed)
 	}
-	if x.recvWin -= h.length; x.recvWin < 0 {
+	if x.recvWin -= h.length; x.recvWin < 0 && h.length > 0 {
 		return x.refuse(ErrStreamData)
 	}
 	x.giveBack(h.length - len(p))
@@ -324,6 +325,9 @@ func (c *conn) begin(k *block) *Refusal {
 	}
 	if why == nil && k.self {
 		why = ErrDependency
+	}
+	if why == nil && c.greedy() {
+		why = ErrScarce
 	}
 	var f facts
 	if why == nil {

@@ -77,6 +77,8 @@ var (
 	ErrHalfClosed   = add(Refusal{Code: StreamClosed, Reason: "half-closed", Section: "RFC 9113 section 5.1", Text: "a frame follows the end of its stream's direction"})
 	ErrPriorityForm = add(Refusal{Code: FrameSizeError, Reason: "priority-size", Section: "RFC 9113 section 6.3", Text: "a PRIORITY frame has not five bytes"})
 	ErrBusy         = add(Refusal{Code: RefusedStream, Reason: "max-streams", Section: "RFC 9113 section 5.1.2", Text: "there are more streams than we allowed"})
+	ErrScarce       = add(Refusal{Code: RefusedStream, Reason: "memory-scarce", Section: "RFC 9113 section 10.5", Text: "little memory is left, and what this connection sent and nobody took holds more than its share; nobody has read the request"})
+	ErrMemory       = add(Refusal{Code: EnhanceYourCalm, Reason: "memory", Section: "RFC 9113 section 10.5", Text: "nobody takes what was sent, and no memory is left to hold it"})
 	ErrWindowStall  = add(Refusal{Code: EnhanceYourCalm, Reason: "window-stall", Section: "RFC 9113 section 10.5", Text: "a reader has not opened its window for long, with many others that do not either"})
 )
 

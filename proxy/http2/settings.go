@@ -13,6 +13,7 @@ func (c *conn) onSettings(h header, p []byte) *Refusal {
 		if len(p) != 0 {
 			return ErrFrameSize
 		}
+		c.onAck()
 		return nil
 	case len(p)%6 != 0:
 		return ErrFrameSize

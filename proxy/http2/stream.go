@@ -40,10 +40,10 @@ type state struct {
 	debt int    // bytes in up that the application's window is owed
 	rest ErrCode
 
-	down  buffer // for the application
-	off   int    // what was used of it
-	left  int    // bytes of a block of data that are still to come
-	since time.Duration
+	down  buffer        // for the application
+	off   int           // what was used of it
+	left  int           // bytes of a block of data that are still to come
+	since time.Duration // when its reader began to take nothing; 0: it does not
 
 	sendWin, recvWin, credit int
 
@@ -70,7 +70,7 @@ type state struct {
 	dead                        bool // it was reset, by either side
 	gotEnd, sentEnd             bool // ends of the application's stream
 	rst                         bool // it was reset, by either side
-	blocked                     bool // its window is closed, since since
+	blocked                     bool // its window is closed
 	passed                      bool // a part of the response has passed
 	hasRest, hasPending         bool // rest and pending mean something
 	reported                    bool
@@ -86,7 +86,8 @@ func (c *conn) newStream() *stream {
 		c.free, x.next = x.next, nil
 		c.nfree--
 	}
-	x.sendWin, x.recvWin = c.peerWindow, initialWindow
+	x.sendWin, x.recvWin = c.peerWindow, c.window
+	x.up.of, x.down.of = c, c
 	if c.server {
 		x.observer = c.d
 	}
@@ -233,9 +234,14 @@ func (x *stream) refuse(why *Refusal) *Refusal {
 	}
 	x.failure(why.Reason)
 	x.Refused = x.Failure == why.Reason
-	if c.server {
+	switch {
+	case c.server:
 		x.resetMesh(mux.Cancelled)
-	} else {
+	case why == ErrMemory && x.id == 0:
+		x.resetMesh(mux.Overloaded)
+	case why == ErrMemory || why == ErrWindowStall:
+		x.resetMesh(mux.Stalled)
+	default:
 		x.resetMesh(mux.BadRequest)
 	}
 	if why.Status != 0 && c.server && !x.passed && !x.sentEnd {

@@ -104,6 +104,13 @@ func (q *queue) push(x *stream) {
 	q.tail = x
 }
 
+// each calls f, which changes no queue, for every stream.
+func (q *queue) each(f func(*stream)) {
+	for x := q.head; x != nil; x = x.next {
+		f(x)
+	}
+}
+
 func (q *queue) pop() *stream {
 	x := q.head
 	if x == nil {

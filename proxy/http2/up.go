@@ -131,7 +131,7 @@ func (x *stream) paid(n int) {
 
 func (x *stream) giveBack(n int) {
 	x.credit += n
-	if x.credit < initialWindow/2 || x.gotEnd || x.rst {
+	if x.credit < max(x.c.window/2, 1) || x.gotEnd || x.rst {
 		return
 	}
 	x.c.out = appendWindow(x.c.out, x.id, x.credit)

@@ -67,6 +67,7 @@ func (c *conn) flush() {
 		return
 	}
 	c.writing = true
+	defer c.weigh()
 	for turn := 0; len(c.out) > 0; turn++ {
 		if turn == 2 { // what others queue without end is not the caller's to write
 			c.startFlusher()
@@ -114,6 +115,20 @@ func (c *conn) recycle(buf []byte) {
 	}
 }
 
+// slim gives up buffers that nothing is in; mu is held.
+func (c *conn) slim() {
+	if c.writing || len(c.out) > 0 {
+		return
+	}
+	if cap(c.out) > keepIdle {
+		c.out = nil
+	}
+	if cap(c.spare) > keepIdle {
+		c.spare = nil
+	}
+	c.weigh()
+}
+
 // writeFailed forgets what is queued: the reader will say how the connection ended.
 func (c *conn) writeFailed(err error) {
 	c.out = c.out[:0]
@@ -147,6 +162,7 @@ func (c *conn) flusher() {
 			}
 		}
 		c.pump()
+		c.weigh()
 		if len(c.out) == 0 {
 			c.writing = false
 			return
