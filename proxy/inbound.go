@@ -173,21 +173,26 @@ func (i *inbound) awaitEither(sn *sniffer) (mesh bool, err error) {
 		return false, err
 	}
 	other := newSniffer(i.app, raw)
-	watch := make(chan struct{})
+	watch := make(chan error, 1)
 	var spoke atomic.Bool
 	i.p.wg.Go(func() {
-		defer close(watch)
 		defer other.free()
 		// Bytes, the end or a reset: all are for the client.
-		spoke.Store(!isTimeout(other.more()))
+		err := other.more()
+		spoke.Store(!isTimeout(err))
 		wakeReads(i.conn)
+		watch <- err
 	})
 	mesh, err = i.awaitClient(sn, &spoke)
 	wakeReads(i.app)
-	<-watch
+	broken := <-watch
 	clearWake(i.app)
 	clearWake(i.conn)
 	i.quiet = !spoke.Load()
+	if err == nil && !mesh && broken != nil && !i.quiet {
+		// Whoever reads the connection now is told of an end: the kernel tells of a reset once.
+		err = &refusal{err: broken}
+	}
 	if mesh || err != nil {
 		i.app.Close()
 		i.app = nil

@@ -358,3 +358,31 @@ func TestNoWayByOneFamily(t *testing.T) {
 		t.Errorf("the application saw %s, want %s", host, client.Addrs[0])
 	}
 }
+
+// TestGuestHearsOfReset: an application that resets the connection of a client from outside,
+// which waits for it to speak, is not taken for one that ends well.
+func TestGuestHearsOfReset(t *testing.T) {
+	w := newWorld(t)
+	server, outsider := w.workload("server"), w.outsider()
+	const many = 20
+	reset := make(chan struct{}, many)
+	port := server.serve(0, func(c *net.TCPConn) {
+		<-reset
+		c.SetLinger(0)
+		c.Close()
+	})
+	w.service("db", 1, assay.Detect, port, server)
+	to := netip.AddrPortFrom(server.Addrs[0], port)
+	var clients []net.Conn
+	for range many {
+		clients = append(clients, outsider.mustDial(to))
+	}
+	for range many {
+		reset <- struct{}{}
+	}
+	for _, c := range clients {
+		if b, err := io.ReadAll(c); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("read %q, %v; want a reset", b, err)
+		}
+	}
+}
