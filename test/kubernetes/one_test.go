@@ -83,6 +83,7 @@ func TestOneNode(t *testing.T) {
 		t.Run("logs", func(t *testing.T) { logs(t, c) })
 		t.Run("port-forward", func(t *testing.T) { portForward(t, c) })
 		t.Run("digests", func(t *testing.T) { imageDigests(t, c, digests) })
+		t.Run("artifacts", func(t *testing.T) { artifacts(t, c, digests) })
 		t.Run("node", func(t *testing.T) { nodeSpace(t, c) })
 		t.Run("pods", func(t *testing.T) { kindsOfPods(t, c) })
 		t.Run("watch", func(t *testing.T) { watching(t, c) }) // scales and deletes
