@@ -5,7 +5,9 @@ import (
 	"net"
 	"runtime"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"assay.dev"
 	"assay.dev/proxy/golden"
@@ -31,17 +33,17 @@ func tcpPair(t testing.TB) (a, b *net.TCPConn) {
 	return x.(*net.TCPConn), y.(*net.TCPConn)
 }
 
-// opaque is one opaque connection through two proxies' pipes and a session without TLS,
+// opaque is n opaque connections through two proxies' pipes and one session without TLS,
 // to an application that sends everything back.
-func opaque(t testing.TB) *net.TCPConn {
-	user, near := tcpPair(t)
-	far, app := tcpPair(t)
-	a, b := tcpPair(t)
+func opaque(t testing.TB, n int) (users []*net.TCPConn) {
 	p, rec := &Proxy{}, golden.New(0)
 	var running sync.WaitGroup
-	pump := func(c *net.TCPConn, st mux.Stream) {
+	couple := func(k *pipe, c *net.TCPConn) syscall.RawConn {
 		raw, _ := c.SyscallConn()
-		from := newSource(raw)
+		k.release(c, raw, rec.Series(assay.SignalKey{Protocol: assay.Opaque}))
+		return raw
+	}
+	pump := func(from *source, st mux.Stream) {
 		for {
 			data, err := from.read()
 			if err != nil {
@@ -52,21 +54,7 @@ func opaque(t testing.TB) *net.TCPConn {
 			from.free()
 		}
 	}
-	couple := func(k *pipe, c *net.TCPConn) {
-		raw, _ := c.SyscallConn()
-		k.release(c, raw, rec.Series(assay.SignalKey{Protocol: assay.Opaque}))
-	}
-	accept := func(st mux.Stream, _ []byte) (mux.Handler, mux.Code) {
-		k := newPipe(p, far)
-		couple(k, far)
-		running.Go(func() { pump(far, st) })
-		return k, 0
-	}
-	client, server := mux.New(mux.NewSocket(a), true, mux.Config{}, nil), mux.New(mux.NewSocket(b), false, mux.Config{}, accept)
-	for _, s := range []*mux.Session{client, server} {
-		running.Go(func() { s.Run() })
-	}
-	running.Go(func() {
+	echo := func(app *net.TCPConn) {
 		buf := make([]byte, 64<<10)
 		for {
 			n, err := app.Read(buf)
@@ -75,16 +63,40 @@ func opaque(t testing.TB) *net.TCPConn {
 			}
 			app.Write(buf[:n])
 		}
-	})
-	k := newPipe(p, near)
-	st, _, err := client.Open(nil, nil, false, k)
-	if err != nil {
-		t.Fatal(err)
 	}
-	couple(k, near)
-	running.Go(func() { pump(near, st) })
+	var all []*net.TCPConn
+	var fars []*net.TCPConn // the server's side, in the order in which streams come
+	for range n {
+		far, app := tcpPair(t)
+		fars, all = append(fars, far), append(all, far, app)
+		running.Go(func() { echo(app) })
+	}
+	accept := func(st mux.Stream, _ []byte) (mux.Handler, mux.Code) {
+		far := fars[0]
+		fars = fars[1:]
+		k := newPipe(p, far)
+		from := newSource(couple(k, far))
+		running.Go(func() { pump(from, st) })
+		return k, 0
+	}
+	a, b := tcpPair(t)
+	client, server := mux.New(mux.NewSocket(a), true, mux.Config{}, nil), mux.New(mux.NewSocket(b), false, mux.Config{}, accept)
+	for _, s := range []*mux.Session{client, server} {
+		running.Go(func() { s.Run() })
+	}
+	for range n {
+		user, near := tcpPair(t)
+		users, all = append(users, user), append(all, user, near)
+		k := newPipe(p, near)
+		st, _, err := client.Open(nil, nil, false, k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		from := newSource(couple(k, near))
+		running.Go(func() { pump(from, st) })
+	}
 	t.Cleanup(func() {
-		for _, c := range []*net.TCPConn{user, near, far, app} {
+		for _, c := range all {
 			c.Close()
 		}
 		client.Close(nil)
@@ -92,7 +104,7 @@ func opaque(t testing.TB) *net.TCPConn {
 		running.Wait()
 		p.wg.Wait()
 	})
-	return user
+	return users
 }
 
 // exchange sends message n times and reads it back.
@@ -109,7 +121,7 @@ func exchange(t testing.TB, c *net.TCPConn, message []byte, n int) {
 }
 
 func BenchmarkOpaque(b *testing.B) {
-	c := opaque(b)
+	c := opaque(b, 1)[0]
 	message := make([]byte, 50)
 	exchange(b, c, message, 1000)
 	b.ReportAllocs()
@@ -122,7 +134,7 @@ func TestOpaqueAllocations(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
 	}
-	c := opaque(t)
+	c := opaque(t, 1)[0]
 	message := make([]byte, 50)
 	exchange(t, c, message, 1000)
 	var before, after runtime.MemStats
@@ -133,4 +145,37 @@ func TestOpaqueAllocations(t *testing.T) {
 	if per := float64(after.Mallocs-before.Mallocs) / n; per > 0.1 {
 		t.Errorf("%.2f allocations for a message there and back, want none", per)
 	}
+}
+
+// TestOpaqueBulkBothWays has several connections of a session carry much in both
+// directions at once: whoever waits for room or credit must be told of it.
+func TestOpaqueBulkBothWays(t *testing.T) {
+	message := make([]byte, 1<<20)
+	rounds := 60
+	if raceEnabled {
+		rounds = 15
+	}
+	var running sync.WaitGroup
+	for i, c := range opaque(t, 4) {
+		running.Go(func() {
+			answer := make([]byte, len(message))
+			for round := range rounds {
+				c.SetDeadline(time.Now().Add(time.Minute))
+				sent := make(chan error, 1)
+				go func() {
+					_, err := c.Write(message)
+					sent <- err
+				}()
+				n, err := io.ReadFull(c, answer)
+				if err == nil {
+					err = <-sent
+				}
+				if err != nil {
+					t.Errorf("connection %d, round %d: %d bytes came back, %v", i, round, n, err)
+					return
+				}
+			}
+		})
+	}
+	running.Wait()
 }

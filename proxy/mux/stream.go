@@ -172,6 +172,9 @@ func (st Stream) Write(p []byte, fin bool) error {
 			s.flushOwn()
 			return nil
 		}
+		if c.credit == 0 {
+			s.wakeRoom() // the room that we may have been woken for is another's
+		}
 		// What is queued goes out before we wait; that may make the room we need.
 		s.flushOwn()
 		if s.end == nil && c.flags&flagDead == 0 && (c.credit == 0 || !s.hasRoom(min(len(p), c.credit, maxPayload))) {

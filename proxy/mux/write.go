@@ -260,6 +260,7 @@ func (s *Session) notifier() {
 		}
 		c.call.Unlock()
 		s.mu.Lock()
+		c.wakeWriter() // one that wanted to wait for room meanwhile was in this list, not in that
 		s.unpin(c)
 		s.wakeRoom()
 	}
