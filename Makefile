@@ -35,7 +35,7 @@ soak: ## every protocol on a bad network, beside clients that misbehave, for hal
 
 .PHONY: test-kubernetes
 test-kubernetes: packages ## a Kubernetes of our own in this machine, of one node and of three; compiles it the first time
-	ASSAY_E2E=1 ASSAY_KUBERNETES=1 $(GO) test -count=1 -v -timeout 45m ./test/kubernetes/...
+	ASSAY_E2E=1 ASSAY_KUBERNETES=1 $(GO) test -count=1 -v -timeout 60m ./test/kubernetes/...
 
 .PHONY: trap
 trap: ## the end-to-end suites with proxies that die of a refused system call and show where it came from

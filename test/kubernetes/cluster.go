@@ -157,12 +157,14 @@ func (c *Cluster) makeMachines(nodes int) error {
 		v4, v6 := address(10 + i)
 		c.Nodes = append(c.Nodes, &Machine{Name: fmt.Sprintf("node-%d", i), IPv4: v4, IPv6: v6, Pods: podRanges(i)})
 	}
-	var work errgroup.Group
 	for _, m := range c.machines() {
 		m.dir = filepath.Join(c.folder.path, m.Name)
-		if m.group, err = newCgroup(c.name + "/" + m.Name); err != nil {
+		if m.group, err = newCgroup(groupName(c.folder.path) + "/" + m.Name); err != nil {
 			return err
 		}
+	}
+	var work errgroup.Group
+	for _, m := range c.machines() {
 		work.Go(func() error { return c.boot(m) })
 	}
 	return work.Wait()

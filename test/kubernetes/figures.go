@@ -58,6 +58,11 @@ func Uses(name string) ([]Use, error) {
 	if err != nil {
 		return nil, err
 	}
+	clusters, err := clustersFolder()
+	if err != nil {
+		return nil, err
+	}
+	group := groupName(filepath.Join(clusters, name))
 	known := map[string]bool{
 		"etcd": true, "kube-apiserver": true, "kube-controller-manager": true, "kube-scheduler": true,
 		"kubelet": true, "kube-proxy": true, "containerd": true,
@@ -65,7 +70,7 @@ func Uses(name string) ([]Use, error) {
 	var list []Use
 	for _, machine := range append([]string{"control"}, "node-1", "node-2", "node-3") {
 		pods := Use{Machine: machine, Program: "pods"}
-		for _, pid := range (&cgroup{name: filepath.Join(name, machine), in: in}).processes() {
+		for _, pid := range (&cgroup{name: filepath.Join(group, machine), in: in}).processes() {
 			u, err := use(pid)
 			if err != nil {
 				continue // it has just ended

@@ -2,6 +2,7 @@ package kubernetes
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,9 +28,15 @@ type Record struct {
 
 // folder is a cluster's folder, with its lock held.
 type folder struct {
-	path string
-	name string
+	path string // ends in the name
 	lock *os.File
+}
+
+// groupName is the name of the cluster's cgroups. Another user's cluster may have the
+// same name, and a folder of its own.
+func groupName(path string) string {
+	sum := sha256.Sum256([]byte(path))
+	return fmt.Sprintf("%s-%x", filepath.Base(path), sum[:4])
 }
 
 func clustersFolder() (string, error) {
@@ -68,7 +75,7 @@ func claim(ctx context.Context, name string) (*folder, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &folder{path, name, lock}, nil
+	return &folder{path, lock}, nil
 }
 
 // holdLock takes the lock in a cluster's folder, or says (nil, nil) that somebody
@@ -96,7 +103,7 @@ func sweep(dir string) error {
 	}
 	var errs error
 	for _, e := range entries {
-		f := &folder{path: filepath.Join(dir, e.Name()), name: e.Name()}
+		f := &folder{path: filepath.Join(dir, e.Name())}
 		f.lock, err = holdLock(f.path)
 		switch {
 		case err == nil && f.lock == nil: // it is up
@@ -124,7 +131,7 @@ func (f *folder) release() error {
 func (f *folder) remove() error {
 	in, err := hierarchies()
 	if err == nil {
-		group := &cgroup{name: f.name, in: in}
+		group := &cgroup{name: groupName(f.path), in: in}
 		err = group.remove(20 * time.Second)
 	}
 	if err == nil {

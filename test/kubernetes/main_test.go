@@ -57,7 +57,7 @@ func machineState(t *testing.T, cluster string) []string {
 		add("setting "+name, string(value))
 	}
 	for _, pattern := range []string{
-		"/sys/fs/cgroup/assay-kubernetes/" + cluster, "/sys/fs/cgroup/*/assay-kubernetes/" + cluster, "/var/lib/kubelet", "/var/lib/cni",
+		"/sys/fs/cgroup/assay-kubernetes/" + cluster + "-*", "/sys/fs/cgroup/*/assay-kubernetes/" + cluster + "-*", "/var/lib/kubelet", "/var/lib/cni",
 		"/etc/cni/net.d/*", "/opt/cni", "/etc/kubernetes", "/run/containerd", "/var/log/pods", "/var/run/netns/*",
 		filepath.Join(cache(t), "clusters", cluster),
 	} {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -87,6 +88,9 @@ func buildParts(ctx context.Context, log func(string, ...any)) (*parts, error) {
 		return nil, err
 	}
 	defer unlock()
+	if err := os.Chtimes(p.dir+".lock", time.Now(), time.Now()); err != nil {
+		return nil, err
+	}
 	if _, err := os.Stat(p.dir); err == nil {
 		return p, nil
 	}
@@ -97,14 +101,38 @@ func buildParts(ctx context.Context, log func(string, ...any)) (*parts, error) {
 	}
 	p.built = time.Since(began)
 	log("compiled in %s", p.built.Round(time.Second))
-	return p, nil
+	return p, prune(ctx, cache)
+}
+
+// unused is how long programs that no cluster was made with are kept.
+const unused = 14 * 24 * time.Hour
+
+// prune removes the programs of other versions that nobody has used for long.
+func prune(ctx context.Context, cache string) error {
+	running, err := Running(ctx)
+	if err != nil {
+		return err
+	}
+	locks, err := filepath.Glob(filepath.Join(cache, "parts-*.lock"))
+	if err != nil {
+		return err
+	}
+	for _, lock := range locks {
+		dir := strings.TrimSuffix(lock, ".lock")
+		used := slices.ContainsFunc(running, func(r Record) bool { return filepath.Dir(r.Kubectl) == dir })
+		if st, statErr := os.Stat(lock); used || statErr != nil || time.Since(st.ModTime()) < unused {
+			continue
+		}
+		err = errors.Join(err, os.RemoveAll(dir), os.RemoveAll(dir+".building"), os.Remove(lock))
+	}
+	return err
 }
 
 // compile builds everything into a folder beside the final one and renames it, so
 // that what has the final name is whole.
 func compile(ctx context.Context, source string, p *parts, minor string) error {
-	temp, err := os.MkdirTemp(filepath.Dir(p.dir), "building-")
-	if err != nil {
+	temp := p.dir + ".building" // ours alone: the lock is held
+	if err := errors.Join(os.RemoveAll(temp), os.Mkdir(temp, 0o755)); err != nil {
 		return err
 	}
 	defer os.RemoveAll(temp)
@@ -132,9 +160,6 @@ func compile(ctx context.Context, source string, p *parts, minor string) error {
 	}
 	if err := build(runtime, "1", "seccomp no_btrfs no_devmapper no_zfs urfave_cli_no_docs",
 		"-X "+containerdModule+"/version.Version="+version, "tool"); err != nil {
-		return err
-	}
-	if err := os.Chmod(temp, 0o755); err != nil {
 		return err
 	}
 	return os.Rename(temp, p.dir)

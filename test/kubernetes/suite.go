@@ -37,7 +37,7 @@ func Up(t lab.TB, nodes int) *Cluster {
 	t.Helper()
 	Require(t)
 	// Its end has a time of its own: a context of the test's is over by then.
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Minute)
 	defer cancel()
 	c, err := New(ctx, Options{Nodes: nodes, Log: t.Logf})
 	if err != nil {
