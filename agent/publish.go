@@ -179,7 +179,7 @@ func (a *Agent) publish() {
 	for _, r := range v.routes {
 		for _, p := range r.route.Parents {
 			if s := v.services[p.Service].service; s != nil {
-				openRouted(v.open, s, p.Port)
+				openRouted(v.open, s, r.route.Kind, p.Port)
 			}
 		}
 	}
@@ -224,11 +224,12 @@ func openPorts(open map[netip.AddrPort]bool, s *assay.Service) {
 	}
 }
 
-// openRouted adds a service's virtual addresses at a port with routes, 0 for all: a rule
-// may send requests elsewhere, or answer them, where the service has no endpoint itself.
-func openRouted(open map[netip.AddrPort]bool, s *assay.Service, port uint16) {
+// openRouted adds a service's virtual addresses at a port with routes of a kind, 0 for
+// all: a rule may send what comes elsewhere, or answer it, where the service has no
+// endpoint itself.
+func openRouted(open map[netip.AddrPort]bool, s *assay.Service, kind assay.RouteKind, port uint16) {
 	for _, p := range s.Ports {
-		if port != 0 && port != p.Port || p.Protocol == assay.TLS || p.Protocol == assay.Opaque {
+		if port != 0 && port != p.Port || !kind.Carries(p.Protocol) {
 			continue
 		}
 		for _, vip := range s.VIPs {

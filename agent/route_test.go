@@ -31,16 +31,24 @@ func TestRoutesGoToWhomTheyAreFor(t *testing.T) {
 // answer them, and nowhere else.
 func TestRoutedPortsAreOpen(t *testing.T) {
 	vip := netip.MustParseAddr("10.182.0.1")
-	s := &assay.Service{VIPs: []netip.Addr{vip}, Ports: []assay.Port{{Port: 80}, {Port: 81, Protocol: assay.HTTP2}, {Port: 5432, Protocol: assay.Opaque}}}
-	for port, want := range map[uint16][]uint16{0: {80, 81}, 80: {80}, 5432: nil, 9: nil} {
+	s := &assay.Service{VIPs: []netip.Addr{vip}, Ports: []assay.Port{
+		{Port: 80}, {Port: 81, Protocol: assay.HTTP2}, {Port: 443, Protocol: assay.TLS}, {Port: 5432, Protocol: assay.Opaque}}}
+	for _, c := range []struct {
+		kind assay.RouteKind
+		port uint16
+		want []uint16
+	}{
+		{assay.HTTPRoute, 0, []uint16{80, 81}}, {assay.HTTPRoute, 80, []uint16{80}}, {assay.GRPCRoute, 443, nil}, {assay.HTTPRoute, 5432, nil}, {assay.HTTPRoute, 9, nil},
+		{assay.TLSRoute, 0, []uint16{80, 443}}, {assay.TLSRoute, 443, []uint16{443}}, {assay.TLSRoute, 81, nil}, {assay.TLSRoute, 5432, nil},
+	} {
 		open := map[netip.AddrPort]bool{}
-		openRouted(open, s, port)
-		if len(open) != len(want) {
-			t.Errorf("%d: %v, want %v", port, open, want)
+		openRouted(open, s, c.kind, c.port)
+		if len(open) != len(c.want) {
+			t.Errorf("%s at %d: %v, want %v", c.kind, c.port, open, c.want)
 		}
-		for _, p := range want {
+		for _, p := range c.want {
 			if !open[netip.AddrPortFrom(vip, p)] {
-				t.Errorf("%d: %v, want %v", port, open, want)
+				t.Errorf("%s at %d: %v, want %v", c.kind, c.port, open, c.want)
 			}
 		}
 	}

@@ -64,7 +64,7 @@ func TestTLSRoutes(t *testing.T) {
 kind: TLSRoute
 metadata: {name: %s, namespace: default}
 spec:
-  parentRefs: [{group: "", kind: Service, name: gate, port: 8443}]
+  parentRefs: [{group: "", kind: Service, name: gate, port: 8443}, {group: "", kind: Service, name: front}]
   hostnames: [%q]
   rules: [{backendRefs: %s}]
 `, name, hostname, backends))
@@ -84,6 +84,12 @@ spec:
 			return nil
 		})
 	}
+	// A service that is nothing but its routes.
+	w.MustExec(t, w.Mesh.Assay, "apply", "-f", w.Write(t, "/tmp/front.yaml", `apiVersion: v1
+kind: Service
+metadata: {name: front, namespace: default}
+spec: {ports: [{port: 443, appProtocol: tls}], selector: {app: nobody}}
+`))
 	answers("without routes the service answers", "gate.example", "gate", "gate for gate.example\n")
 	apply("one", "one.example", "[{name: one, port: 8443}]")
 	apply("two", "*.two.example", "[{name: two, port: 8443}]")
@@ -106,6 +112,10 @@ spec:
 	// when the first message comes in pieces.
 	if r := ask("one.example", "one", "-6"); r.Stdout != "one for one.example\n" {
 		t.Errorf("over IPv6: %q %s", r.Stdout, r.Stderr)
+	}
+	r := client.Exec(t, "curl", "-sS", "--max-time", "10", "--connect-to", "::front:443", "--cacert", "/tmp/tls-two/cert.pem", "https://x.two.example/")
+	if r.Stdout != "two for x.two.example\n" {
+		t.Errorf("a service without endpoints: %q %s", r.Stdout, r.Stderr)
 	}
 	to := w.AwaitService(t, client, "gate", 8443)
 	c := tls.Client(pieces{client.MustDial(t, to)}, &tls.Config{ServerName: "one.example", InsecureSkipVerify: true}) // the name of its certificate is looked at below
