@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -248,5 +249,75 @@ func TestCircuit(t *testing.T) {
 	})
 	if status, body := get(t, c, base); status != 200 || body != "ok" {
 		t.Errorf("afterwards: %d %q", status, body)
+	}
+}
+
+// TestHeldBack: what an endpoint refuses as too much its client's proxy asks no more for,
+// in either version of HTTP, and all is as before when there is room.
+func TestHeldBack(t *testing.T) {
+	for _, version := range []string{"HTTP/1.1", "HTTP/2.0"} {
+		t.Run(version, func(t *testing.T) {
+			w := newWorld(t)
+			client, server := w.workload("client"), w.workload("server")
+			var release atomic.Pointer[chan struct{}]
+			gate := make(chan struct{})
+			release.Store(&gate)
+			handler := http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+				select {
+				case <-*release.Load():
+					io.WriteString(rw, "ok")
+				case <-r.Context().Done():
+				}
+			})
+			var port uint16
+			c := client.browser()
+			if version == "HTTP/2.0" {
+				port, c = server.web2(0, handler), client.browser2()
+			} else {
+				port = server.web(0, handler)
+			}
+			vip := w.service("web", 80, assay.Detect, port, server)
+			w.policy("web", assay.TrafficPolicy{Retry: assay.RetryPolicy{Attempts: -1}, Inbound: assay.InboundPolicy{MaxConcurrency: 4, MinConcurrency: 1}})
+			var asking sync.WaitGroup
+			var served, refused atomic.Int64
+			ask := func() {
+				resp, err := c.Get("http://" + vip.String())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+				switch {
+				case resp.StatusCode == 200 && resp.Proto == version:
+					served.Add(1)
+				case resp.StatusCode == 503 && resp.Header.Get("Assay-Error") == "overloaded" && resp.Header.Get("Retry-After") != "":
+					refused.Add(1)
+				default:
+					t.Errorf("%s %d %v", resp.Proto, resp.StatusCode, resp.Header)
+				}
+			}
+			eventually(t, "requests to be held back", func() bool {
+				for range 10 {
+					asking.Go(ask)
+				}
+				return client.decided("bank/web", "held-back") > 0
+			})
+			if client.decided("bank/web", "throttle") == 0 || server.decided("bank/web", "too-many")+server.decided("bank/web", "shed") == 0 {
+				t.Errorf("decided %v and %v", client.report().Counters.Decisions, server.report().Counters.Decisions)
+			}
+			close(gate)
+			asking.Wait()
+			if served.Load() == 0 || refused.Load() == 0 {
+				t.Errorf("%d served, %d refused", served.Load(), refused.Load())
+			}
+			before := refused.Load()
+			for range 50 {
+				ask()
+			}
+			if refused.Load() != before {
+				t.Errorf("%d refused where there is room", refused.Load()-before)
+			}
+		})
 	}
 }
