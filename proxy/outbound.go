@@ -257,8 +257,13 @@ func (o *outbound) choose() (*balance.Endpoint, *peer) {
 		return nil, o.direct
 	}
 	e := o.sticky
-	if o.sticky = nil; e == nil {
+	o.sticky = nil
+	switch {
+	case e != nil:
+	case o.protocol == assay.HTTP1 || o.protocol == assay.HTTP2:
 		e = o.set.Pick(time.Now(), o.tried)
+	default:
+		e = o.set.PickConnection(time.Now(), o.tried)
 	}
 	if e == nil {
 		return nil, nil

@@ -257,6 +257,21 @@ func (s *Set) Pick(now time.Time, tried []*Endpoint) *Endpoint {
 	return pickOf(s.list, stamp(now))
 }
 
+// PickConnection is Pick for a connection of which nobody knows that it carries requests:
+// throttles do not bound it.
+func (s *Set) PickConnection(now time.Time, tried []*Endpoint) *Endpoint {
+	if e := s.Pick(now, tried); e != nil || s.Len() == 0 {
+		return e
+	}
+	start := rand.IntN(len(s.list))
+	for i := range s.list {
+		if e := s.list[(start+i)%len(s.list)]; !contains(tried, e) {
+			return e
+		}
+	}
+	return nil
+}
+
 // whatever chooses where nobody may be given anything.
 func (s *Set) whatever(now time.Time) *Endpoint {
 	full := slices.ContainsFunc(s.list, func(e *Endpoint) bool { return e.full(now) })

@@ -294,6 +294,9 @@ func TestThrottled(t *testing.T) {
 		if got != 1 {
 			t.Errorf("%d endpoints: %d requests were given to endpoints that have enough, want 1", n, got)
 		}
+		if s.PickConnection(now, nil) == nil || s.PickConnection(now, s.list) != nil {
+			t.Errorf("%d endpoints: a connection is bounded as requests are, or goes where it was", n)
+		}
 		if e := s.Pick(now, s.list[:n-1]); n > 1 && e != nil {
 			t.Errorf("%d endpoints: another try was given to one that has enough", n)
 		}
