@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
 func priorKnowledge() *http.Protocols {
@@ -136,6 +137,7 @@ func (m *workload) rpc(port int, options ...grpc.ServerOption) (uint16, *health.
 	s := grpc.NewServer(options...)
 	h := health.NewServer()
 	healthpb.RegisterHealthServer(s, h)
+	s.RegisterService(&bulk, nil)
 	var wg sync.WaitGroup
 	wg.Go(func() { s.Serve(l) })
 	m.w.t.Cleanup(func() { s.Stop(); wg.Wait() })
@@ -143,6 +145,11 @@ func (m *workload) rpc(port int, options ...grpc.ServerOption) (uint16, *health.
 }
 
 func (m *workload) stub(to netip.AddrPort) healthpb.HealthClient {
+	return healthpb.NewHealthClient(m.channel(to))
+}
+
+// channel is a gRPC connection of the workload's.
+func (m *workload) channel(to netip.AddrPort) *grpc.ClientConn {
 	m.w.t.Helper()
 	conn, err := grpc.NewClient("passthrough:///"+to.String(), grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
@@ -156,7 +163,117 @@ func (m *workload) stub(to netip.AddrPort) healthpb.HealthClient {
 		m.w.t.Fatal(err)
 	}
 	m.w.t.Cleanup(func() { conn.Close() })
-	return healthpb.NewHealthClient(conn)
+	return conn
+}
+
+// bulk is a gRPC service that returns every message, or counts the bytes of all.
+var bulk = grpc.ServiceDesc{ServiceName: "test.Bulk", HandlerType: (*any)(nil), Streams: []grpc.StreamDesc{
+	{StreamName: "Echo", ClientStreams: true, ServerStreams: true, Handler: func(_ any, s grpc.ServerStream) error {
+		for {
+			var m wrapperspb.BytesValue
+			if err := s.RecvMsg(&m); err != nil {
+				return eof(err)
+			}
+			if err := s.SendMsg(&m); err != nil {
+				return err
+			}
+		}
+	}},
+	{StreamName: "Count", ClientStreams: true, Handler: func(_ any, s grpc.ServerStream) error {
+		for n := uint64(0); ; {
+			var m wrapperspb.BytesValue
+			if err := s.RecvMsg(&m); err == io.EOF {
+				return s.SendMsg(wrapperspb.UInt64(n))
+			} else if err != nil {
+				return err
+			}
+			n += uint64(len(m.Value))
+		}
+	}},
+}}
+
+func eof(err error) error {
+	if err == io.EOF {
+		return nil
+	}
+	return err
+}
+
+// TestGRPCBulk carries what is larger than every window on the way, in both directions at
+// once, and streams of thousands of messages.
+func TestGRPCBulk(t *testing.T) {
+	w := newWorld(t)
+	client, server := w.workload("client"), w.workload("server")
+	const largest = 8 << 20
+	port, _, _ := server.rpc(0, grpc.MaxRecvMsgSize(largest+100))
+	vip := w.service("bulk", 50051, assay.Detect, port, server)
+	conn := client.channel(vip)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	open := func(method string) grpc.ClientStream {
+		st, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, "/test.Bulk/"+method, grpc.MaxCallRecvMsgSize(largest+100), grpc.MaxCallSendMsgSize(largest+100))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+	// exchange sends messages of these sizes, and reads each of them back meanwhile.
+	exchange := func(sizes []int) {
+		st := open("Echo")
+		var sending sync.WaitGroup
+		defer sending.Wait()
+		sending.Go(func() {
+			for i, n := range sizes {
+				if err := st.SendMsg(wrapperspb.Bytes(bytes.Repeat([]byte{byte(i)}, n))); err != nil {
+					t.Errorf("message %d: %v", i, err)
+					return
+				}
+			}
+			st.CloseSend()
+		})
+		for i, n := range sizes {
+			var m wrapperspb.BytesValue
+			if err := st.RecvMsg(&m); err != nil || len(m.Value) != n || bytes.Count(m.Value, []byte{byte(i)}) != n {
+				t.Errorf("message %d of %d bytes came back with %d, %v", i, n, len(m.Value), err)
+				return
+			}
+		}
+		if err := st.RecvMsg(&wrapperspb.BytesValue{}); err != io.EOF {
+			t.Errorf("the end: %v", err)
+		}
+	}
+	many := make([]int, 3000)
+	for i := range many {
+		many[i] = i * 37 % 5000
+	}
+	var streams sync.WaitGroup
+	for range 3 {
+		streams.Go(func() { exchange([]int{largest, 0, largest, 1}) })
+		streams.Go(func() { exchange(many) })
+		streams.Go(func() {
+			st, total := open("Count"), uint64(0)
+			for i := range 2000 {
+				if err := st.SendMsg(wrapperspb.Bytes(make([]byte, i))); err != nil {
+					t.Errorf("message %d: %v", i, err)
+					return
+				}
+				total += uint64(i)
+			}
+			st.CloseSend()
+			var n wrapperspb.UInt64Value
+			if err := st.RecvMsg(&n); err != nil || n.Value != total {
+				t.Errorf("%d of %d bytes were counted, %v", n.Value, total, err)
+			}
+		})
+	}
+	streams.Wait()
+	eventually(t, "every message is counted", func() bool {
+		var sent, got uint64
+		for _, s := range client.report().Signals {
+			sent, got = sent+s.MessagesOut, got+s.MessagesIn
+		}
+		return sent == 3*(4+3000+2000) && got == 3*(4+3000+1)
+	})
 }
 
 // TestGRPC balances the calls of one connection, and counts what they ended with.

@@ -244,7 +244,11 @@ func TestStalls(t *testing.T) {
 
 // TestProtocolErrors sends what breaks the protocol where h2spec does not look.
 func TestProtocolErrors(t *testing.T) {
-	app := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {})
+	app := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == "POST" {
+			<-r.Context().Done() // an answer would end the stream first
+		}
+	})
 	for _, c := range []struct {
 		why  *Refusal
 		send func(r *raw)
