@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 
+	"assay.dev/agent/netns"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -44,7 +45,7 @@ func routes(mark uint32) error {
 	}
 	for _, f := range families() {
 		rule := policy(f, mark)
-		have, err := netlink.RuleListFiltered(f, rule, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_MARK)
+		have, err := rules(f, mark)
 		if err != nil {
 			return fmt.Errorf("capture: list rules: %w", err)
 		}
@@ -76,7 +77,7 @@ func removeRoutes(mark uint32) error {
 		if err := netlink.RuleDel(policy(f, mark)); err != nil && !errors.Is(err, unix.ENOENT) {
 			failed = errors.Join(failed, fmt.Errorf("capture: rule for mark %#x: %w", mark, err))
 		}
-		list, err := netlink.RouteListFiltered(f, &netlink.Route{Table: returnTable, Type: unix.RTN_LOCAL}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+		list, err := localRoutes(f)
 		failed = errors.Join(failed, err)
 		for i := range list {
 			if err := netlink.RouteDel(&list[i]); err != nil && !errors.Is(err, unix.ESRCH) {
@@ -94,16 +95,29 @@ func verifyRoutes(mark uint32) error {
 		}
 	}
 	for _, f := range families() {
-		rules, err := netlink.RuleListFiltered(f, policy(f, mark), netlink.RT_FILTER_TABLE|netlink.RT_FILTER_MARK)
-		if err != nil || len(rules) == 0 {
+		have, err := rules(f, mark)
+		if err != nil || len(have) == 0 {
 			return errors.Join(fmt.Errorf("capture: the rule for mark %#x is missing", mark), err)
 		}
-		list, err := netlink.RouteListFiltered(f, &netlink.Route{Table: returnTable, Type: unix.RTN_LOCAL}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+		list, err := localRoutes(f)
 		if err != nil || len(list) == 0 {
 			return errors.Join(fmt.Errorf("capture: the local route in table %d is missing", returnTable), err)
 		}
 	}
 	return nil
+}
+
+// rules are those of the policy routing for mark, localRoutes what they lead to.
+func rules(family int, mark uint32) ([]netlink.Rule, error) {
+	return netns.Whole(func() ([]netlink.Rule, error) {
+		return netlink.RuleListFiltered(family, policy(family, mark), netlink.RT_FILTER_TABLE|netlink.RT_FILTER_MARK)
+	})
+}
+
+func localRoutes(family int) ([]netlink.Route, error) {
+	return netns.Whole(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(family, &netlink.Route{Table: returnTable, Type: unix.RTN_LOCAL}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+	})
 }
 
 func policy(family int, mark uint32) *netlink.Rule {

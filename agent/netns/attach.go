@@ -24,7 +24,7 @@ func (h *Host) portPrefix() string {
 
 // Ports lists the ports that exist.
 func (h *Host) Ports() ([]string, error) {
-	links, err := netlink.LinkList()
+	links, err := Whole(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
@@ -198,7 +198,7 @@ func (n *Namespace) HasAddress(a netip.Addr) bool {
 		if err != nil {
 			return err
 		}
-		list, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+		list, err := Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 		for _, have := range list {
 			p, ok := prefix(have.IPNet)
 			found = found || ok && p.Addr() == a

@@ -22,7 +22,7 @@ func (n *Namespace) Loosen() error {
 	return n.Do(func() error {
 		const dir = "/proc/sys/net/ipv4/conf/"
 		if all := rpFilter(dir + "all"); all != "0" {
-			links, err := netlink.LinkList()
+			links, err := Whole(netlink.LinkList)
 			if err != nil {
 				return fmt.Errorf("list links: %w", err)
 			}

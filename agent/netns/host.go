@@ -215,7 +215,9 @@ func (h *Host) routes(kind int) []netlink.Route {
 	if kind == unix.RTN_UNICAST {
 		metric--
 	}
-	list, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: protocol, Type: kind}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TYPE)
+	list, err := Whole(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: protocol, Type: kind}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TYPE)
+	})
 	if err != nil {
 		return nil
 	}
@@ -278,7 +280,7 @@ func Beside(a netip.Addr) netip.Addr {
 	if !a.Is4() {
 		return netip.Addr{}
 	}
-	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	list, err := Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return netip.Addr{}
 	}
