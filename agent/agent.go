@@ -27,6 +27,7 @@ type Agent struct {
 	spans     *spans        // nil: none are sent
 	unlogged  atomic.Uint64 // requests that an access log lacks
 	untraced  atomic.Uint64 // spans that the collector lacks
+	meshing   sync.Mutex    // one pod begins at a time
 	accessLog *accessLog    // nil without cfg.AccessLog
 	taps      []assay.Watch // that operators hold open; mu
 

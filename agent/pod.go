@@ -26,12 +26,14 @@ type Pod struct {
 	Labels    map[string]string
 	Ports     []uint16     // that it declares
 	Addrs     []netip.Addr // of its own, in its namespace
+	Sandbox   string       // the runtime's name of what holds the namespace; another one follows if it dies
 	NetNS     string       // a path of the namespace
 	Link      string       // its link ("eth0")
 }
 
 // given is what a record holds of a pod.
 type given struct {
+	Sandbox  string `json:"sandbox,omitempty"`
 	NetNS    string `json:"netns"`
 	Link     string `json:"link"`
 	Released bool   `json:"released,omitempty"`
@@ -44,7 +46,8 @@ var (
 
 // Mesh joins a pod, which may run already: connections that it has are left alone. It
 // returns when the rules are installed and the proxy accepts; the certificate comes when
-// the artifacts are known (Attest). A pod that is meshed already is not touched.
+// the artifacts are known (Attest). A pod that is meshed already is not touched; one whose
+// namespace is another than before has begun anew.
 func (a *Agent) Mesh(ctx context.Context, p Pod) error {
 	op := "mesh pod " + p.ID
 	if p.Link == "" {
@@ -53,33 +56,67 @@ func (a *Agent) Mesh(ctx context.Context, p Pod) error {
 	if err := p.check(); err != nil {
 		return &assay.Error{Kind: assay.Invalid, Op: op, Err: err}
 	}
-	if w := a.workload(p.ID); w != nil {
-		if w.life.Err() != nil {
-			return &assay.Error{Kind: assay.Unavailable, Op: op, Err: errors.New("it is leaving the mesh, and connections still go through its proxy"), Remedy: "try again when they have ended, or restart the pod"}
-		}
-		return nil
-	}
 	select {
 	case <-a.settled.ch: // else it would begin with services of another time
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	rec, err := a.reservePod(p)
+	ns, err := netns.At(p.NetNS)
 	if err != nil {
-		return &assay.Error{Kind: assay.KindOf(err), Op: op, Err: err}
-	}
-	w, err := a.preparePod(rec)
-	if err != nil {
-		a.releaseAddrs(rec.Workload.Addrs)
 		return &assay.Error{Op: op, Err: err}
 	}
-	w.start()
-	if err := w.settle(ctx); err != nil {
-		w.end(err)
-		<-w.done
-		return &assay.Error{Kind: assay.KindOf(err), Op: op, Err: err}
+	w, err := a.podIn(ctx, ns, p)
+	if err == nil {
+		if err = w.settle(ctx); err != nil && w.life.Err() == nil {
+			w.end(err)
+			<-w.done
+		}
 	}
-	return nil
+	if err == nil {
+		return nil
+	}
+	e := &assay.Error{Kind: assay.KindOf(err), Op: op, Err: err}
+	if inner, ok := errors.AsType[*assay.Error](err); ok {
+		e.Err, e.Remedy = inner.Err, inner.Remedy
+	}
+	return e
+}
+
+// podIn returns the workload of a pod in a namespace, which it takes over, and makes it if
+// there is none.
+func (a *Agent) podIn(ctx context.Context, ns *netns.Namespace, p Pod) (*workload, error) {
+	a.meshing.Lock() // a runtime and whoever looks after pods may ask for the same one
+	defer a.meshing.Unlock()
+	if self, err := hostNamespace(); err != nil || self == ns.Inode() {
+		ns.Close()
+		return nil, errors.Join(errors.New("it shares the host's network, which cannot be captured"), err)
+	}
+	if w := a.workload(p.ID); w != nil {
+		switch {
+		case !w.given || w.ns.Inode() == ns.Inode() && w.life.Err() == nil:
+			ns.Close()
+			return w, nil
+		case w.ns.Inode() == ns.Inode():
+			ns.Close()
+			return nil, &assay.Error{Kind: assay.Unavailable, Err: errors.New("it is leaving the mesh, and connections still go through its proxy"), Remedy: "try again when they have ended, or restart the pod"}
+		}
+		if err := a.PodEnded(ctx, p.ID); err != nil {
+			ns.Close()
+			return nil, err
+		}
+	}
+	rec, err := a.reservePod(p)
+	if err != nil {
+		ns.Close()
+		return nil, err
+	}
+	w, err := a.preparePod(rec, ns)
+	if err != nil {
+		a.releaseAddrs(rec.Workload.Addrs)
+		return nil, err
+	}
+	w.start()
+	return w, nil
 }
 
 func (p *Pod) check() error {
@@ -126,7 +163,7 @@ func (a *Agent) reservePod(p Pod) (record, error) {
 		a.inUse[x] = true
 	}
 	return record{
-		Boot: a.boot, Number: state.LastNumber, Given: &given{NetNS: p.NetNS, Link: p.Link},
+		Boot: a.boot, Number: state.LastNumber, Given: &given{Sandbox: p.Sandbox, NetNS: p.NetNS, Link: p.Link},
 		Workload: assay.Workload{
 			ID: p.ID, Namespace: p.Namespace, Name: p.Account, Service: p.Service, Host: state.HostID, Zone: a.cfg.Zone,
 			Identity: assay.Identity{TrustDomain: state.TrustDomain, Namespace: p.Namespace, Account: p.Account},
@@ -135,22 +172,19 @@ func (a *Agent) reservePod(p Pod) (record, error) {
 	}, nil
 }
 
-// preparePod makes everything but the proxy, and takes it back when that fails.
-func (a *Agent) preparePod(rec record) (_ *workload, err error) {
-	ns, err := netns.At(rec.Given.NetNS)
-	if err != nil {
-		return nil, err
-	}
+// preparePod makes everything but the proxy, and takes back what it made when it fails.
+func (a *Agent) preparePod(rec record, ns *netns.Namespace) (_ *workload, err error) {
 	rec.NetNS, rec.Began = ns.Inode(), time.Now()
-	w := a.newWorkload(rec, ns)
+	w, captured := a.newWorkload(rec, ns), false
 	defer func() {
+		if err != nil && captured {
+			err = errors.Join(err, w.capture.Remove(a.cfg.ReturnMark))
+		}
 		if err != nil {
-			err = errors.Join(err, w.remove())
+			err = errors.Join(err, a.store.forget(rec.Workload.ID))
+			w.letGo()
 		}
 	}()
-	if self, err := hostNamespace(); err != nil || self == ns.Inode() {
-		return nil, errors.Join(errors.New("it shares the host's network, which cannot be captured"), err)
-	}
 	if err := a.store.saveRecord(&rec); err != nil {
 		return nil, err
 	}
@@ -163,6 +197,7 @@ func (a *Agent) preparePod(rec record) (_ *workload, err error) {
 	}
 	v := a.view.Load()
 	rules := w.rules(v.config(rec.Workload.Namespace))
+	captured = true
 	if err := w.capture.Install(rules, v.open); err != nil {
 		return nil, err
 	}
@@ -289,6 +324,9 @@ func (a *Agent) adoptPod(rec record) error {
 	}
 	if ns == nil {
 		if ns, err = namespaceOf(rec.NetNS, proxies.processes()...); err != nil {
+			for _, p := range proxies.processes() {
+				p.Close()
+			}
 			return errors.New("its network namespace is gone")
 		}
 	}

@@ -275,6 +275,11 @@ func TestPodsThatCannotBeMeshed(t *testing.T) {
 	cfg.Hosts = c.client(t)
 	a := startAgent(t, cfg)
 	p := newPod(t, cfg)
+	own := "/proc/sys/net/ipv4/tcp_fwmark_accept" // as somebody else needs it on this host
+	if err := os.WriteFile(own, []byte("1"), 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.WriteFile(own, []byte("0"), 0) })
 	for what, change := range map[string]func(*Pod){
 		"shares the host's network": func(s *Pod) { s.NetNS = "/proc/self/ns/net" },
 		"no such file":              func(s *Pod) { s.NetNS = "/run/netns/none" },
@@ -291,6 +296,9 @@ func TestPodsThatCannotBeMeshed(t *testing.T) {
 		if left, _ := filepath.Glob(filepath.Join(cfg.DataDir, "workloads", "*")); len(left) > 0 || len(a.Pods()) > 0 {
 			t.Errorf("%s: left behind: %v %v", what, left, a.Pods())
 		}
+	}
+	if b, err := os.ReadFile(own); string(b) != "1\n" {
+		t.Errorf("the host's own setting is %q, %v", b, err)
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(errors.New("nobody waits"))

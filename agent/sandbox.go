@@ -22,6 +22,7 @@ type PodSource interface {
 
 // Sandbox is the network of a pod, as a container runtime's plugin tells it.
 type Sandbox struct {
+	ID        string       `json:"id"` // the runtime's
 	Namespace string       `json:"namespace"`
 	Name      string       `json:"name"`
 	UID       string       `json:"uid,omitempty"`
@@ -34,7 +35,7 @@ type Sandbox struct {
 func (a *Agent) sandbox(ctx context.Context, conn *link.Conn, m link.Message, peer *attest.Process, uid uint32) {
 	err := a.mayRun(peer, uid)
 	if err == nil && a.cfg.Pods == nil {
-		err = &assay.Error{Kind: assay.Invalid, Op: "answer a network plugin", Err: errors.New("this agent has no pods"), Remedy: "take " + `"assay-cni"` + " out of the network configuration"}
+		err = &assay.Error{Kind: assay.Invalid, Op: "answer a network plugin", Err: errors.New("this agent has no pods"), Remedy: "take assay-cni out of the network configuration"}
 	}
 	if err == nil && m.Kind != kindSandboxReady {
 		var s Sandbox
@@ -53,9 +54,10 @@ func (a *Agent) sandbox(ctx context.Context, conn *link.Conn, m link.Message, pe
 
 func (a *Agent) sandboxDo(ctx context.Context, kind link.Kind, s Sandbox) error {
 	if kind == kindSandboxDel {
-		// Whoever asks the source for a pod that is gone may not be answered.
+		// The source may not know a pod that is gone. A runtime ends a sandbox again and again,
+		// also when the pod has another one by then.
 		for _, w := range a.all() {
-			if w.given && (s.UID != "" && w.id == s.UID || s.NetNS != "" && w.netNS() == s.NetNS) {
+			if w.given && w.inSandbox(s.ID) {
 				return a.PodEnded(ctx, w.id)
 			}
 		}
@@ -67,19 +69,19 @@ func (a *Agent) sandboxDo(ctx context.Context, kind link.Kind, s Sandbox) error 
 	}
 	if kind == kindSandboxCheck {
 		w := a.workload(p.ID)
-		if w == nil || w.life.Err() != nil {
+		if w == nil || w.life.Err() != nil || w.given && !w.inSandbox(s.ID) {
 			return &assay.Error{Kind: assay.NotFound, Op: fmt.Sprintf("check pod %s/%s", s.Namespace, s.Name), Err: errors.New("it should be meshed and is not")}
 		}
 		return w.capture.Verify()
 	}
-	p.NetNS, p.Link, p.Addrs = s.NetNS, s.Link, s.Addrs
+	p.Sandbox, p.NetNS, p.Link, p.Addrs = s.ID, s.NetNS, s.Link, s.Addrs
 	return a.Mesh(ctx, p)
 }
 
-func (w *workload) netNS() string {
+func (w *workload) inSandbox(id string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.rec.Given.NetNS
+	return id != "" && w.rec.Given.Sandbox == id
 }
 
 // Sandboxes is the agent behind a socket, for a network plugin.

@@ -202,13 +202,34 @@ func TestNetworkPlugin(t *testing.T) {
 		t.Errorf("a pod that is not known: %v", err)
 	}
 
-	if err := c.cni().DelNetworkList(t.Context(), list, c.sandbox(meshed, "web")); err != nil {
+	// The pod's sandbox dies and another one is made. The end of the first one is told late,
+	// and more than once.
+	again := lab.Namespace(t)
+	second := c.sandbox(again, "web")
+	second.ContainerID = "sandbox-web-2"
+	t.Cleanup(func() { c.cni().DelNetworkList(context.Background(), list, second) })
+	if _, err := c.cni().AddNetworkList(t.Context(), list, second); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := c.cni().DelNetworkList(t.Context(), list, c.sandbox(meshed, "web")); err != nil {
+			t.Errorf("delete: %v", err)
+		}
+	}
+	if got := a.Pods(); len(got) != 1 {
+		t.Errorf("after the end of an older sandbox there are %v", got)
+	}
+	if err := c.cni().CheckNetworkList(t.Context(), list, second); err != nil {
+		t.Errorf("check of the second sandbox: %v", err)
+	}
+
+	if err := c.cni().DelNetworkList(t.Context(), list, second); err != nil {
 		t.Errorf("delete: %v", err)
 	}
 	if got := a.Pods(); len(got) != 0 {
 		t.Errorf("after the end there are %v", got)
 	}
-	if err := c.cni().DelNetworkList(t.Context(), list, c.sandbox(meshed, "web")); err != nil {
+	if err := c.cni().DelNetworkList(t.Context(), list, second); err != nil {
 		t.Errorf("delete again: %v", err)
 	}
 

@@ -235,8 +235,8 @@ func (c *Capture) Refused() (Refused, error) {
 	return c.refused()
 }
 
-// Remove takes rules, and routes and settings for the return mark away, as if they had
-// never been. What still goes through the proxy ends.
+// Remove takes away the rules and the routes for the return mark, and puts the settings
+// back to what the kernel begins with. What still goes through the proxy ends.
 func (c *Capture) Remove(returnMark uint32) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

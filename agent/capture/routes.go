@@ -65,7 +65,7 @@ func routes(mark uint32) error {
 	return nil
 }
 
-// removeRoutes takes back what routes did.
+// removeRoutes takes back what routes did, and nothing else that is in the table.
 func removeRoutes(mark uint32) error {
 	var failed error
 	for i, path := range settings[:1+len(families())] {
@@ -80,6 +80,9 @@ func removeRoutes(mark uint32) error {
 		list, err := localRoutes(f)
 		failed = errors.Join(failed, err)
 		for i := range list {
+			if dst := list[i].Dst; dst != nil && dst.String() != everything(f).String() {
+				continue
+			}
 			if err := netlink.RouteDel(&list[i]); err != nil && !errors.Is(err, unix.ESRCH) {
 				failed = errors.Join(failed, fmt.Errorf("capture: local route in table %d: %w", returnTable, err))
 			}

@@ -21,6 +21,7 @@ const Type = "assay-cni"
 
 // Sandbox is a pod's network as the runtime tells it.
 type Sandbox struct {
+	ID        string // the runtime's
 	Namespace string // of the pod
 	Name      string // of the pod
 	UID       string
@@ -86,7 +87,7 @@ func read(args *skel.CmdArgs) (cfg Config, s Sandbox, pod bool, err error) {
 	if err := types.LoadArgs(args.Args, &a); err != nil {
 		return cfg, s, false, types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_ARGS", err.Error())
 	}
-	s = Sandbox{Namespace: string(a.K8S_POD_NAMESPACE), Name: string(a.K8S_POD_NAME), UID: string(a.K8S_POD_UID), NetNS: args.Netns, Link: args.IfName}
+	s = Sandbox{ID: args.ContainerID, Namespace: string(a.K8S_POD_NAMESPACE), Name: string(a.K8S_POD_NAME), UID: string(a.K8S_POD_UID), NetNS: args.Netns, Link: args.IfName}
 	return cfg, s, s.Namespace != "" && s.Name != "", nil
 }
 
