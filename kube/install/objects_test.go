@@ -1,0 +1,81 @@
+package install
+
+import (
+	"strings"
+	"testing"
+
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	"sigs.k8s.io/yaml"
+
+	"assay.dev"
+)
+
+// forms are choices of options whose objects are kept in testdata.
+var forms = map[string]Options{
+	"default": {Image: "assay.test/assay:1"},
+	"other": {
+		Image: "assay.test/assay:2", Namespace: "mesh", PullPolicy: "Never", PullSecrets: []string{"pull"}, TrustDomain: "bank.test",
+		StoreSecret: "store", VolumeSize: "5Gi", StorageClass: "fast", CNIConf: "/etc/rancher/cni", CNIBin: "/var/lib/rancher/bin",
+		CRISocket: "/var/lib/rancher/containerd.sock", MetricsPort: 9999, ServiceMonitor: true,
+	},
+	"try": {Image: "assay.test/assay:3", Volume: EmptyDir, MetricsPort: -1, CRISocket: "/run/k3s/containerd.sock"},
+}
+
+// TestObjects compares what is applied with what a person has looked at.
+func TestObjects(t *testing.T) {
+	for name, o := range forms {
+		objects, err := Objects(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var rest []Object
+		for _, o := range objects {
+			if _, ok := o.(*apiextensionsv1.CustomResourceDefinition); !ok {
+				rest = append(rest, o)
+			}
+			kind := o.GetObjectKind().GroupVersionKind()
+			gvr, ok := resources[kind.Kind]
+			if !ok || gvr.GroupVersion() != kind.GroupVersion() {
+				t.Errorf("where the API has %v is not known", kind)
+			}
+		}
+		text, err := YAML(rest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		same(t, "testdata/"+name+".yaml", text)
+		for _, line := range strings.SplitAfter(string(text), "---\n") {
+			var o map[string]any
+			if err := yaml.UnmarshalStrict([]byte(line), &o); err != nil {
+				t.Errorf("not YAML: %v\n%s", err, line)
+			}
+		}
+	}
+}
+
+func TestOptionsThatAreWrong(t *testing.T) {
+	for want, change := range map[string]func(*Options){
+		"build one":               func(o *Options) { o.Image = "" },
+		"no image's name":         func(o *Options) { o.Image = "a b" },
+		"no namespace's name":     func(o *Options) { o.Namespace = "A" },
+		"one of its own":          func(o *Options) { o.Namespace = "kube-system" },
+		"want Always":             func(o *Options) { o.PullPolicy = "Sometimes" },
+		"want a DNS name":         func(o *Options) { o.TrustDomain = "Not Valid" },
+		"want claim or emptyDir":  func(o *Options) { o.Volume = "tape" },
+		"want for instance 1Gi":   func(o *Options) { o.VolumeSize = "much" },
+		"no absolute path":        func(o *Options) { o.CNIBin = "opt/cni" },
+		"no Secret's name":        func(o *Options) { o.StoreSecret = "a/b" },
+		"want 1 to 65535":         func(o *Options) { o.MetricsPort = 70000 },
+		"there are no metrics":    func(o *Options) { o.MetricsPort, o.ServiceMonitor = -1, true },
+		"one control's alone":     func(o *Options) { o.Replicas = 2 },
+		"the authority's keys":    func(o *Options) { o.Replicas, o.StoreSecret = 2, "store" },
+		"a mesh has one at least": func(o *Options) { o.Replicas = -1 },
+	} {
+		o := forms["default"]
+		change(&o)
+		_, err := Objects(o)
+		if assay.KindOf(err) != assay.Invalid || !strings.Contains(err.Error(), want) {
+			t.Errorf("want an error with %q: %v", want, err)
+		}
+	}
+}
