@@ -52,13 +52,18 @@ type Port struct {
 	ForwardClientCert bool `json:"forwardClientCert,omitempty"`
 }
 
-// Endpoint is one workload behind a service.
+// Endpoint is where connections to a service may go: a workload of the mesh, or, with
+// the zero Identity, something that is not meshed. That one is dialled in plaintext, and
+// never if the address table has a workload at its address.
 type Endpoint struct {
-	Workload string       `json:"workload"` // Workload.ID
-	Identity Identity     `json:"identity"` // what its certificate must say
+	Workload string       `json:"workload,omitempty"` // Workload.ID; "" for an address that nobody runs whom we know
+	Identity Identity     `json:"identity"`           // what its certificate must say
 	Addrs    []netip.Addr `json:"addrs"`
 	// Targets holds, for each of the service's ports in order, the workload's
 	// port, or 0 while it is not ready there.
 	Targets []uint16 `json:"targets"`
 	Zone    string   `json:"zone,omitempty"` // of its host
+	// Zones are those for whose clients it is meant, where it counts (topology hints); nil
+	// for all.
+	Zones []string `json:"zones,omitempty"`
 }

@@ -2092,10 +2092,11 @@ func (x *Port) GetForwardClientCert() bool {
 type Endpoint struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Workload      string                 `protobuf:"bytes,1,opt,name=workload,proto3" json:"workload,omitempty"`
-	Identity      string                 `protobuf:"bytes,2,opt,name=identity,proto3" json:"identity,omitempty"`
+	Identity      string                 `protobuf:"bytes,2,opt,name=identity,proto3" json:"identity,omitempty"` // empty: not meshed, and workload may be empty too
 	Addrs         [][]byte               `protobuf:"bytes,3,rep,name=addrs,proto3" json:"addrs,omitempty"`
 	Targets       []uint32               `protobuf:"varint,4,rep,packed,name=targets,proto3" json:"targets,omitempty"`
 	Zone          string                 `protobuf:"bytes,5,opt,name=zone,proto3" json:"zone,omitempty"`
+	Zones         []string               `protobuf:"bytes,6,rep,name=zones,proto3" json:"zones,omitempty"` // for whose clients it is meant; none: for all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2163,6 +2164,13 @@ func (x *Endpoint) GetZone() string {
 		return x.Zone
 	}
 	return ""
+}
+
+func (x *Endpoint) GetZones() []string {
+	if x != nil {
+		return x.Zones
+	}
+	return nil
 }
 
 // Route is an assay.Route as JSON, the form in which agents pass it on: one schema for
@@ -4109,13 +4117,14 @@ const file_assay_proto_rawDesc = "" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
 	"\bprotocol\x18\x03 \x01(\tR\bprotocol\x12%\n" +
 	"\x0eproxy_protocol\x18\x04 \x01(\bR\rproxyProtocol\x12.\n" +
-	"\x13forward_client_cert\x18\x05 \x01(\bR\x11forwardClientCert\"\x86\x01\n" +
+	"\x13forward_client_cert\x18\x05 \x01(\bR\x11forwardClientCert\"\x9c\x01\n" +
 	"\bEndpoint\x12\x1a\n" +
 	"\bworkload\x18\x01 \x01(\tR\bworkload\x12\x1a\n" +
 	"\bidentity\x18\x02 \x01(\tR\bidentity\x12\x14\n" +
 	"\x05addrs\x18\x03 \x03(\fR\x05addrs\x12\x18\n" +
 	"\atargets\x18\x04 \x03(\rR\atargets\x12\x12\n" +
-	"\x04zone\x18\x05 \x01(\tR\x04zone\"\x1b\n" +
+	"\x04zone\x18\x05 \x01(\tR\x04zone\x12\x14\n" +
+	"\x05zones\x18\x06 \x03(\tR\x05zones\"\x1b\n" +
 	"\x05Route\x12\x12\n" +
 	"\x04json\x18\x01 \x01(\fR\x04json\"\x97\x01\n" +
 	"\aFinding\x12\x12\n" +

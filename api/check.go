@@ -17,6 +17,7 @@ const (
 	maxLabels    = 128
 	maxPorts     = 4096
 	maxEndpoints = 100_000
+	maxZones     = 64 // of one endpoint's hints
 	maxSignals   = 20_000
 	maxCounters  = 1024
 	maxDecisions = 16_384
@@ -61,9 +62,10 @@ func checkText(what, s string) error {
 	return nil
 }
 
+// checkZone takes what a zone may be called: a value of a label (topology.kubernetes.io/zone).
 func checkZone(zone string) error {
-	if zone != "" && !assay.ValidName(zone) {
-		return fmt.Errorf("zone %q: may hold a-z, 0-9 and '-', 63 characters at most", zone)
+	if zone != "" && (len(zone) > 63 || !ValidID(zone)) {
+		return fmt.Errorf("zone %q: may hold a-z, A-Z, 0-9, '-', '.' and '_', 63 characters at most", zone)
 	}
 	return nil
 }

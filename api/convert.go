@@ -264,7 +264,7 @@ func FromService(s *assay.Service) *Service {
 		m.Ports = append(m.Ports, &Port{Name: p.Name, Port: uint32(p.Port), Protocol: string(p.Protocol), ProxyProtocol: p.ProxyProtocol, ForwardClientCert: p.ForwardClientCert})
 	}
 	for _, e := range s.Endpoints {
-		m.Endpoints = append(m.Endpoints, &Endpoint{Workload: e.Workload, Identity: e.Identity.String(), Addrs: fromAddrs(e.Addrs), Targets: fromPorts(e.Targets), Zone: e.Zone})
+		m.Endpoints = append(m.Endpoints, &Endpoint{Workload: e.Workload, Identity: e.Identity.String(), Addrs: fromAddrs(e.Addrs), Targets: fromPorts(e.Targets), Zone: e.Zone, Zones: e.Zones})
 	}
 	if s.Policy != nil {
 		b, err := json.Marshal(s.Policy)
@@ -333,15 +333,21 @@ func (m *Service) noun() (assay.Service, error) {
 const maxPolicy = 64 << 10
 
 func (m *Endpoint) noun(want int) (e assay.Endpoint, err error) {
-	e.Workload, e.Zone = m.GetWorkload(), m.GetZone()
-	if err := checkZone(e.Zone); err != nil {
+	e.Workload, e.Zone, e.Zones = m.GetWorkload(), m.GetZone(), m.GetZones()
+	if err := checkLen("zones", len(e.Zones), maxZones); err != nil {
 		return e, err
 	}
-	if !ValidID(e.Workload) {
+	for _, zone := range append([]string{e.Zone}, e.Zones...) {
+		if err := checkZone(zone); err != nil {
+			return e, err
+		}
+	}
+	if plain := m.GetIdentity() == ""; !ValidID(e.Workload) && !(plain && e.Workload == "") {
 		return e, errors.New("not a workload's ID")
-	}
-	if e.Identity, err = assay.ParseIdentity(m.GetIdentity()); err != nil {
-		return e, err
+	} else if !plain {
+		if e.Identity, err = assay.ParseIdentity(m.GetIdentity()); err != nil {
+			return e, err
+		}
 	}
 	if e.Addrs, err = addrs(m.GetAddrs()); err != nil {
 		return e, err

@@ -8,6 +8,7 @@ import (
 
 	"assay.dev"
 	"assay.dev/api"
+	"assay.dev/discovery"
 )
 
 // From what has changed in the model to the snapshots of hosts.
@@ -87,6 +88,9 @@ func (m *model) publish() {
 	for _, key := range ch.RouteStatus {
 		m.noteRoute(key)
 	}
+	for i := range ch.Misplaced {
+		m.findingLocked(misplaced(&ch.Misplaced[i]))
+	}
 	m.noteIdle()
 	for s := range m.sessions {
 		s.wake()
@@ -121,6 +125,21 @@ func (m *model) noteRoute(key string) {
 		}
 	}
 	m.routes[key] = status
+}
+
+// misplaced says what is wrong about a place that is no endpoint.
+func misplaced(p *discovery.Misplaced) assay.Finding {
+	says, has := "an address that it gives no pod for", "workload "+p.Owner+" has it"
+	if p.Place != "" {
+		says = "the address of workload " + p.Place
+	}
+	if p.Owner == "" {
+		has = "that workload has others"
+	}
+	return assay.Finding{
+		Kind: "misplaced-endpoint", Subject: p.Service + " at " + p.Addr.String(), Detail: "it is said to be " + says + ", but " + has + "; nobody is sent there",
+		Remedy: "correct the EndpointSlice of the service, or find out who wrote it",
+	}
 }
 
 // publishHost puts a host's resource into the snapshot.

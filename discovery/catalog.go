@@ -39,6 +39,7 @@ type Catalog struct {
 	touched    map[string]bool // service keys
 	touchedNS  map[string]bool
 
+	places placements
 	routes routes
 }
 
@@ -49,7 +50,7 @@ func New() *Catalog {
 		workloads: map[string]*assay.Workload{}, byNS: map[string]map[string]*assay.Workload{},
 		members: map[string]map[string]*assay.Workload{}, named: map[string]int{}, lost: map[string]bool{}, remembered: map[string][]assay.Port{},
 		services: map[string]assay.Service{}, namespaces: map[string]assay.NamespaceConfig{},
-		touched: map[string]bool{}, touchedNS: map[string]bool{}, routes: newRoutes(),
+		touched: map[string]bool{}, touchedNS: map[string]bool{}, places: newPlacements(), routes: newRoutes(),
 	}
 }
 
@@ -155,6 +156,7 @@ func (c *Catalog) SetWorkload(w *assay.Workload) {
 		c.touch(key)
 		c.join(key, w)
 	}
+	c.settle(w)
 }
 
 func (c *Catalog) join(key string, w *assay.Workload) {
@@ -195,6 +197,7 @@ func (c *Catalog) unlink(w *assay.Workload) {
 			delete(c.members, key)
 		}
 	}
+	c.leave(w)
 	delete(c.byNS[w.Namespace], w.ID)
 	if len(c.byNS[w.Namespace]) == 0 {
 		delete(c.byNS, w.Namespace)
@@ -208,7 +211,7 @@ func (c *Catalog) unlink(w *assay.Workload) {
 		return
 	}
 	delete(c.named, key)
-	if s, ok := c.services[key]; ok && c.declared[key] == nil {
+	if s, ok := c.services[key]; ok && !c.Declared(key) {
 		c.remembered[key] = s.Ports
 	}
 }
@@ -287,7 +290,9 @@ func (c *Catalog) Services() []assay.Service { return sortedValues(c.services) }
 func (c *Catalog) Namespaces() []assay.NamespaceConfig { return sortedValues(c.namespaces) }
 
 // Declared reports whether somebody wrote the service down.
-func (c *Catalog) Declared(key string) bool { return c.declared[key] != nil }
+func (c *Catalog) Declared(key string) bool {
+	return c.declared[key] != nil || c.places.services[key] != nil
+}
 
 func sortedValues[V any](m map[string]V) []V {
 	out := make([]V, 0, len(m))
@@ -306,6 +311,7 @@ type Changes struct {
 	Routes            []assay.Route // in effect
 	RemovedRoutes     []string      // keys
 	RouteStatus       []string      // keys of routes whose status was computed anew, or is gone
+	Misplaced         []Misplaced   // places that are new among those that are no endpoints
 	// Pending services have no virtual address yet; they are tried again at the
 	// next call.
 	Pending []string
@@ -316,7 +322,7 @@ func (c *Catalog) Changes(vips VIPs) Changes {
 	var out Changes
 	for _, key := range slices.Sorted(maps.Keys(c.touched)) {
 		old, had := c.services[key]
-		s, exists := c.service(key)
+		s, exists := c.service(key, &out)
 		if exists && !s.Headless && len(s.VIPs) == 0 {
 			addrs, ok := vips(key)
 			if !ok {
@@ -367,4 +373,7 @@ func (c *Catalog) namespace(ns string) (assay.NamespaceConfig, bool) {
 	return assay.NamespaceConfig{Namespace: ns, Mode: assay.Observe, Allow: c.egress[ns]}, len(c.byNS[ns])+len(c.egress[ns]) > 0
 }
 
-func compareEndpoints(a, b assay.Endpoint) int { return cmp.Compare(a.Workload, b.Workload) }
+// compareEndpoints orders by workload; those without one by address.
+func compareEndpoints(a, b assay.Endpoint) int {
+	return cmp.Or(cmp.Compare(a.Workload, b.Workload), slices.CompareFunc(a.Addrs, b.Addrs, netip.Addr.Compare))
+}

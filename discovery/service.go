@@ -28,7 +28,11 @@ func (s *DeclaredService) selects(w *assay.Workload) bool {
 }
 
 // service computes one service; false when there is none of that key.
-func (c *Catalog) service(key string) (assay.Service, bool) {
+func (c *Catalog) service(key string, out *Changes) (assay.Service, bool) {
+	if p := c.places.services[key]; p != nil {
+		return c.placedService(key, p, out)
+	}
+	delete(c.places.misplaced, key)
 	ns, name, _ := strings.Cut(key, "/")
 	d := c.declared[key]
 	if d == nil {
@@ -36,10 +40,7 @@ func (c *Catalog) service(key string) (assay.Service, bool) {
 			return assay.Service{}, false
 		}
 	}
-	s := assay.Service{Namespace: ns, Name: name, Headless: d.Headless, VIPs: d.ClusterIPs, Policy: c.policies[key]}
-	for _, p := range d.Ports {
-		s.Ports = append(s.Ports, p.Port)
-	}
+	s := c.begin(d)
 	for _, w := range c.members[key] {
 		if w.Service != name && c.allowed != nil && !c.allowed(w, name) {
 			continue
@@ -50,6 +51,34 @@ func (c *Catalog) service(key string) (assay.Service, bool) {
 	}
 	slices.SortFunc(s.Endpoints, compareEndpoints)
 	return s, true
+}
+
+// begin is a service without its endpoints.
+func (c *Catalog) begin(d *DeclaredService) assay.Service {
+	s := assay.Service{Namespace: d.Namespace, Name: d.Name, Headless: d.Headless, VIPs: d.ClusterIPs, Policy: c.policies[d.Key()]}
+	for _, p := range d.Ports {
+		s.Ports = append(s.Ports, p.Port)
+	}
+	return s
+}
+
+// placedService is service for one whose endpoints are places. Its virtual addresses are
+// somebody else's to give.
+func (c *Catalog) placedService(key string, p *placed, out *Changes) (assay.Service, bool) {
+	s := c.begin(&p.DeclaredService)
+	var misplaced []Misplaced
+	s.Endpoints, misplaced = c.endpoints(p)
+	for _, m := range misplaced {
+		if !slices.Contains(c.places.misplaced[key], m) {
+			out.Misplaced = append(out.Misplaced, m)
+		}
+	}
+	if len(misplaced) == 0 {
+		delete(c.places.misplaced, key)
+	} else {
+		c.places.misplaced[key] = misplaced
+	}
+	return s, len(s.Ports) > 0 && (s.Headless || len(s.VIPs) > 0)
 }
 
 // implicit is the service that `assay run --service NAME --port N` makes when
@@ -103,7 +132,8 @@ func (c *Catalog) endpoint(d *DeclaredService, w *assay.Workload) assay.Endpoint
 func sameService(a, b *assay.Service) bool {
 	return a.Headless == b.Headless && samePolicy(a.Policy, b.Policy) && slices.Equal(a.VIPs, b.VIPs) && slices.Equal(a.Ports, b.Ports) &&
 		slices.EqualFunc(a.Endpoints, b.Endpoints, func(x, y assay.Endpoint) bool {
-			return x.Workload == y.Workload && x.Identity == y.Identity && slices.Equal(x.Addrs, y.Addrs) && slices.Equal(x.Targets, y.Targets) && x.Zone == y.Zone
+			return x.Workload == y.Workload && x.Identity == y.Identity && slices.Equal(x.Addrs, y.Addrs) && slices.Equal(x.Targets, y.Targets) &&
+				x.Zone == y.Zone && slices.Equal(x.Zones, y.Zones)
 		})
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -189,7 +190,7 @@ func describeService(w io.Writer, s api.ServiceView, around surroundings) error 
 	}
 	err = section(w, "Endpoints", []column[assay.Endpoint]{
 		col("WORKLOAD", func(e assay.Endpoint) string { return e.Workload }),
-		col("IDENTITY", func(e assay.Endpoint) string { return e.Identity.String() }),
+		col("IDENTITY", func(e assay.Endpoint) string { return cmp.Or(e.Identity.String(), "not meshed") }),
 		col("ADDRESSES", func(e assay.Endpoint) string { return join(e.Addrs, netip.Addr.String) }),
 		col("TARGETS", func(e assay.Endpoint) string {
 			return join(e.Targets, func(p uint16) string {

@@ -105,7 +105,7 @@ var serviceColumns = []column[api.ServiceView]{
 	}),
 	wide("DECLARED", func(s api.ServiceView) string { return yesNo(s.Declared) }),
 	wide("WORKLOADS", func(s api.ServiceView) string {
-		return join(s.Endpoints, func(e assay.Endpoint) string { return e.Workload })
+		return join(s.Endpoints, func(e assay.Endpoint) string { return cmp.Or(e.Workload, e.Addrs[0].String()) })
 	}),
 }
 

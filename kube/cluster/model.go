@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
+	"assay.dev/discovery"
 	"assay.dev/kube"
 )
 
@@ -265,8 +266,8 @@ func (m *model) service(key string) (Service, bool) {
 // places merges what the slices of a service say. A pod is one place, though it is in
 // one slice for each family, and for a moment in two of one while slices are rearranged:
 // then it is as ready as the readier says.
-func (m *model) places(key string, s *Service) []Place {
-	merged := map[string]*Place{}
+func (m *model) places(key string, s *Service) []discovery.Place {
+	merged := map[string]*discovery.Place{}
 	for _, name := range slices.Sorted(maps.Keys(m.slices[key])) {
 		slice := m.slices[key][name]
 		targets := targetsOf(slice, s)
@@ -279,13 +280,13 @@ func (m *model) places(key string, s *Service) []Place {
 			id := cmp.Or(pod, addr.String())
 			p := merged[id]
 			if p == nil {
-				p = &Place{Pod: pod, Targets: make([]uint16, len(s.Ports))}
+				p = &discovery.Place{Workload: pod, Targets: make([]uint16, len(s.Ports))}
 				merged[id] = p
 			}
-			p.add(e, addr, targets)
+			extend(p, e, addr, targets)
 		}
 	}
-	var out []Place
+	var out []discovery.Place
 	for _, id := range slices.Sorted(maps.Keys(merged)) {
 		p := merged[id]
 		slices.SortFunc(p.Addrs, compareAddrs)
@@ -333,8 +334,8 @@ func deref[T any](p *T) (v T) {
 	return v
 }
 
-// add takes in what one slice says of the place.
-func (p *Place) add(e *discoveryv1.Endpoint, addr netip.Addr, targets []uint16) {
+// extend takes in what one slice says of a place.
+func extend(p *discovery.Place, e *discoveryv1.Endpoint, addr netip.Addr, targets []uint16) {
 	same := slices.ContainsFunc(p.Addrs, func(a netip.Addr) bool { return a.Is4() == addr.Is4() })
 	if !same {
 		p.Addrs = append(p.Addrs, addr)

@@ -131,9 +131,9 @@ func webService() Service {
 			},
 		},
 		Notes: []string{"spec.ports[1].protocol: UDP passes outside the mesh and is listed as an exception"},
-		Places: []Place{
-			{Pod: "one", Addrs: addrs("10.244.1.5", "fd00:244::5"), Targets: []uint16{8080, 9001}, Zone: "z1", Zones: []string{"z1", "z2"}, Ready: true, Serving: true},
-			{Pod: "two", Addrs: addrs("10.244.2.5"), Targets: []uint16{18080, 9001}, Zone: "z2", Serving: true, Terminating: true},
+		Places: []discovery.Place{
+			{Workload: "one", Addrs: addrs("10.244.1.5", "fd00:244::5"), Targets: []uint16{8080, 9001}, Zone: "z1", Zones: []string{"z1", "z2"}, Ready: true, Serving: true},
+			{Workload: "two", Addrs: addrs("10.244.2.5"), Targets: []uint16{18080, 9001}, Zone: "z2", Serving: true, Terminating: true},
 		},
 	}
 }
@@ -264,7 +264,7 @@ endpoints:
 `)
 	m.set(forged...)
 	want := webService()
-	want.Places = append([]Place{{Addrs: addrs("192.0.2.3"), Targets: []uint16{666, 0}, Ready: true, Serving: true}}, want.Places...)
+	want.Places = append([]discovery.Place{{Addrs: addrs("192.0.2.3"), Targets: []uint16{666, 0}, Ready: true, Serving: true}}, want.Places...)
 	same(t, "the forged slice", m.changes(), Changes{Services: []Service{want}})
 }
 
@@ -302,7 +302,7 @@ metadata: {namespace: shop, name: other}
 spec: {clusterIP: None, clusterIPs: [None], ports: [{name: http, port: 80}]}
 `)...)
 	c := m.changes()
-	if len(c.Services) != 1 || len(c.Services[0].Places) != 1 || c.Services[0].Places[0].Pod != "two" || !c.Services[0].Headless || len(c.Services[0].ClusterIPs) > 0 {
+	if len(c.Services) != 1 || len(c.Services[0].Places) != 1 || c.Services[0].Places[0].Workload != "two" || !c.Services[0].Headless || len(c.Services[0].ClusterIPs) > 0 {
 		t.Errorf("the other service: %+v", c)
 	}
 }

@@ -25,22 +25,8 @@ type Service struct {
 	// ExternalName is the name outside the cluster that this one stands for; such a
 	// service has neither addresses nor places.
 	ExternalName string
-	Places       []Place  // sorted by pod, then address
-	Notes        []string // what the mesh does not do for it, for people
-}
-
-// Place is one endpoint: a pod, or an address that is no pod's.
-type Place struct {
-	Pod   string       // its UID; "" when it is none
-	Addrs []netip.Addr // at most one of each family, IPv4 first
-	// Targets are the ports there, one for each of the service's, or 0.
-	Targets []uint16
-	Zone    string
-	Zones   []string // for whose clients it is meant (topology hints); nil for all
-	Ready   bool     // takes new work
-	// Serving and Terminating places still take work, and end soon: for when no other is left.
-	Serving     bool
-	Terminating bool
+	Places       []discovery.Place // sorted by pod, whose UID is the workload's ID, then address
+	Notes        []string          // what the mesh does not do for it, for people
 }
 
 // Pod is a pod with an address that has not ended.

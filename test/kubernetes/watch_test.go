@@ -63,7 +63,7 @@ func (v *view) service(key string) (s cluster.Service, ready []string, there boo
 	s, there = v.services[key]
 	for _, p := range s.Places {
 		if p.Ready {
-			ready = append(ready, v.pods[p.Pod].Name)
+			ready = append(ready, v.pods[p.Workload].Name)
 		}
 	}
 	return s, ready, there
@@ -145,7 +145,7 @@ func watching(t *testing.T, c *kubernetes.Cluster) {
 	}
 	for _, p := range s.Places {
 		v.mu.Lock()
-		pod := v.pods[p.Pod]
+		pod := v.pods[p.Workload]
 		v.mu.Unlock()
 		if len(p.Addrs) != 2 || len(p.Targets) != 1 || p.Targets[0] != 8080 || p.Zone != "zone-1" || pod.Account != "default" || pod.Node != "node-1" || pod.Labels["app"] != "echo" {
 			t.Errorf("the place %+v of pod %+v", p, pod)

@@ -1,0 +1,65 @@
+package control
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"assay.dev"
+	"assay.dev/discovery"
+	"assay.dev/store"
+)
+
+// TestPlaces: a service whose endpoints are places says of each host who is there: the
+// attested workload, or nobody of the mesh. What leaves the mesh becomes plain when it is
+// withdrawn, and a place at somebody else's address is a finding.
+func TestPlaces(t *testing.T) {
+	r := start(t, nil)
+	a := syncHost(t, localHosts(t, r), nil)
+	a.synced()
+	w := a.workload("pod-1", "bank", "", 1)
+	place := func(pod string, addr netip.Addr) discovery.Place {
+		return discovery.Place{Workload: pod, Addrs: []netip.Addr{addr}, Targets: []uint16{8080}, Ready: true, Serving: true}
+	}
+	placed := func(list ...discovery.Place) {
+		r.model.mu.Lock()
+		defer r.model.mu.Unlock()
+		r.model.catalog.SetPlaced(discovery.DeclaredService{
+			Namespace: "bank", Name: "web", ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.7")},
+			Ports: []discovery.DeclaredPort{{Port: assay.Port{Port: 80}}},
+		}, list)
+		r.model.publish()
+	}
+	endpoint := func(workload, identity string) {
+		t.Helper()
+		eventually(t, "endpoint "+workload+" "+identity, func() bool {
+			list := a.get("service/bank/web").GetService().GetEndpoints()
+			return len(list) == 1 && list[0].GetWorkload() == workload && list[0].GetIdentity() == identity && list[0].GetTargets()[0] == 8080
+		})
+	}
+	placed(place("pod-1", w.Addrs[0]))
+	endpoint("pod-1", "")
+	a.up(w)
+	endpoint("pod-1", w.Identity.String())
+	if a.get("workload/pod-1") == nil {
+		t.Error("an endpoint's identity is known before the address table has it")
+	}
+	a.gone("pod-1")
+	endpoint("pod-1", "")
+	if a.get("workload/pod-1") != nil {
+		t.Error("the endpoint is plain, and the address table still has it")
+	}
+	a.up(w)
+	endpoint("pod-1", w.Identity.String())
+	placed(place("pod-2", w.Addrs[0]))
+	eventually(t, "no endpoint", func() bool { return len(a.get("service/bank/web").GetService().GetEndpoints()) == 0 })
+	o := r.operator(t)
+	eventually(t, "the finding", func() bool {
+		for _, f := range documents[store.Finding](t, o, "findings") {
+			if f.Kind == "misplaced-endpoint" && strings.Contains(f.Subject, "bank/web") && strings.Contains(f.Detail, "pod-1") {
+				return f.Remedy != ""
+			}
+		}
+		return false
+	})
+}
