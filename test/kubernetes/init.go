@@ -4,14 +4,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"assay.dev/test/lab"
 )
 
 const initEnv = "ASSAY_KUBERNETES_MACHINE"
@@ -59,9 +59,7 @@ func Init() {
 		fmt.Println(err)
 		os.Exit(1)
 	}
-	fmt.Println("ready")
-	go untilParentEnds()
-	reap()
+	lab.BeInit()
 }
 
 func mount(source, target, kind string, flags uintptr, data string) error {
@@ -228,24 +226,4 @@ func (s *seat) writeEtc(root string) error {
 		errs = errors.Join(errs, os.WriteFile(file, []byte(text), 0o644))
 	}
 	return errs
-}
-
-// untilParentEnds ends the machine with whoever made it: its end of the pipe closes.
-func untilParentEnds() {
-	io.Copy(io.Discard, os.Stdin)
-	os.Exit(0)
-}
-
-// reap is what process 1 is for: orphans of the machine's programs end here.
-func reap() {
-	child := make(chan os.Signal, 1)
-	signal.Notify(child, unix.SIGCHLD)
-	for range child {
-		for {
-			pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil)
-			if pid <= 0 && err != unix.EINTR {
-				break
-			}
-		}
-	}
 }

@@ -33,6 +33,15 @@ func echoImage(t *testing.T, name, note string) kubernetes.Image {
 	}
 }
 
+// echoContainers ends the template of pods that serve.
+const echoContainers = `      containers:
+      - name: echo
+        image: assay.test/echo:1
+        args: [serve]
+        ports: [{name: http, containerPort: 8080}]
+        readinessProbe: {httpGet: {path: /ready, port: http}, periodSeconds: 1, timeoutSeconds: 20}
+`
+
 const echoManifest = `apiVersion: apps/v1
 kind: Deployment
 metadata: {name: echo}
@@ -42,13 +51,7 @@ spec:
   template:
     metadata: {labels: {app: echo}}
     spec:
-      containers:
-      - name: echo
-        image: assay.test/echo:1
-        args: [serve]
-        ports: [{name: http, containerPort: 8080}]
-        readinessProbe: {httpGet: {path: /ready, port: http}, periodSeconds: 1, timeoutSeconds: 20}
----
+` + echoContainers + `---
 apiVersion: v1
 kind: Service
 metadata: {name: echo}

@@ -19,13 +19,7 @@ spec:
     spec:
       terminationGracePeriodSeconds: 1
       tolerations: [{operator: Exists}]
-      containers:
-      - name: echo
-        image: assay.test/echo:1
-        args: [serve]
-        ports: [{name: http, containerPort: 8080}]
-        readinessProbe: {httpGet: {path: /ready, port: http}, periodSeconds: 1, timeoutSeconds: 20}
----
+` + echoContainers + `---
 apiVersion: v1
 kind: Service
 metadata: {name: everywhere}

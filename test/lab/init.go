@@ -35,6 +35,12 @@ func Init() {
 		fmt.Println(err)
 		os.Exit(1)
 	}
+	BeInit()
+}
+
+// BeInit is the life of a process 1 that has made its namespaces: it says "ready" on
+// its standard output, and ends with whoever holds the other end of its standard input.
+func BeInit() {
 	fmt.Println("ready")
 	go untilParentEnds()
 	reap()
@@ -103,13 +109,13 @@ func prepare(dir string) error {
 	return nil
 }
 
-// untilParentEnds ends the lab with whoever made it: its end of the pipe closes.
+// untilParentEnds ends everything with whoever made it: its end of the pipe closes.
 func untilParentEnds() {
 	io.Copy(io.Discard, os.Stdin)
 	os.Exit(0)
 }
 
-// reap is what process 1 is for: orphans of the lab's programs end here.
+// reap is what process 1 is for: orphans of its programs end here.
 func reap() {
 	child := make(chan os.Signal, 1)
 	signal.Notify(child, unix.SIGCHLD)
