@@ -112,6 +112,7 @@ func TestApply(t *testing.T) {
 // TestFolder: a folder is applied as a whole and on its own; a bad file leaves the
 // last good state and says so.
 func TestFolder(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	write := func(name, text string) {
 		t.Helper()

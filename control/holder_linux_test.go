@@ -75,6 +75,7 @@ func postgres(t *testing.T) string {
 // has everything that the first was told; one with another authority is refused; one
 // that was taken for dead ends when it hears so.
 func TestControlsOnOneStore(t *testing.T) {
+	t.Parallel()
 	url := postgres(t)
 	config := func(data string) Config {
 		return Config{Data: data, Store: url, TrustDomain: "bank.test", takeover: time.Second}

@@ -20,6 +20,7 @@ import (
 // TestStoreAway locks the database from outside: people are told to wait, and
 // everything that runs goes on. When it is back, nothing is missing.
 func TestStoreAway(t *testing.T) {
+	t.Parallel()
 	r := start(t, nil)
 	hosts := localHosts(t, r)
 	a := syncHost(t, hosts, nil)

@@ -14,6 +14,7 @@ import (
 // TestRootRotation replaces the root of a running mesh: nothing signs with the new
 // one before all have it, and the old one goes after its last leaf.
 func TestRootRotation(t *testing.T) {
+	t.Parallel()
 	c := newClock()
 	r := start(t, func(cfg *Config) { cfg.Now = c.now })
 	o := r.operator(t)

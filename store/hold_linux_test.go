@@ -14,6 +14,7 @@ import (
 // TestHold: of two processes on one server one holds the store, the other waits until
 // it has stopped, died or given up; one that was taken for dead cannot write.
 func TestHold(t *testing.T) {
+	t.Parallel() // it mostly waits
 	server := newPostgres(t)
 	defer server.remove()
 	url := server.url("postgres")

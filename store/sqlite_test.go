@@ -76,6 +76,7 @@ func TestSQLiteSecondOwner(t *testing.T) {
 // A program that does not know the lock file, such as an open sqlite3 shell, holds
 // SQLite's own lock.
 func TestSQLiteLockedByShell(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "state.db")
 	db := openTest(t, path)
 	check(t, db.PutMeta(t.Context(), "x", []byte("1")))
@@ -121,6 +122,7 @@ func writeUntilKilled(path string) {
 // After kill -9 every acknowledged write is there, the file is sound, at most one
 // write more than acknowledged was stored, and that one entirely.
 func TestSQLiteKilledWriter(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "state.db")
 	total := 0
 	for round := range 5 {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -172,8 +173,8 @@ func at[T int64 | time.Duration](list []T, percent int) T {
 // TestOverload: an application is asked for ten times as much as it can do. It goes on
 // doing what it can, and who is admitted is answered in time.
 func TestOverload(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes a minute")
+	if os.Getenv("ASSAY_E2E") == "" {
+		t.Skip("takes a minute: ASSAY_E2E=1 runs it, and so does make test")
 	}
 	for _, c := range []struct {
 		workers int

@@ -61,7 +61,7 @@ func fill(c net.Conn, n int64) error {
 
 // TestBulk carries a large body both ways in bounded memory.
 func TestBulk(t *testing.T) {
-	size := int64(1 << 30)
+	size := int64(256 << 20)
 	if testing.Short() || !pooled {
 		size = 64 << 20
 	}

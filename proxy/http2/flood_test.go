@@ -82,6 +82,7 @@ func TestFloods(t *testing.T) {
 		}},
 	} {
 		t.Run(c.why.Reason, func(t *testing.T) {
+			t.Parallel() // some linger until the sender has heard why
 			w := newWorld(t, app)
 			r := w.client()
 			go func() {

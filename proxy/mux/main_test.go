@@ -65,8 +65,7 @@ func start(t testing.TB, c, s net.Conn, ccfg, scfg Config, accept, clientAccept 
 		p.wg.Go(func() { p.ended[i] <- x.Run() })
 	}
 	t.Cleanup(func() {
-		p.client.Close(nil)
-		p.server.Close(nil)
+		p.client.Close(nil) // the server hears of it: over a pipe two that say goodbye do not listen
 		p.wg.Wait()
 	})
 	return p
