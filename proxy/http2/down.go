@@ -44,11 +44,7 @@ func (x *stream) Received(st mux.Stream, p []byte, fin bool) {
 	}
 	x.downEnd()
 	x.settle()
-	if x.over || c.streams.get(x.id) == x {
-		c.relieve(nil)
-	} else {
-		c.relieve(x)
-	}
+	c.relieve(x)
 	c.later(st)
 }
 

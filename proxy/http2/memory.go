@@ -1,6 +1,8 @@
 package http2
 
 import (
+	"cmp"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,7 +28,8 @@ type Memory struct {
 
 	mu    sync.Mutex
 	conns map[*conn]struct{}
-	busy  bool // a connection was told to give some back
+	busy  bool          // relieve runs
+	after time.Duration // when it may again: the last time nobody had enough to give
 }
 
 // NewMemory makes one of so many bytes; 0 is 128 MiB.
@@ -68,23 +71,43 @@ func (m *Memory) share() int {
 	return int(m.limit) / max(len(m.conns), 1)
 }
 
-// largest has the connection that holds most give some back, one at a time. The caller
-// holds the lock of one.
-func (m *Memory) largest() {
+// ask has connections give some back, unless they are asked already or had nothing a moment
+// ago. The caller holds the lock of one.
+func (m *Memory) ask() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.busy {
-		return
-	}
-	var most *conn
-	for c := range m.conns {
-		if most == nil || c.told.Load() > most.told.Load() {
-			most = c
-		}
-	}
-	if most != nil {
+	if !m.busy && now() >= m.after {
 		m.busy = true
-		time.AfterFunc(0, most.giveUp)
+		time.AfterFunc(0, m.relieve)
+	}
+}
+
+// relieve asks each connection once, those that hold most first, until there is room. What
+// is queued for a peer that does not read nobody can give back: the next may have streams
+// that can end.
+func (m *Memory) relieve() {
+	type holder struct {
+		c    *conn
+		told int64
+	}
+	var list []holder
+	m.mu.Lock()
+	for c := range m.conns {
+		list = append(list, holder{c, c.told.Load()})
+	}
+	m.mu.Unlock()
+	slices.SortFunc(list, func(a, b holder) int { return cmp.Compare(b.told, a.told) })
+	for _, h := range list {
+		if !m.uses(4) {
+			break
+		}
+		h.c.giveUp()
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.busy = false
+	if m.uses(4) {
+		m.after = now() + askEvery
 	}
 }
 
@@ -95,6 +118,8 @@ const (
 	leastWindow = 1 << 10
 	// resizeEvery is how often windows change at most.
 	resizeEvery = 20 * time.Millisecond
+	// askEvery is how often connections are asked for what they do not have.
+	askEvery = 20 * time.Millisecond
 )
 
 // holds counts n more bytes; mu is held.
@@ -138,13 +163,15 @@ func (c *conn) relieve(x *stream) {
 	most := c.cfg.ConnMemory
 	if m.uses(4) {
 		most = min(most, m.share())
-		m.largest()
+		m.ask()
 	}
 	if c.held > most {
 		c.shed(most / 8 * 7)
 	}
-	if c.held > most && x != nil {
-		x.refuse(ErrMemory) // it is in no table, being without a whole head
+	// A stream of which no whole head has come is in no table. One that is over, and may be
+	// in the pool, has nothing.
+	if c.held > most && x != nil && x.id == 0 && x.size() > 0 {
+		x.refuse(ErrMemory)
 	}
 	c.resize()
 }
@@ -158,12 +185,6 @@ func (c *conn) giveUp() {
 		c.flush()
 	}
 	c.mu.Unlock()
-	m.mu.Lock()
-	m.busy = false
-	m.mu.Unlock()
-	if m.uses(4) {
-		m.largest()
-	}
 }
 
 // shed resets streams, those that hold most first, until c holds no more than goal.

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"assay.dev/proxy/mux"
 )
 
 // peaks follows what is held at most.
@@ -298,5 +300,55 @@ func TestWindowsShrink(t *testing.T) {
 			f := r.await("the rest", func(f *frame) bool { return f.kind == frameData && f.stream < 2*readers })
 			owed[f.stream] += f.length
 		}
+	}
+}
+
+// TestPoolsWhatIsOver: a stream that ends well while its connection holds too much is pooled
+// as it should be: the next request gets it.
+func TestPoolsWhatIsOver(t *testing.T) {
+	c := newConn(t.Context(), true, Config{ConnMemory: 1 << 10})
+	defer c.cancel()
+	x := c.newStream()
+	x.id, x.opened, x.gotEnd, x.finSent, x.observer = 1, true, true, true, nil
+	x.Start = now()
+	x.app.begin(&facts{}, false)
+	c.streams.put(x)
+	c.holds(64 << 10) // queued for a peer that does not read
+	var b buffer
+	b.appendFields(blockHead, []Field{{Name: ":status", Value: "200"}})
+	x.Received(mux.Stream{}, b.b, true)
+	if c.free != x {
+		t.Fatal("the stream is not pooled: the test shows nothing")
+	}
+	if y := c.newStream(); y.rst || y.over || y.dead || y.Failure != "" {
+		t.Errorf("a new stream has ended already: %q", y.Failure)
+	}
+}
+
+// TestAsksNext: who holds most may have nothing to give, as all of it is queued for a peer
+// that does not read. Then others are asked.
+func TestAsksNext(t *testing.T) {
+	m := NewMemory(1 << 20)
+	holder := func() *conn {
+		c := newConn(t.Context(), true, Config{Memory: m})
+		t.Cleanup(c.cancel)
+		return c
+	}
+	queue, streams := holder(), holder()
+	queue.mu.Lock()
+	queue.holds(900 << 10)
+	queue.mu.Unlock()
+	streams.mu.Lock()
+	x := streams.newStream()
+	x.id, x.opened = 1, true
+	streams.streams.put(x)
+	x.up.append(make([]byte, 256<<10))
+	streams.mu.Unlock()
+	m.ask()
+	until(t, "the memory is given back", func() bool { return m.Held() <= 1<<20 })
+	streams.mu.Lock()
+	defer streams.mu.Unlock()
+	if !x.rst && !x.sentEnd {
+		t.Error("the stream goes on")
 	}
 }
