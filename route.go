@@ -152,7 +152,7 @@ type PathEdit struct {
 // Redirect answers a request with another address.
 type Redirect struct {
 	Scheme string    `json:"scheme,omitempty"` // "": that of the request
-	Host   string    `json:"host,omitempty"`   // "": that of the request
+	Host   string    `json:"host,omitempty"`   // without a port; "": that of the request
 	Path   *PathEdit `json:"path,omitempty"`
 	Port   uint16    `json:"port,omitempty"` // 0: the scheme's own if there is one, else the parent's
 	Status int       `json:"status"`
@@ -408,7 +408,7 @@ func (r *RouteRule) Validate() error {
 		}
 	}
 	if d := r.Redirect; d != nil {
-		if d.Status < 300 || d.Status > 399 || !validHost(d.Host) || d.Scheme != "" && d.Scheme != "http" && d.Scheme != "https" || !validPathEdit(d.Path) {
+		if d.Status < 300 || d.Status > 399 || !validHost(d.Host) || strings.Contains(d.Host, ":") || d.Scheme != "" && d.Scheme != "http" && d.Scheme != "https" || !validPathEdit(d.Path) {
 			return errors.New("redirect: not one that can be answered")
 		}
 		if len(r.Backends) > 0 {

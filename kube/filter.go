@@ -152,7 +152,9 @@ func (r *routeReader) redirect(in *gateway.HTTPRequestRedirectFilter, matches []
 		r.unsupported("requestRedirect.scheme %q is neither http nor https", out.Scheme)
 	}
 	if in.Hostname != nil {
-		out.Host = r.hostname("requestRedirect.hostname", *in.Hostname)
+		if out.Host = r.hostname("requestRedirect.hostname", *in.Hostname); strings.Contains(out.Host, ":") {
+			r.unsupported("requestRedirect.hostname %q: its port has a field of its own", out.Host)
+		}
 	}
 	if in.Port != nil && !validPort(*in.Port) {
 		r.unsupported("requestRedirect.port: want 1 to 65535")

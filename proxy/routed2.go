@@ -4,7 +4,6 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"time"
 
 	"assay.dev"
@@ -49,10 +48,7 @@ func (d *streams) Plan(x *http2.Exchange) *http2.Plan {
 		return nil
 	}
 	q := x.Request
-	v := &route.View{Method: []byte(q.Method), Authority: []byte(q.Authority), Fields: fieldList(q.Fields)}
-	path, query, _ := strings.Cut(q.Path, "?")
-	v.Path, v.Query = []byte(path), []byte(query)
-	r := &routed2{decision: o.decide(v)}
+	r := &routed2{decision: o.decide(q.View())}
 	p := &http2.Plan{Own: r}
 	r.plan = p
 	switch {
@@ -81,26 +77,7 @@ func (d *streams) Plan(x *http2.Exchange) *http2.Plan {
 			p.Copy = r.copy
 		}
 	}
-	connect := q.Method == "CONNECT" && q.Protocol == ""
-	if e.Path == nil && (e.Host == "" || connect) && e.Request.IsZero() {
-		return p
-	}
-	p.Fields = http2.Edit(slices.Clone(q.Fields), &e.Request)
-	for i := range p.Fields {
-		switch f := &p.Fields[i]; f.Name {
-		case ":path":
-			if e.Path != nil && strings.HasPrefix(path, "/") {
-				f.Value = string(route.AppendPath(nil, e.Path, []byte(path)))
-				if len(query) < len(q.Path)-len(path) {
-					f.Value += "?" + query
-				}
-			}
-		case ":authority", "host":
-			if e.Host != "" && !connect {
-				f.Value = e.Host
-			}
-		}
-	}
+	p.Fields = q.Edited(e)
 	return p
 }
 
@@ -108,21 +85,6 @@ func (r *routed2) copy(b []byte, fin bool) {
 	for _, m := range r.mirrors {
 		m.write(b, fin)
 	}
-}
-
-// fieldList implements route.Fields.
-type fieldList []http2.Field
-
-func (l fieldList) Field(name string, scratch []byte) (value []byte, ok bool) {
-	for i := range l {
-		if l[i].Name == name {
-			if ok {
-				scratch = append(scratch, ", "...)
-			}
-			scratch, ok = append(scratch, l[i].Value...), true
-		}
-	}
-	return scratch, ok
 }
 
 func failure2(f *http1.Failure) *http2.Failure {

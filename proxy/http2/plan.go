@@ -86,39 +86,3 @@ func (x *stream) rehead(fields []Field) {
 	x.up.release()
 	x.up = up
 }
-
-// edit is Edit for fields that were just decoded, of which it keeps in mind which are
-// known: those that are added come again with the next request.
-func (c *conn) edit(fields []Field, e *route.HeadEdit) []Field {
-	kept := 0
-	for i, f := range fields {
-		if f.Name[0] == ':' || !e.Drops([]byte(f.Name)) {
-			fields[kept], c.known[kept] = f, c.known[i]
-			kept++
-		}
-	}
-	fields, c.known = fields[:kept], c.known[:kept]
-	for _, f := range e.Append {
-		fields = append(fields, Field{Name: strings.ToLower(f.Name), Value: f.Value})
-		c.known = append(c.known, true)
-	}
-	c.scratch = fields
-	return fields
-}
-
-// Edit returns the fields as an edit leaves them.
-func Edit(fields []Field, e *route.HeadEdit) []Field {
-	if e == nil || e.IsZero() {
-		return fields
-	}
-	out := make([]Field, 0, len(fields)+len(e.Append))
-	for _, f := range fields {
-		if !e.Drops([]byte(f.Name)) || strings.HasPrefix(f.Name, ":") {
-			out = append(out, f)
-		}
-	}
-	for _, f := range e.Append {
-		out = append(out, Field{Name: strings.ToLower(f.Name), Value: f.Value})
-	}
-	return out
-}
