@@ -13,14 +13,22 @@ import (
 
 func checkCommand() *cobra.Command {
 	var conn connection
+	var cluster clusterFlags
 	var output, expiry string
+	var pre bool
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Say what is wrong or will be; exit code 2 when something is",
-		Args:  cobra.NoArgs,
+		Long: `Check asks control what is wrong or will be. With --pre it asks a Kubernetes cluster, in
+which the mesh need not be yet, what the mesh can do there and what it cannot. Exit code 2
+when there is anything that is not as it should be.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkFormat(output, "text", "json"); err != nil {
 				return err
+			}
+			if pre {
+				return survey(cmd, &cluster, output)
 			}
 			within, err := parseDays(expiry)
 			if err != nil {
@@ -60,6 +68,8 @@ func checkCommand() *cobra.Command {
 		},
 	}
 	conn.flags(cmd)
+	cluster.flags(cmd)
+	cmd.Flags().BoolVar(&pre, "pre", false, "what the mesh can do in the cluster of --kubeconfig, before it is installed")
 	cmd.Flags().StringVar(&expiry, "expiry", "14d", "report authorities that end within this time")
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	return cmd

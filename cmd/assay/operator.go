@@ -29,6 +29,7 @@ func operatorCommands() []*cobra.Command {
 	return []*cobra.Command{
 		applyCommand(), deleteCommand(), getCommand(), describeCommand(),
 		statCommand(), edgesCommand(), checkCommand(), tokenCommand(), operatorCommand(), rotateCommand(), tapCommand(),
+		installCommand(), uninstallCommand(),
 	}
 }
 
