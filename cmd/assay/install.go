@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"assay.dev"
-	"assay.dev/kube/install"
+	installation "assay.dev/kube/install"
 )
 
 // clusterFlags say which cluster a command is about.
@@ -24,15 +24,15 @@ func (f *clusterFlags) flags(cmd *cobra.Command) {
 }
 
 // open connects to the cluster. Steps are told on w, a line each.
-func (f *clusterFlags) open(w io.Writer) (*install.Installer, error) {
-	return install.Open(f.kubeconfig, f.context, func(format string, args ...any) {
+func (f *clusterFlags) open(w io.Writer) (*installation.Installer, error) {
+	return installation.Open(f.kubeconfig, f.context, func(format string, args ...any) {
 		fmt.Fprintln(w, oneLine(fmt.Sprintf(format, args...)))
 	})
 }
 
 func installCommand() *cobra.Command {
 	var cluster clusterFlags
-	var o install.Options
+	var o installation.Options
 	var dryRun bool
 	var output string
 	var timeout time.Duration
@@ -41,7 +41,7 @@ func installCommand() *cobra.Command {
 		Short: "Install the mesh into a Kubernetes cluster, or upgrade it",
 		Long: `Install applies every object of the mesh to a cluster, waits until control and the
 agent of every node are ready, and verifies that all nodes have joined. Nothing is
-meshed by that: label a namespace ` + install.MeshLabel + `=enabled, and its pods are, without a
+meshed by that: label a namespace ` + installation.MeshLabel + `=enabled, and its pods are, without a
 restart.
 
 Repeated, it is an upgrade, also of the options. Ask first what the mesh can do in this
@@ -67,14 +67,14 @@ cluster: assay check --pre. docs/kubernetes.md has the whole.`,
 	}
 	cluster.flags(c)
 	f := c.Flags()
-	f.StringVar(&o.Namespace, "namespace", install.DefaultNamespace, "namespace of the mesh itself")
+	f.StringVar(&o.Namespace, "namespace", installation.DefaultNamespace, "namespace of the mesh itself")
 	f.StringVar(&o.Image, "image", "", "image with assay and assay-proxy")
 	f.StringVar(&o.PullPolicy, "image-pull-policy", "IfNotPresent", "Always, IfNotPresent or Never")
 	f.StringSliceVar(&o.PullSecrets, "image-pull-secret", nil, "Secret to pull it with; may be repeated")
 	f.StringVar(&o.TrustDomain, "trust-domain", "cluster.local", "trust domain of a new mesh")
 	f.Int32Var(&o.Replicas, "replicas", 1, "replicas of control")
 	f.StringVar(&o.StoreSecret, "store-secret", "", "Secret whose key url is a PostgreSQL store (default: embedded)")
-	f.StringVar(&o.Volume, "volume", install.Claim, "where the authority's keys are: claim, or emptyDir, which ends with control's pod")
+	f.StringVar(&o.Volume, "volume", installation.Claim, "where the authority's keys are: claim, or emptyDir, which ends with control's pod")
 	f.StringVar(&o.VolumeSize, "volume-size", "1Gi", "size of the claim")
 	f.StringVar(&o.StorageClass, "storage-class", "", "storage class of the claim (the cluster's default)")
 	f.StringVar(&o.CNIConf, "cni-conf", "/etc/cni/net.d", "folder of network configurations on the nodes")
@@ -89,13 +89,13 @@ cluster: assay check --pre. docs/kubernetes.md has the whole.`,
 }
 
 // printObjects writes an installation as files.
-func printObjects(w io.Writer, o install.Options, format string) error {
-	objects, err := install.Objects(o)
+func printObjects(w io.Writer, o installation.Options, format string) error {
+	objects, err := installation.Objects(o)
 	if err != nil {
 		return err
 	}
 	if format == "yaml" {
-		text, err := install.YAML(objects)
+		text, err := installation.YAML(objects)
 		if err == nil {
 			_, err = w.Write(text)
 		}
@@ -103,7 +103,7 @@ func printObjects(w io.Writer, o install.Options, format string) error {
 	}
 	items := make([][]byte, len(objects))
 	for i, object := range objects {
-		u, err := install.Unstructured(object)
+		u, err := installation.Unstructured(object)
 		if err != nil {
 			return err
 		}
@@ -126,7 +126,7 @@ func within(ctx context.Context, limit time.Duration, work func(context.Context)
 
 func uninstallCommand() *cobra.Command {
 	var cluster clusterFlags
-	var r install.Removal
+	var r installation.Removal
 	var timeout time.Duration
 	c := &cobra.Command{
 		Use:   "uninstall",
@@ -147,8 +147,9 @@ API is not touched.`,
 	}
 	cluster.flags(c)
 	f := c.Flags()
-	f.StringVar(&r.Namespace, "namespace", install.DefaultNamespace, "namespace of the mesh itself")
+	f.StringVar(&r.Namespace, "namespace", installation.DefaultNamespace, "namespace of the mesh itself")
 	f.BoolVar(&r.Purge, "purge", false, "also the authority's keys, and the definitions of Assay's kinds with every object of theirs")
+	f.DurationVar(&r.Drain, "drain", 30*time.Second, "how long connections through the proxies may go on")
 	f.BoolVar(&r.Force, "force", false, "go on when a node could not be cleaned: its pods lose their connections when their certificates end")
 	f.DurationVar(&timeout, "timeout", 5*time.Minute, "end after this time, with what is still waited for")
 	return c
@@ -160,7 +161,7 @@ func survey(cmd *cobra.Command, cluster *clusterFlags, output string) error {
 	if err != nil {
 		return err
 	}
-	var facts *install.Facts
+	var facts *installation.Facts
 	err = within(cmd.Context(), time.Minute, func(ctx context.Context) error {
 		facts, err = i.Survey(ctx)
 		return err
@@ -168,7 +169,7 @@ func survey(cmd *cobra.Command, cluster *clusterFlags, output string) error {
 	if err != nil {
 		return err
 	}
-	list := install.Judge(facts)
+	list := installation.Judge(facts)
 	if output == "json" {
 		items, err := encode(list)
 		if err != nil {
@@ -182,7 +183,7 @@ func survey(cmd *cobra.Command, cluster *clusterFlags, output string) error {
 		return err
 	}
 	for _, j := range list {
-		if j.Status != install.OK {
+		if j.Status != installation.OK {
 			return exit(exitFindings, nil)
 		}
 	}
@@ -190,9 +191,9 @@ func survey(cmd *cobra.Command, cluster *clusterFlags, output string) error {
 }
 
 // judgementsText writes judgements for people, each bad one with its remedy.
-func judgementsText(list []install.Judgement) string {
+func judgementsText(list []installation.Judgement) string {
 	var b strings.Builder
-	count := map[install.Status]int{}
+	count := map[installation.Status]int{}
 	for _, j := range list {
 		count[j.Status]++
 		fmt.Fprintf(&b, "%-4s  %s: %s\n      %s\n", j.Status, j.Check, oneLine(j.Subject), oneLine(j.Detail))
@@ -200,6 +201,6 @@ func judgementsText(list []install.Judgement) string {
 			fmt.Fprintf(&b, "      remedy: %s\n", oneLine(j.Remedy))
 		}
 	}
-	fmt.Fprintf(&b, "%d ok, %d warn, %d fail\n", count[install.OK], count[install.Warn], count[install.Fail])
+	fmt.Fprintf(&b, "%d ok, %d warn, %d fail\n", count[installation.OK], count[install.Warn], count[install.Fail])
 	return b.String()
 }

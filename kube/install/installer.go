@@ -169,8 +169,11 @@ func (i *Installer) prune(ctx context.Context, o Options, wanted []Object) error
 // is not there, or whose kind is not, is gone.
 func (i *Installer) remove(ctx context.Context, kind, namespace, name string) error {
 	op := fmt.Sprintf("delete %s/%s", strings.ToLower(kind), name)
-	foreground := metav1.DeletePropagationForeground
-	err := i.in(kind, namespace).Delete(ctx, name, metav1.DeleteOptions{PropagationPolicy: &foreground})
+	propagation := metav1.DeletePropagationBackground
+	if kind == "Deployment" || kind == "DaemonSet" {
+		propagation = metav1.DeletePropagationForeground
+	}
+	err := i.in(kind, namespace).Delete(ctx, name, metav1.DeleteOptions{PropagationPolicy: &propagation})
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
@@ -185,10 +188,11 @@ func (i *Installer) remove(ctx context.Context, kind, namespace, name string) er
 		if err != nil {
 			return "", err
 		}
-		if held := u.GetFinalizers(); len(held) > 0 {
+		held := slices.DeleteFunc(u.GetFinalizers(), func(f string) bool { return f == metav1.FinalizerDeleteDependents })
+		if len(held) > 0 {
 			return "it is held by " + strings.Join(held, ", "), nil
 		}
-		return "it is still there", nil
+		return "it is ending", nil
 	})
 	if err == nil {
 		i.say("%s/%s deleted", strings.ToLower(kind), name)

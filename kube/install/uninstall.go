@@ -1,12 +1,14 @@
 package install
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -26,6 +28,8 @@ type Removal struct {
 	Namespace string // DefaultNamespace
 	Purge     bool   // the authority, and the definitions of our kinds with all objects of theirs
 	Force     bool   // go on when a node could not be cleaned
+	// Drain is how long a released pod's proxy waits for the connections through it (30 s).
+	Drain time.Duration
 }
 
 // Uninstall takes the mesh out, while pods go on talking: agents end and leave their
@@ -75,18 +79,18 @@ func (i *Installer) releaseNodes(ctx context.Context, r Removal) (left []string,
 			left = append(left, fmt.Sprintf("node %s, which is not ready: its pods stay meshed and lose their identity within a day; restart it when it is back", nodes[n].Name))
 			continue
 		}
-		pod := releasePod(agents, nodes[n].Name)
+		pod := releasePod(agents, nodes[n].Name, cmp.Or(r.Drain, 30*time.Second))
 		if err := i.start(ctx, pod); err != nil {
 			return left, err
 		}
 		pods = append(pods, pod.Name)
 	}
-	failed := i.awaitReleased(ctx, r.Namespace, pods)
+	failed := i.awaitReleased(ctx, r, pods)
 	if failed != nil && !r.Force {
 		return left, failed
 	}
 	if failed != nil {
-		left = append(left, failed.Error())
+		left = append(left, "nodes that could not be cleaned, with pods that lose their identity within a day: "+failed.Error())
 	}
 	for _, name := range pods {
 		if err := i.remove(ctx, "Pod", r.Namespace, name); err != nil {
@@ -134,14 +138,14 @@ func nodeReady(n *corev1.Node) bool {
 }
 
 // releasePod is an agent that undoes and ends. It needs neither control nor the API server.
-func releasePod(agents *appsv1.DaemonSet, node string) *corev1.Pod {
+func releasePod(agents *appsv1.DaemonSet, node string, drain time.Duration) *corev1.Pod {
 	spec := *agents.Spec.Template.Spec.DeepCopy()
 	spec.NodeName = node
 	spec.NodeSelector = nil
 	spec.RestartPolicy = corev1.RestartPolicyOnFailure
 	spec.AutomountServiceAccountToken = new(false)
 	c := &spec.Containers[0]
-	c.Args = append(c.Args, "--release")
+	c.Args = append(c.Args, "--release", "--proxy-drain="+drain.String())
 	c.ReadinessProbe, c.LivenessProbe, c.StartupProbe = nil, nil, nil
 	c.Ports = nil
 	return &corev1.Pod{
@@ -168,13 +172,20 @@ func (i *Installer) start(ctx context.Context, p *corev1.Pod) error {
 	return nil
 }
 
-func (i *Installer) awaitReleased(ctx context.Context, namespace string, names []string) error {
+// awaitReleased waits for the pods of that name to end well. Who forces wants the rest of
+// the time for what comes after it.
+func (i *Installer) awaitReleased(ctx context.Context, r Removal, names []string) error {
+	if end, ok := ctx.Deadline(); ok && r.Force {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, time.Until(end)/2, errors.New("not within half of the time"))
+		defer cancel()
+	}
 	err := i.await(ctx, "release the pods of every node", func() (string, error) {
-		pods, err := list[corev1.Pod](ctx, i, "Pod", namespace, selectorText("release"))
+		pods, err := list[corev1.Pod](ctx, i, "Pod", r.Namespace, selectorText("release"))
 		if err != nil {
 			return "", err
 		}
-		events, err := list[corev1.Event](ctx, i, "Event", namespace, "")
+		events, err := list[corev1.Event](ctx, i, "Event", r.Namespace, "")
 		if err != nil {
 			return "", err
 		}

@@ -1,11 +1,12 @@
 // Command cluster brings up a real Kubernetes inside this machine, for trying
 // things out, and takes it down again:
 //
-//	go run ./test/kubernetes/cluster up --nodes 1
+//	go run ./test/kubernetes/cluster up --nodes 1 --assay
 //	go run ./test/kubernetes/cluster status
 //	go run ./test/kubernetes/cluster down
 //
-// `up` returns when the nodes are Ready, and prints the path of a kubeconfig. The
+// `up` returns when the nodes are Ready, and prints the path of a kubeconfig; with
+// --assay every node has the images of this repository, to install the mesh from. The
 // cluster is held by a process in the background, which `down` ends; nothing of
 // it is left then. docs/test-cluster.md tells more.
 package main
@@ -27,7 +28,8 @@ import (
 	"assay.dev/test/kubernetes"
 )
 
-const usage = `usage: cluster up [--name NAME] [--nodes N]      bring a cluster up
+const usage = `usage: cluster up [--name NAME] [--nodes N] [--assay]
+                                                bring a cluster up; with images of this repository
        cluster down [--name NAME]               take it down
        cluster status                           what is up, and what it uses`
 
@@ -47,6 +49,7 @@ func run(args []string) error {
 	flags.SetOutput(io.Discard)
 	name := flags.String("name", "default", "")
 	nodes := flags.Int("nodes", 1, "")
+	images := flags.Bool("assay", false, "")
 	if err := flags.Parse(args[1:]); err != nil {
 		return fmt.Errorf("%w\n%s", err, usage)
 	}
@@ -54,9 +57,9 @@ func run(args []string) error {
 	defer stop()
 	switch args[0] {
 	case "up":
-		return up(ctx, *name, *nodes)
+		return up(ctx, *name, *nodes, *images)
 	case "hold": // what `up` leaves in the background
-		return hold(ctx, *name, *nodes)
+		return hold(ctx, *name, *nodes, *images)
 	case "down":
 		return down(ctx, *name)
 	case "status":
@@ -67,8 +70,8 @@ func run(args []string) error {
 
 // up starts the process that holds the cluster and relays what it says until the
 // cluster is up.
-func up(ctx context.Context, name string, nodes int) error {
-	cmd := exec.Command("/proc/self/exe", "hold", "--name", name, "--nodes", fmt.Sprint(nodes))
+func up(ctx context.Context, name string, nodes int, images bool) error {
+	cmd := exec.Command("/proc/self/exe", "hold", "--name", name, "--nodes", fmt.Sprint(nodes), fmt.Sprintf("--assay=%v", images))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -95,18 +98,28 @@ func up(ctx context.Context, name string, nodes int) error {
 }
 
 // hold brings the cluster up, holds it until a signal comes, and takes it down.
-func hold(ctx context.Context, name string, nodes int) error {
+func hold(ctx context.Context, name string, nodes int, images bool) error {
 	say := func(format string, args ...any) { fmt.Printf(format+"\n", args...) }
 	c, err := kubernetes.New(ctx, kubernetes.Options{Name: name, Nodes: nodes, Log: say})
 	if err != nil {
 		say("error: %s", strings.ReplaceAll(err.Error(), "\n", "\t"))
 		return err
 	}
+	if images {
+		if err := c.LoadAssay(ctx); err != nil {
+			say("error: %s", strings.ReplaceAll(err.Error(), "\n", "\t"))
+			return errors.Join(err, c.Close())
+		}
+	}
 	say("Kubernetes %s is up after %.1f s (%s).", c.Version(), c.Figures.Took.Seconds(), c.Figures)
 	say("")
 	say("  export KUBECONFIG=%s", c.Kubeconfig())
 	say("  alias kubectl=%s", c.KubectlPath())
 	say("")
+	if images {
+		say("On every node: %s, %s", kubernetes.AssayImage, kubernetes.EchoImage)
+		say("")
+	}
 	say("Take it down with: go run ./test/kubernetes/cluster down")
 	say("up")
 	os.Stdout.Close() // nobody reads on
