@@ -58,6 +58,9 @@ cluster: assay check --pre. docs/kubernetes.md has the whole.`,
 			if cmd.Flags().Changed("output") {
 				return &assay.Error{Kind: assay.Invalid, Op: "read flags", Err: errors.New("-o is for --dry-run")}
 			}
+			if _, err := o.Complete(); err != nil {
+				return err
+			}
 			i, err := cluster.open(cmd.OutOrStdout())
 			if err != nil {
 				return err
@@ -201,6 +204,6 @@ func judgementsText(list []installation.Judgement) string {
 			fmt.Fprintf(&b, "      remedy: %s\n", oneLine(j.Remedy))
 		}
 	}
-	fmt.Fprintf(&b, "%d ok, %d warn, %d fail\n", count[installation.OK], count[install.Warn], count[install.Fail])
+	fmt.Fprintf(&b, "%d ok, %d warn, %d fail\n", count[installation.OK], count[installation.Warn], count[installation.Fail])
 	return b.String()
 }

@@ -10,6 +10,7 @@ import (
 
 	"assay.dev"
 	"assay.dev/api"
+	installation "assay.dev/kube/install"
 	"assay.dev/store"
 )
 
@@ -46,6 +47,11 @@ func TestJSONIsDocumented(t *testing.T) {
 			if !strings.Contains(sections[k.list]+sections["Shapes"], "`"+name+"`") {
 				t.Errorf("docs/json.md, %s: field %s is missing", k.list, name)
 			}
+		}
+	}
+	for _, name := range jsonFields(reflect.TypeFor[installation.Judgement](), nil) {
+		if !strings.Contains(sections["judgements"], "`"+name+"`") {
+			t.Errorf("docs/json.md, judgements: field %s is missing", name)
 		}
 	}
 	if len(docs) != len(kinds) {
