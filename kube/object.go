@@ -38,8 +38,9 @@ func (n *notebook) missing(path, text string) { n.at(path, "%s", text) }
 
 // Configuration is [Translate] for one object as an API server has it, in JSON: a route,
 // a grant, or one of ours. What the API server adds to it is left out before: its age and
-// generation are for the caller to add where they count. An error is the object's alone.
-func Configuration(object map[string]any) (discovery.Intent, error) {
+// generation are for the caller to add where they count. An error is the object's alone;
+// manifest is what was read, whether it can be understood or not.
+func Configuration(object map[string]any) (intent discovery.Intent, manifest json.RawMessage, err error) {
 	known := map[string]any{"apiVersion": object["apiVersion"], "kind": object["kind"], "spec": object["spec"]}
 	if known["spec"] == nil {
 		delete(known, "spec")
@@ -53,11 +54,10 @@ func Configuration(object map[string]any) (discovery.Intent, error) {
 		}
 	}
 	known["metadata"] = metadata
-	text, err := json.Marshal(known)
-	if err != nil {
-		return discovery.Intent{}, err
+	if manifest, err = json.Marshal(known); err != nil {
+		return intent, nil, err
 	}
 	name := fmt.Sprintf("%v %v/%v", object["kind"], metadata["namespace"], metadata["name"])
-	intent, _, err := Translate([]discovery.File{{Name: name, YAML: text}})
-	return intent, err
+	intent, _, err = Translate([]discovery.File{{Name: name, YAML: manifest}})
+	return intent, manifest, err
 }

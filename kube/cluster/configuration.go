@@ -27,10 +27,19 @@ import (
 // configuration of namespaces.
 type Configuration struct {
 	Intent   discovery.Intent // without services
+	Objects  []Object         // all of them, sorted
 	Problems []Problem        // sorted
 	// Missing are the kinds that the API server does not have: their definitions are
 	// not installed there.
 	Missing []string
+}
+
+// Object is one object as somebody declared it.
+type Object struct {
+	Kind, Namespace, Name string
+	Generation            int64
+	Created               time.Time
+	Manifest              json.RawMessage // apiVersion, kind, metadata, spec
 }
 
 // Problem is an object that has no effect. It breaks no other.
@@ -64,6 +73,7 @@ type configured struct {
 	kind, namespace, name string
 	generation            int64
 	created               time.Time
+	manifest              json.RawMessage
 	intent                discovery.Intent
 	err                   error
 }
@@ -81,7 +91,7 @@ func configurationKey(kind, namespace, name string) string {
 
 func (m *model) setConfiguration(o *unstructured.Unstructured) {
 	c := &configured{kind: o.GetKind(), namespace: o.GetNamespace(), name: o.GetName(), generation: o.GetGeneration(), created: o.GetCreationTimestamp().Time}
-	c.intent, c.err = kube.Configuration(o.Object)
+	c.intent, c.manifest, c.err = kube.Configuration(o.Object)
 	for i := range c.intent.Routes {
 		c.intent.Routes[i].Created, c.intent.Routes[i].Generation = c.created.UTC(), c.generation
 	}
@@ -128,6 +138,7 @@ func (m *model) configuration() *Configuration {
 	out := &Configuration{Missing: m.missing}
 	taken := map[string]string{} // what only one may say -> who does
 	for _, c := range list {
+		out.Objects = append(out.Objects, Object{c.kind, c.namespace, c.name, c.generation, c.created, c.manifest})
 		err := c.err
 		if err == nil {
 			err = take(taken, c)
@@ -143,6 +154,9 @@ func (m *model) configuration() *Configuration {
 		in.Policies = append(in.Policies, c.intent.Policies...)
 		in.Egress = append(in.Egress, c.intent.Egress...)
 	}
+	slices.SortFunc(out.Objects, func(a, b Object) int {
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
 	slices.SortFunc(out.Problems, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})

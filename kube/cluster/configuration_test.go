@@ -158,7 +158,7 @@ func TestConfigurationGoes(t *testing.T) {
 // TestConfigurationMeansTheSame: in a folder and in a cluster.
 func TestConfigurationMeansTheSame(t *testing.T) {
 	for _, o := range readConfiguration(t, declared) {
-		got, clusterErr := kube.Configuration(o.Object)
+		got, _, clusterErr := kube.Configuration(o.Object)
 		delete(o.Object["metadata"].(map[string]any), "finalizers")
 		delete(o.Object["metadata"].(map[string]any), "ownerReferences")
 		text, err := yaml.Marshal(o.Object)

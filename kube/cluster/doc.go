@@ -1,5 +1,5 @@
 // Package cluster is what a Kubernetes API server says of services and pods, as the
-// mesh needs it. [Watcher] watches Services, EndpointSlices and Pods, and what people
+// mesh needs it. [Watcher] watches Services, EndpointSlices, Pods and Nodes, and what people
 // declare beside them (routes, grants, policies, the configuration of namespaces), and
 // hands out what changes, in values that never change afterwards.
 //
@@ -24,7 +24,8 @@
 // that it must be allowed.
 //
 // Invariants: a place has an address; a target is a port number that an EndpointSlice
-// gives for that place, or 0; places of pods that have ended are not handed out; the
+// gives for that place, or 0; places of pods that have ended, or have no address yet,
+// are not handed out; the
 // same objects give the same values, in whatever order they came.
 //
 // Goroutines: Run, one of client-go's reflectors for each kind, and the search for

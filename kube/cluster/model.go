@@ -22,6 +22,7 @@ type model struct {
 	slices   map[string]map[string]*discoveryv1.EndpointSlice // by the service's key, by name
 	owner    map[string]string                                // a slice's key -> its service's
 	pods     map[string]*Pod                                  // by UID
+	nodes    map[string]bool                                  // by name
 	inSlices map[string]map[string]int                        // pod UID -> keys of services, with how many slices say so
 
 	configured map[string]*configured // by configurationKey
@@ -29,8 +30,11 @@ type model struct {
 
 	out         map[string]Service
 	outPods     map[string]Pod
+	outNodes    map[string]bool
 	touched     map[string]bool // keys of services
 	touchedPods map[string]bool // UIDs
+	// Nodes come and go rarely, and their objects change all the time.
+	touchedNodes bool
 	// Configuration is put together as a whole: it changes when people do something.
 	touchedConfiguration bool
 }
@@ -38,8 +42,8 @@ type model struct {
 func newModel() *model {
 	return &model{
 		services: map[string]*corev1.Service{}, slices: map[string]map[string]*discoveryv1.EndpointSlice{}, owner: map[string]string{},
-		pods: map[string]*Pod{}, inSlices: map[string]map[string]int{}, configured: map[string]*configured{},
-		out: map[string]Service{}, outPods: map[string]Pod{}, touched: map[string]bool{}, touchedPods: map[string]bool{},
+		pods: map[string]*Pod{}, nodes: map[string]bool{}, inSlices: map[string]map[string]int{}, configured: map[string]*configured{},
+		out: map[string]Service{}, outPods: map[string]Pod{}, outNodes: map[string]bool{}, touched: map[string]bool{}, touchedPods: map[string]bool{},
 		touchedConfiguration: true, // that there is none is worth telling once
 	}
 }
@@ -112,7 +116,7 @@ func podOf(e *discoveryv1.Endpoint) string {
 	return ""
 }
 
-// setPod adds or replaces a pod; one that has ended or has no address is none.
+// setPod adds or replaces a pod; one that has ended or has no node is none.
 func (m *model) setPod(p *corev1.Pod) {
 	uid := string(p.UID)
 	pod := translatePod(p)
@@ -131,7 +135,20 @@ func (m *model) removePod(uid string) {
 	}
 }
 
-// The three that follow remove what is not in a whole new list: while the API server was
+func (m *model) setNode(name string) {
+	if !m.nodes[name] {
+		m.nodes[name], m.touchedNodes = true, true
+	}
+}
+
+func (m *model) removeNode(name string) {
+	if m.nodes[name] {
+		delete(m.nodes, name)
+		m.touchedNodes = true
+	}
+}
+
+// The four that follow remove what is not in a whole new list: while the API server was
 // away, objects may have gone without a word, and others may have come by their names.
 
 func (m *model) retainServices(list []any) {
@@ -172,6 +189,18 @@ func (m *model) retainPods(list []any) {
 	}
 }
 
+func (m *model) retainNodes(list []any) {
+	there := map[string]bool{}
+	for _, o := range list {
+		there[o.(*corev1.Node).Name] = true
+	}
+	for name := range m.nodes {
+		if !there[name] {
+			m.removeNode(name)
+		}
+	}
+}
+
 func (m *model) touchPod(uid string) {
 	m.touchedPods[uid] = true
 	for key := range m.inSlices[uid] {
@@ -180,7 +209,7 @@ func (m *model) touchPod(uid string) {
 }
 
 func translatePod(p *corev1.Pod) *Pod {
-	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed || p.Spec.NodeName == "" {
 		return nil
 	}
 	out := &Pod{
@@ -191,9 +220,6 @@ func translatePod(p *corev1.Pod) *Pod {
 		if addr, err := netip.ParseAddr(ip.IP); err == nil {
 			out.Addrs = append(out.Addrs, addr.Unmap())
 		}
-	}
-	if len(out.Addrs) == 0 {
-		return nil
 	}
 	slices.SortFunc(out.Addrs, compareAddrs)
 	for _, c := range p.Status.Conditions {
@@ -234,6 +260,10 @@ func (m *model) changes() Changes {
 			c.Pods = append(c.Pods, *p)
 		}
 	}
+	if m.touchedNodes {
+		c.Nodes, c.RemovedNodes = missingIn(m.outNodes, m.nodes), missingIn(m.nodes, m.outNodes)
+		m.outNodes, m.touchedNodes = maps.Clone(m.nodes), false
+	}
 	if m.touchedConfiguration {
 		c.Configuration = m.configuration()
 		m.touchedConfiguration = false
@@ -241,6 +271,18 @@ func (m *model) changes() Changes {
 	clear(m.touched)
 	clear(m.touchedPods)
 	return c
+}
+
+// missingIn returns what is in there and not in a, sorted.
+func missingIn(a, there map[string]bool) []string {
+	var out []string
+	for name := range there {
+		if !a[name] {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // service computes one service; false when there is none of that key that the mesh

@@ -286,6 +286,45 @@ func TestPodEnds(t *testing.T) {
 	}
 }
 
+// TestPodWithoutAddress: a pod is known as soon as it has a node, and is a place only when
+// it has an address.
+func TestPodWithoutAddress(t *testing.T) {
+	m := newModel()
+	objects := read(t, web)
+	pod := objects[1].(*corev1.Pod)
+	early := pod.DeepCopy()
+	early.Spec.NodeName, early.Status = "", corev1.PodStatus{Phase: corev1.PodPending}
+	m.set(early)
+	same(t, "a pod that waits for its node", m.changes().Pods, []Pod(nil))
+	placed := early.DeepCopy()
+	placed.Spec.NodeName = pod.Spec.NodeName
+	m.set(append(slices.Delete(slices.Clone(objects), 1, 2), placed)...)
+	c := m.changes()
+	want, known := webService(), webPods()
+	want.Places = want.Places[1:]
+	known[0].Addrs, known[0].Ready = nil, false
+	same(t, "its services", c.Services, []Service{want})
+	same(t, "a pod without an address", c.Pods, known)
+	m.set(pod)
+	same(t, "with its address", m.changes(), Changes{Services: []Service{webService()}, Pods: webPods()[:1]})
+}
+
+// TestNodes: nodes are told of when they come and go, and not when they change.
+func TestNodes(t *testing.T) {
+	m := newModel()
+	m.changes()
+	m.setNode("b")
+	m.setNode("a")
+	same(t, "two nodes", m.changes(), Changes{Nodes: []string{"a", "b"}})
+	m.setNode("a")
+	same(t, "the same", m.changes(), Changes{})
+	m.removeNode("a")
+	m.setNode("a") // made anew meanwhile: who asks by name sees no difference
+	m.retainNodes(nil)
+	m.setNode("c")
+	same(t, "a new list", m.changes(), Changes{Nodes: []string{"c"}, RemovedNodes: []string{"a", "b"}})
+}
+
 // TestSliceMovesOn: a slice that comes to name another service leaves the first.
 func TestSliceMovesOn(t *testing.T) {
 	m := newModel()

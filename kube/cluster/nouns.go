@@ -12,7 +12,7 @@ import (
 func Rules() []rbacv1.PolicyRule {
 	verbs := []string{"list", "watch"}
 	return []rbacv1.PolicyRule{
-		{APIGroups: []string{""}, Resources: []string{"pods", "services"}, Verbs: verbs},
+		{APIGroups: []string{""}, Resources: []string{"pods", "services", "nodes"}, Verbs: verbs},
 		{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: verbs},
 		{APIGroups: []string{"gateway.networking.k8s.io"}, Resources: []string{"httproutes", "grpcroutes", "tlsroutes", "referencegrants"}, Verbs: verbs},
 		{APIGroups: []string{"assay.dev"}, Resources: []string{"meshconfigs", "egresses", "trafficpolicies"}, Verbs: verbs},
@@ -29,15 +29,17 @@ type Service struct {
 	Notes        []string          // what the mesh does not do for it, for people
 }
 
-// Pod is a pod with an address that has not ended.
+// Pod is a pod that has a node and has not ended.
 type Pod struct {
 	UID       string
 	Namespace string
 	Name      string
 	Account   string // its service account
 	Node      string
-	Addrs     []netip.Addr // IPv4 first
-	Labels    map[string]string
+	// Addrs has IPv4 first. There is none until the node has made the pod's network and said so:
+	// a pod is known before anybody can speak for it.
+	Addrs  []netip.Addr
+	Labels map[string]string
 	// HostNetwork pods have their node's addresses, as others may.
 	HostNetwork bool
 	Ready       bool
@@ -50,11 +52,13 @@ type Changes struct {
 	RemovedServices []string // "NAMESPACE/NAME"
 	Pods            []Pod
 	RemovedPods     []string // UIDs
+	Nodes           []string // that were not there before: their names
+	RemovedNodes    []string
 	// Configuration is all of it, when any of it differs; else nil.
 	Configuration *Configuration
 }
 
 // Empty reports whether nothing differs.
 func (c *Changes) Empty() bool {
-	return c.Configuration == nil && len(c.Services)+len(c.RemovedServices)+len(c.Pods)+len(c.RemovedPods) == 0
+	return c.Configuration == nil && len(c.Services)+len(c.RemovedServices)+len(c.Pods)+len(c.RemovedPods)+len(c.Nodes)+len(c.RemovedNodes) == 0
 }

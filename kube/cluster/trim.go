@@ -15,6 +15,8 @@ func trim(object any) (any, error) {
 	switch o := object.(type) {
 	case *corev1.Pod:
 		return trimPod(o), nil
+	case *corev1.Node:
+		return &corev1.Node{ObjectMeta: trimMeta(&o.ObjectMeta, nil)}, nil
 	case *corev1.Service:
 		o.ObjectMeta = trimMeta(&o.ObjectMeta, o.Labels)
 		o.Status = corev1.ServiceStatus{}
@@ -27,6 +29,8 @@ func trim(object any) (any, error) {
 	case *unstructured.Unstructured:
 		delete(o.Object, "status")
 		o.SetManagedFields(nil)
+		// kubectl's copy of the object in itself.
+		unstructured.RemoveNestedField(o.Object, "metadata", "annotations", corev1.LastAppliedConfigAnnotation)
 	}
 	return object, nil
 }

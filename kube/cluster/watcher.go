@@ -32,9 +32,9 @@ type Watcher struct {
 	wake  chan struct{} // holds a token while something is touched
 }
 
-// Open returns a Watcher for the API server that a kubeconfig names; with "" it is the
-// one of the cluster in whose pod this process runs. It does not connect yet.
-func Open(kubeconfig string, log *slog.Logger) (*Watcher, error) {
+// Config says how to reach the API server that a kubeconfig names; with "" it is the one of
+// the cluster in whose pod this process runs.
+func Config(kubeconfig string) (*rest.Config, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		return nil, &assay.Error{
@@ -43,9 +43,15 @@ func Open(kubeconfig string, log *slog.Logger) (*Watcher, error) {
 		}
 	}
 	config.UserAgent = "assay-control"
+	return config, nil
+}
+
+// New returns a Watcher of an API server. It does not connect yet.
+func New(config *rest.Config, log *slog.Logger) *Watcher {
+	config = rest.CopyConfig(config)
 	// Each list and watch is one request for minutes; there is nothing to hold back.
 	config.QPS = -1
-	return &Watcher{config: config, log: log, model: newModel(), wake: make(chan struct{}, 1)}, nil
+	return &Watcher{config: config, log: log, model: newModel(), wake: make(chan struct{}, 1)}
 }
 
 // kind is one kind of object that is watched. Its store is the model: nothing is kept
@@ -86,6 +92,12 @@ func (w *Watcher) kinds() []*kind {
 			set:    func(o any) { m.setPod(o.(*corev1.Pod)) },
 			remove: func(o any) { m.removePod(string(o.(*corev1.Pod).UID)) },
 			retain: m.retainPods,
+		},
+		{
+			name: "nodes", version: corev1.SchemeGroupVersion, example: &corev1.Node{},
+			set:    func(o any) { m.setNode(o.(*corev1.Node).Name) },
+			remove: func(o any) { m.removeNode(o.(*corev1.Node).Name) },
+			retain: m.retainNodes,
 		},
 	}
 	for _, k := range list {

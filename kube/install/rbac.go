@@ -8,14 +8,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"assay.dev/kube/cluster"
+	"assay.dev/kube/review"
 )
 
 // ControlRules are what control may do in every namespace.
 func ControlRules() []rbacv1.PolicyRule {
-	return append(cluster.Rules(),
-		// Whose token an agent's is, and of which node.
-		rbacv1.PolicyRule{APIGroups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}},
-	)
+	return slices.Concat(cluster.Rules(), review.Rules())
 }
 
 // ControlLocalRules are what control may do in the namespace of the mesh.

@@ -104,10 +104,11 @@ current-context: c
 `, server, authority, read("create", "token", "watcher", "--duration=1h")), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	w, err := cluster.Open(file, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	config, err := cluster.Config(file)
 	if err != nil {
 		t.Fatal(err)
 	}
+	w := cluster.New(config, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	v := &view{services: map[string]cluster.Service{}, pods: map[string]cluster.Pod{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
