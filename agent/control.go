@@ -144,14 +144,18 @@ func (a *Agent) welcome(w *api.Welcome) error {
 	return nil
 }
 
-// setupHost makes bridge and rules and keeps the state.
+// setupHost makes bridge and rules and keeps the state. A host whose workloads come with
+// their addresses needs neither.
 func (a *Agent) setupHost(state hostState) error {
-	host := &netns.Host{Bridge: a.cfg.Bridge, Prefixes: state.prefixes(), Mesh: state.Mesh}
+	var host *netns.Host
+	if prefixes := state.prefixes(); len(prefixes) > 0 {
+		host = &netns.Host{Bridge: a.cfg.Bridge, Prefixes: prefixes, Mesh: state.Mesh}
+	}
 	a.mu.Lock()
-	same := a.host != nil && slices.Equal(a.host.Prefixes, host.Prefixes) && slices.Equal(a.host.Mesh, host.Mesh)
+	same := a.host != nil && host != nil && slices.Equal(a.host.Prefixes, host.Prefixes) && slices.Equal(a.host.Mesh, host.Mesh)
 	a.mu.Unlock()
 	var err error
-	if !same {
+	if host != nil && !same {
 		err = host.Setup()
 	}
 	a.mu.Lock()

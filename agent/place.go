@@ -127,7 +127,7 @@ func (a *Agent) reserve(req RunRequest) (record, *netns.Host, error) {
 		return record{}, nil, a.hostError
 	}
 	if a.host == nil {
-		return record{}, nil, &assay.Error{Kind: assay.Unavailable, Op: "reserve addresses", Err: errors.New("this host has none")}
+		return record{}, nil, &assay.Error{Kind: assay.Unavailable, Op: "reserve addresses", Err: errors.New("this host has none: its workloads are those of a platform"), Remedy: "start it as the platform does, in a pod"}
 	}
 	state := a.state
 	state.Addresses = append([]netns.Allocator(nil), a.state.Addresses...)

@@ -47,7 +47,7 @@ type ObjectView struct {
 	Kind       string          `json:"kind"`
 	Namespace  string          `json:"namespace"`
 	Name       string          `json:"name"`
-	Source     string          `json:"source"` // "apply" or "folder"
+	Source     string          `json:"source"` // "apply", "folder" or "cluster"
 	Generation int64           `json:"generation"`
 	Created    time.Time       `json:"created"`
 	Changed    time.Time       `json:"changed"`

@@ -38,11 +38,8 @@ func (m *model) admit(h *host, w *assay.Workload, seen map[string]bool) (stale [
 	if w.Identity.TrustDomain != m.trustDomain {
 		return refuse(assay.Invalid, fmt.Errorf("identity %s is not of trust domain %s", w.Identity, m.trustDomain), "")
 	}
-	for _, name := range []string{w.Name, w.Service} {
-		if name != "" && !covers(h.Covers, w.Namespace, name) {
-			return refuse(assay.Denied, fmt.Errorf("host %s may run %s, not %s/%s", cmp.Or(h.Name, h.ID), strings.Join(h.Covers, " "), w.Namespace, name),
-				fmt.Sprintf("join the host with a token made by: assay token create --cover %s/%s", w.Namespace, name))
-		}
+	if err := m.mayRun(h, w); err != nil {
+		return nil, err
 	}
 	if old, ok := m.catalog.Workload(w.ID); ok {
 		if old.Host != h.ID {
@@ -55,19 +52,43 @@ func (m *model) admit(h *host, w *assay.Workload, seen map[string]bool) (stale [
 		return refuse(assay.Unavailable, fmt.Errorf("host %s has %d workloads already", h.ID, h.running), "run it on another host")
 	}
 	for _, a := range w.Addrs {
-		if !slices.ContainsFunc(h.Prefixes, func(p netip.Prefix) bool { return p.Contains(a) }) {
-			return refuse(assay.Denied, fmt.Errorf("address %s is not of host %s, which has %v", a, h.ID, h.Prefixes), "")
-		}
 		owner, taken := m.owner[a]
 		if !taken || owner == w.ID {
 			continue
 		}
 		if other, ok := m.catalog.Workload(owner); ok && (other.Host != h.ID || seen[owner]) {
-			return refuse(assay.Conflict, fmt.Errorf("address %s belongs to workload %s", a, owner), "report that one gone first")
+			cause := fmt.Errorf("address %s belongs to workload %s", a, owner)
+			if h.Node != "" {
+				return nil, tooEarly{cause} // a platform gives addresses to the next one fast
+			}
+			return refuse(assay.Conflict, cause, "report that one gone first")
 		}
 		stale = append(stale, owner)
 	}
 	return stale, nil
+}
+
+// mayRun decides whether w is one that its host may speak for: by what the host's token
+// covers, or, of a node, by what the platform says of the pod.
+func (m *model) mayRun(h *host, w *assay.Workload) error {
+	if h.Node != "" {
+		return m.vouched(h, w)
+	}
+	refuse := func(cause error, remedy string) error {
+		return &assay.Error{Kind: assay.Denied, Op: "take workload " + w.ID, Err: cause, Remedy: remedy}
+	}
+	for _, name := range []string{w.Name, w.Service} {
+		if name != "" && !covers(h.Covers, w.Namespace, name) {
+			return refuse(fmt.Errorf("host %s may run %s, not %s/%s", cmp.Or(h.Name, h.ID), strings.Join(h.Covers, " "), w.Namespace, name),
+				fmt.Sprintf("join the host with a token made by: assay token create --cover %s/%s", w.Namespace, name))
+		}
+	}
+	for _, a := range w.Addrs {
+		if !slices.ContainsFunc(h.Prefixes, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			return refuse(fmt.Errorf("address %s is not of host %s, which has %v", a, h.ID, h.Prefixes), "")
+		}
+	}
+	return nil
 }
 
 // setWorkload takes a workload that was admitted.

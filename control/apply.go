@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -19,18 +20,20 @@ import (
 
 // Who owns an object: one never changes the other's.
 const (
-	fromApply  = "apply"  // people, with `assay apply`
-	fromFolder = "folder" // the folder that control watches
+	fromApply   = "apply"   // people, with `assay apply`
+	fromFolder  = "folder"  // the folder that control watches
+	fromCluster = "cluster" // people, at the API server
 )
 
 // intent is what people declared, as objects. Its lock makes one change at a time
 // and is held while the store is written.
 type intent struct {
-	mu      sync.Mutex
-	shown   sync.Mutex // guards what follows; never held for long, inside mu
-	objects map[store.Key]store.Object
-	broken  error     // why the folder, or what is stored, is not in effect
-	since   time.Time // of broken
+	mu       sync.Mutex
+	shown    sync.Mutex // guards what follows; never held for long, inside mu
+	objects  map[store.Key]store.Object
+	problems map[store.Key]string // objects that have no effect, and why
+	broken   error                // why the folder, or what is stored, is not in effect
+	since    time.Time            // of broken
 }
 
 func (in *intent) list() []store.Object {
@@ -60,6 +63,13 @@ func (in *intent) broke(err error, now time.Time) bool {
 	return news
 }
 
+// unsound returns the objects that have no effect, and why.
+func (in *intent) unsound() map[store.Key]string {
+	in.shown.Lock()
+	defer in.shown.Unlock()
+	return in.problems // replaced, never changed
+}
+
 func (in *intent) status() (since time.Time, cause error) {
 	in.shown.Lock()
 	defer in.shown.Unlock()
@@ -73,6 +83,9 @@ func compareKeys(a, b store.Key) int {
 // loadIntent puts what is stored into effect. An object that this release no
 // longer takes is left out and shown, so that the rest works.
 func (c *Control) loadIntent(ctx context.Context) error {
+	if c.cfg.Cluster != nil {
+		return nil // Follow brings it
+	}
 	list, err := c.store.ListObjects(ctx, store.Key{})
 	if err != nil {
 		return err
@@ -113,6 +126,11 @@ func (c *Control) effect(in discovery.Intent) error {
 	return c.model.setIntent(in)
 }
 
+// elsewhere refuses what is declared to a platform's API server.
+func elsewhere(op, remedy string) error {
+	return &assay.Error{Kind: assay.Conflict, Op: op, Err: errors.New("this mesh is a cluster's: what the API server has is in effect"), Remedy: remedy}
+}
+
 // storedFile is a file that translates to a stored object again.
 func storedFile(o store.Object) discovery.File {
 	return discovery.File{Name: "stored " + o.Key().String(), YAML: o.Spec}
@@ -130,6 +148,9 @@ type plan struct {
 // plan reads files and works out what they change. Files that do not name an
 // object leave it as it is, unless prune removes what the source owns.
 func (c *Control) plan(source string, files []discovery.File, prune bool) (*plan, error) {
+	if c.cfg.Cluster != nil {
+		return nil, elsewhere("apply", "kubectl apply -f FILE")
+	}
 	if c.cfg.Translate == nil {
 		return nil, &assay.Error{Kind: assay.Unavailable, Op: "apply", Err: errors.New("this control takes no intent")}
 	}
@@ -190,6 +211,9 @@ func invalid(err error) error {
 }
 
 func owner(source string) string {
+	if source == fromCluster {
+		return "the API server"
+	}
 	if source == fromFolder {
 		return "the folder that control watches"
 	}
@@ -250,6 +274,9 @@ func (c *Control) apply(ctx context.Context, db *store.DB, source string, files 
 // remove removes one object of intent.
 func (c *Control) remove(ctx context.Context, key store.Key) error {
 	op := "delete " + key.String()
+	if c.cfg.Cluster != nil {
+		return elsewhere(op, "kubectl delete "+strings.ToLower(key.Kind)+" -n "+key.Namespace+" "+key.Name)
+	}
 	if c.cfg.Translate == nil {
 		return &assay.Error{Kind: assay.Unavailable, Op: op, Err: errors.New("this control takes no intent")}
 	}

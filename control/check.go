@@ -47,6 +47,13 @@ func (c *Control) checkSelf() []assay.Finding {
 		out = append(out, assay.Finding{Time: since, Kind: "intent-not-in-effect", Subject: cmp.Or(c.cfg.Intent, "stored intent"), Detail: cut(err.Error(), 4000),
 			Remedy: "correct it; " + c.instead()})
 	}
+	for key, problem := range c.intent.unsound() {
+		out = append(out, assay.Finding{Kind: "intent-not-in-effect", Subject: key.String(), Detail: cut(problem, 4000), Remedy: "correct it; everything else is in effect"})
+	}
+	if !c.model.following() {
+		out = append(out, assay.Finding{Kind: "cluster-not-heard", Subject: "control", Detail: "the API server has not told yet what there is: no host is served, and what they know goes on",
+			Remedy: "see that control reaches the API server, and may list and watch what it needs"})
+	}
 	return out
 }
 

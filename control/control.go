@@ -34,9 +34,12 @@ type Config struct {
 	Data        string              // folder for the lock, the authority and the embedded store; made when it is not there
 	Store       string              // URL, see package store; "": an embedded one in Data
 	TrustDomain string              // of a new mesh ("": assay.local); of an old one the same, or empty
-	Network     Network             // zero: DefaultNetwork
+	Network     Network             // zero: DefaultNetwork, and none in a cluster
 	Intent      string              // folder of intent that is watched; "" for none
 	Translate   discovery.Translate // reads intent; nil: Apply is refused
+	// Cluster makes nodes of a platform the hosts of this mesh; nil: they join with tokens.
+	// Whoever watches the platform tells Follow; intent is what it says.
+	Cluster *Cluster
 	// Lease is how long the workloads of a host whose stream is down stay ready. 0
 	// means 30 s.
 	Lease time.Duration
@@ -93,7 +96,7 @@ const localHost = "local"
 // everything. The caller calls Close, after Run and all Serve methods have
 // returned.
 func Open(ctx context.Context, cfg Config) (_ *Control, err error) {
-	if cfg.Network == (Network{}) {
+	if cfg.Network == (Network{}) && cfg.Cluster == nil {
 		cfg.Network = DefaultNetwork
 	}
 	if cfg.Lease == 0 {
@@ -199,6 +202,9 @@ func (c *Control) load(ctx context.Context) error {
 	}
 	m := newModel(c.authority.TrustDomain(), c.cfg.Network, epoch, c.cfg.Lease, c.now, c.behind)
 	c.model = m
+	if c.cfg.Cluster != nil {
+		m.cluster = newClusterView()
+	}
 	c.behind.numbered, c.behind.released, c.behind.services = m.allocated, m.released, c.cfg.Network.services()
 	now := c.now()
 	hosts, err := c.store.ListHosts(ctx)
@@ -262,7 +268,7 @@ func (c *Control) load(ctx context.Context) error {
 	m.publish()
 	for key := range m.vips {
 		if m.snapshot.get("service/"+key) == nil {
-			c.behind.vip(key, false)
+			m.number(key, false)
 		}
 	}
 	return nil
@@ -334,6 +340,7 @@ func (c *Control) tick(ctx context.Context) error {
 		case <-c.rotateSoon:
 		}
 		c.model.tick()
+		c.forgetNodes(ctx)
 		var e identity.Event = identity.Tick{}
 		if c.authority.Waiting() {
 			e = identity.Acknowledged{Least: c.model.leastAcknowledged()}

@@ -15,7 +15,8 @@
 // It trusts a host with the host's own workloads and nothing else: a host's
 // certificate names the host, its join token says which namespaces and services
 // it may run, its prefixes say which addresses, and what is outside is refused
-// and recorded.
+// and recorded. In a cluster it trusts a node with the pods that the platform says run
+// there, as the platform has them.
 //
 // Invariants: an address belongs to one workload at a time; a resource in the
 // snapshot is never changed, only replaced under a higher version; what is queued
@@ -34,7 +35,7 @@
 //
 // Tour: control.go (the role), model.go (what is known: admit.go, idle.go,
 // remembered.go), publish.go and snapshot.go (versions and deltas), sync.go (a host's
-// stream), hosts.go (join, renew, issue), access.go, peers.go and refuse.go (who calls
+// stream), hosts.go (join, renew, issue), cluster.go (nodes and pods of a platform), access.go, peers.go and refuse.go (who calls
 // and may), operator.go (what people call), apply.go and folder.go (intent), list.go
 // (what people see; package api has the documents), edges.go, check.go, rotate.go
 // (certificates over time), persist.go (the store behind), holder.go (one control for a

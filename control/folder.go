@@ -63,6 +63,9 @@ func (c *Control) followFolder(ctx context.Context, dir string) {
 
 // instead says what is in effect when intent is not.
 func (c *Control) instead() string {
+	if c.cfg.Cluster != nil {
+		return "what was before is in effect"
+	}
 	if c.cfg.Intent == "" {
 		return "the rest of it is in effect"
 	}

@@ -22,6 +22,9 @@ func (c *Control) Join(ctx context.Context, req *api.JoinRequest) (*api.JoinResp
 	fail := func(kind assay.Kind, err error, remedy string) (*api.JoinResponse, error) {
 		return nil, &assay.Error{Kind: kind, Op: "join", Err: err, Remedy: remedy}
 	}
+	if c.cfg.Cluster != nil {
+		return c.joinNode(ctx, req)
+	}
 	k := callOf(ctx)
 	token, err := assay.ParseJoinToken(req.GetToken())
 	if err != nil {
@@ -71,6 +74,54 @@ func (c *Control) Join(ctx context.Context, req *api.JoinRequest) (*api.JoinResp
 	c.model.consumed(spent)
 	c.inventory(cert, "", id, "")
 	return c.joined(id, cert), nil
+}
+
+// maxBearer bounds a service account's token; they have about 1 KiB.
+const maxBearer = 16 << 10
+
+// joinNode exchanges the token of a node's agent and a request for the certificate of that
+// node's host. It may be repeated with another key: whoever has the token is the node.
+func (c *Control) joinNode(ctx context.Context, req *api.JoinRequest) (*api.JoinResponse, error) {
+	k := callOf(ctx)
+	k.who, k.subject = "a service account's token", cut(req.GetHostName(), 253)
+	if n := len(req.GetToken()); n == 0 || n > maxBearer {
+		return nil, &assay.Error{Kind: assay.Invalid, Op: "join", Err: fmt.Errorf("a token of %d bytes", n), Remedy: "hosts of this mesh are nodes, which join with their agent's service account token"}
+	}
+	if !c.model.following() {
+		return nil, &assay.Error{Kind: assay.Unavailable, Op: "join", Err: errors.New("the API server has not told control yet what there is"), Remedy: "try again"}
+	}
+	bearer, err := c.cfg.Cluster.Bearer(ctx, req.GetToken())
+	if err != nil {
+		return nil, err
+	}
+	node, err := c.model.nodeOf(bearer)
+	if err != nil {
+		return nil, err
+	}
+	id := nodeID(node)
+	k.who = "the agent of node " + node
+	cert, err := c.authority.IssueHost(req.GetCsr(), id)
+	if err != nil {
+		return nil, err
+	}
+	now := c.now()
+	h, ok := c.model.host(id)
+	if !ok {
+		h = store.Host{Host: assay.Host{ID: id}, Joined: now}
+	}
+	h.Node, h.Name, h.Seen = node, node, now
+	if err := c.storeFor(ctx, "host "+id+" ("+node+")").PutHost(ctx, h); err != nil {
+		return nil, err
+	}
+	c.model.setHost(h)
+	c.inventory(cert, "", id, "")
+	return c.joined(id, cert), nil
+}
+
+// nodeID names the host that a node is.
+func nodeID(node string) string {
+	sum := sha256.Sum256([]byte(node))
+	return "node-" + hex.EncodeToString(sum[:8])
 }
 
 // hostID names a host after its token and key.
@@ -148,9 +199,15 @@ func (m *model) mayIssue(hostID, id string) (*assay.Workload, error) {
 		return nil, &assay.Error{Kind: assay.NotFound, Op: op, Err: errors.New("it was not reported, or not yet"), Remedy: "report the workload and wait until it is accepted"}
 	case w.Host != hostID:
 		return nil, &assay.Error{Kind: assay.Denied, Op: op, Err: fmt.Errorf("it runs on another host")}
-	case !covers(h.Covers, w.Namespace, w.Name) || w.Service != "" && !covers(h.Covers, w.Namespace, w.Service):
-		return nil, &assay.Error{Kind: assay.Denied, Op: op, Err: fmt.Errorf("the host may run %s, not %s/%s", strings.Join(h.Covers, " "), w.Namespace, w.Name),
-			Remedy: fmt.Sprintf("join the host with a token made by: assay token create --cover %s/%s", w.Namespace, w.Name)}
+	case m.cluster != nil && !m.cluster.told:
+		return w, nil // it was asked when it was reported, and a restart of control is no reason to end it
+	}
+	err := m.mayRun(h, w)
+	if early, ok := errors.AsType[tooEarly](err); ok {
+		return nil, &assay.Error{Kind: assay.NotFound, Op: op, Err: early, Remedy: "try again when the API server says so"}
+	}
+	if denied, ok := errors.AsType[*assay.Error](err); ok {
+		return nil, &assay.Error{Kind: denied.Kind, Op: op, Err: denied.Err, Remedy: denied.Remedy}
 	}
 	return w, nil
 }

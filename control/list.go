@@ -179,6 +179,7 @@ func (c *Control) listPolicies() []item {
 // listObjects lists the objects of intent of one kind, with what became of them.
 func (c *Control) listObjects(kind string) []item {
 	_, broken := c.intent.status()
+	unsound := c.intent.unsound()
 	var out []item
 	for _, o := range c.intent.list() {
 		if o.Kind != kind {
@@ -189,7 +190,11 @@ func (c *Control) listObjects(kind string) []item {
 		if broken != nil && o.Source == fromFolder {
 			v.Status.Problem = "the folder has changed since and is not in effect: " + broken.Error()
 		}
-		c.model.routeStatus(&v)
+		if problem := unsound[o.Key()]; problem != "" {
+			v.Status = api.ObjectStatus{Problem: problem}
+		} else {
+			c.model.routeStatus(&v)
+		}
 		out = append(out, item{o.Namespace, o.Name, v, ""})
 	}
 	return out

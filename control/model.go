@@ -40,6 +40,7 @@ type model struct {
 	changed     chan struct{} // capacity 1: something was touched and is not published
 
 	mu       sync.Mutex
+	cluster  *clusterView // nil outside of a cluster
 	catalog  *discovery.Catalog
 	snapshot *snapshot
 	hosts    map[string]*host
@@ -135,6 +136,7 @@ func (m *model) tick() {
 		}
 	}
 	m.snapshot.prune(least)
+	m.waitedLong(now)
 	m.publish()
 }
 
@@ -190,6 +192,7 @@ func (m *model) removeHost(id string) bool {
 		h.session.cancel(errors.New("the host was removed"))
 	}
 	delete(m.hosts, id)
+	m.stopWaiting(id)
 	m.snapshot.remove(hostKey(id))
 	m.publish()
 	return true

@@ -10,7 +10,8 @@ import (
 )
 
 // Network is the mesh's address plan. Every address in it is meshed or nothing: a
-// proxy never dials one in plaintext.
+// proxy never dials one in plaintext. The zero value is that of a mesh whose workloads and
+// services come with addresses of their own, as those of a cluster do.
 type Network struct {
 	Workloads4 netip.Prefix // hosts get /24s of it
 	Workloads6 netip.Prefix // hosts get /80s of it
@@ -33,6 +34,9 @@ const (
 )
 
 func (n Network) validate() error {
+	if n == (Network{}) {
+		return nil
+	}
 	list := n.prefixes()
 	for i, p := range list {
 		limit, family := 30, "IPv4"
@@ -55,6 +59,9 @@ func (n Network) validate() error {
 }
 
 func (n Network) prefixes() []netip.Prefix {
+	if n == (Network{}) {
+		return nil
+	}
 	return []netip.Prefix{n.Workloads4, n.Workloads6, n.Services4, n.Services6}
 }
 

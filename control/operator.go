@@ -119,6 +119,9 @@ func (c *Control) CreateToken(ctx context.Context, req *api.CreateTokenRequest) 
 	fail := func(err error, remedy string) (*api.CreateTokenResponse, error) {
 		return nil, &assay.Error{Kind: assay.Invalid, Op: "create a token", Err: err, Remedy: remedy}
 	}
+	if c.cfg.Cluster != nil {
+		return fail(errors.New("hosts of this mesh are nodes, which join with their agent's service account token"), "run the agent on the node")
+	}
 	list := req.GetCovers()
 	callOf(ctx).subject = cut(strings.Join(list, " "), 1000)
 	if len(list) == 0 || len(list) > 100 {

@@ -66,10 +66,10 @@ func (m *model) publish() {
 	}
 	for _, key := range ch.RemovedServices {
 		m.snapshot.remove("service/" + key)
-		m.behind.vip(key, false)
+		m.number(key, false)
 	}
 	for _, key := range ch.Pending {
-		m.behind.vip(key, true)
+		m.number(key, true)
 	}
 	for i := range ch.Namespaces {
 		n := &ch.Namespaces[i]
@@ -94,6 +94,13 @@ func (m *model) publish() {
 	m.noteIdle()
 	for s := range m.sessions {
 		s.wake()
+	}
+}
+
+// number asks for a service's number, from which its addresses follow, or gives it back.
+func (m *model) number(key string, want bool) {
+	if m.network != (Network{}) {
+		m.behind.vip(key, want)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -15,12 +16,13 @@ import (
 	"assay.dev/store"
 )
 
-// metaRefused is the certificates of operators that were taken back.
+// metaRefused is the certificates that were taken back.
 const metaRefused = "control/refused-certificates"
 
 // refusedCertificates are serial numbers and when each certificate ends by itself. The
-// map is replaced, never changed. Hosts need none: they are removed as a whole, and
-// workloads' certificates are answered for by their hosts.
+// map is replaced, never changed. Hosts that joined with a token need none: they are removed
+// as a whole, and none gets the ID of another. Nodes are named by people, so the next of a name
+// would be the last one's. Workloads' certificates are answered for by their hosts.
 type refusedCertificates struct {
 	atomic.Pointer[map[string]time.Time]
 }
@@ -77,6 +79,11 @@ func (c *Control) refuseCertificate(ctx context.Context, serial string) error {
 	default:
 		return &assay.Error{Kind: assay.Invalid, Op: op, Err: errors.New("it is not an operator's"), Remedy: "end the workload, or remove its host"}
 	}
+	return c.refuseCertificates(ctx, c.storeFor(ctx, "certificate "+serial+" of "+cert.Subject), cert)
+}
+
+// refuseCertificates takes certificates back.
+func (c *Control) refuseCertificates(ctx context.Context, db *store.DB, certs ...store.Certificate) error {
 	c.refusing.Lock()
 	defer c.refusing.Unlock()
 	list := maps.Clone(c.refused.list())
@@ -85,16 +92,25 @@ func (c *Control) refuseCertificate(ctx context.Context, serial string) error {
 	}
 	now := c.now()
 	maps.DeleteFunc(list, func(_ string, ends time.Time) bool { return ends.Before(now) })
-	list[serial] = cert.NotAfter
+	for _, cert := range certs {
+		list[cert.Serial] = cert.NotAfter
+	}
 	raw, err := json.Marshal(list)
 	if err != nil {
 		return err
 	}
-	if err := c.storeFor(ctx, "certificate "+serial+" of "+cert.Subject).PutMeta(ctx, metaRefused, raw); err != nil {
+	if err := db.PutMeta(ctx, metaRefused, raw); err != nil {
 		return err
 	}
 	c.refused.Store(&list)
 	return nil
+}
+
+// certificatesOf returns the certificates of a subject that have not ended.
+func (m *model) certificatesOf(subject string) []store.Certificate {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.certs[subject])
 }
 
 // certificate finds one that was issued and has not ended.

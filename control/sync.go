@@ -119,12 +119,17 @@ func (m *model) join(s *session, hello *api.HostHello) (*api.Welcome, error) {
 	if h == nil {
 		return nil, unknownHost(s.host)
 	}
+	if m.cluster != nil && !m.cluster.told {
+		// Without services and pods, a snapshot would tell proxies that there are none.
+		return nil, &assay.Error{Kind: assay.Unavailable, Op: "sync host " + s.host, Err: errors.New("the API server has not told control yet what there is"), Remedy: "go on with what is known; see that control reaches the API server"}
+	}
+	m.stopWaiting(s.host)
 	if h.session != nil {
 		h.session.cancel(errReplaced)
 		delete(m.sessions, h.session)
 	}
 	h.session, h.Ready, h.Seen = s, true, m.now()
-	if name != "" {
+	if name != "" && h.Node == "" {
 		h.Name = name
 	}
 	h.Advertise, h.Advertise6 = advertise, advertise6
@@ -157,6 +162,7 @@ func (m *model) leave(s *session) {
 	if h == nil || h.session != s {
 		return
 	}
+	m.stopWaiting(s.host)
 	h.session, h.Ready, h.away, h.Seen = nil, false, m.now(), m.now()
 	m.behind.host(h.Host)
 	m.publishHost(h)
@@ -322,16 +328,13 @@ func (m *model) take(s *session, msg *api.HostUpdate) error {
 	}
 	switch u := msg.GetUpdate().(type) {
 	case *api.HostUpdate_WorkloadUp:
-		w, err := u.WorkloadUp.Noun()
-		if err != nil {
-			err = &assay.Error{Kind: assay.Invalid, Op: "take workload", Err: err}
+		if w, err := u.WorkloadUp.Noun(); err == nil {
+			m.report(h, s, &w)
 		} else {
-			err = m.workloadUp(h, s, &w)
-		}
-		if err != nil {
-			m.refuse(s, u.WorkloadUp.GetId(), err)
+			m.refuse(s, u.WorkloadUp.GetId(), &assay.Error{Kind: assay.Invalid, Op: "take workload", Err: err})
 		}
 	case *api.HostUpdate_WorkloadGone:
+		m.waitNoMore(s, u.WorkloadGone)
 		if w, ok := m.catalog.Workload(u.WorkloadGone); ok && w.Host == s.host {
 			m.removeWorkload(u.WorkloadGone)
 			m.behind.workload(u.WorkloadGone, nil)
@@ -379,14 +382,30 @@ func (m *model) take(s *session, msg *api.HostUpdate) error {
 	return nil // a kind of a newer host's is passed over
 }
 
-func (m *model) workloadUp(h *host, s *session, w *assay.Workload) error {
+// report takes what a host says of a workload, refuses it, or keeps it until the platform
+// knows of it.
+func (m *model) report(h *host, s *session, w *assay.Workload) {
 	stale, err := m.admit(h, w, s.seen)
+	if _, early := errors.AsType[tooEarly](err); early {
+		s.seen[w.ID] = true
+		m.wait(s, w, err)
+		return
+	}
+	if m.cluster != nil {
+		delete(m.cluster.waiting, w.ID)
+	}
 	if err != nil {
-		return err
+		m.refuse(s, w.ID, err)
+		return
 	}
 	for _, id := range stale {
 		m.removeWorkload(id)
 		m.behind.workload(id, nil)
+	}
+	if h.Node != "" {
+		known := *w
+		known.Labels = m.cluster.pods[w.ID].Labels
+		w = &known
 	}
 	s.seen[w.ID] = true
 	m.setWorkload(w)
@@ -399,7 +418,6 @@ func (m *model) workloadUp(h *host, s *session, w *assay.Workload) error {
 	delete(s.refused, w.ID)
 	m.publishSoon()
 	s.wake()
-	return nil
 }
 
 // maxRefused bounds the refusals that wait for a stream; a host that does not

@@ -15,14 +15,23 @@ import (
 // Host is a machine that has joined.
 type Host struct {
 	assay.Host
+	// Node is its name in the platform of which it is a node, as Kubernetes has them; ""
+	// for a host that joined with a token of ours.
+	Node   string    `json:"node,omitempty"`
 	Joined time.Time `json:"joined"`
 	Seen   time.Time `json:"seen,omitzero"` // when its stream was last up
+}
+
+// hostRecord is what the column record holds of a host.
+type hostRecord struct {
+	assay.Host
+	Node string `json:"node,omitempty"`
 }
 
 // PutHost stores a host under its ID, whole. Joined is kept from the first time.
 func (db *DB) PutHost(ctx context.Context, h Host) error {
 	op := "store host " + h.ID
-	record, err := encode(op, h.ID, h.Host)
+	record, err := encode(op, h.ID, hostRecord{h.Host, h.Node})
 	if err != nil {
 		return err
 	}
@@ -44,8 +53,9 @@ func (db *DB) ListHosts(ctx context.Context) ([]Host, error) {
 			if err := rows.Scan(&record, &joined, &seen); err != nil {
 				return h, err
 			}
-			h.Joined, h.Seen = fromMicros(joined), fromMicros(seen)
-			return h, json.Unmarshal([]byte(record), &h.Host)
+			var r hostRecord
+			err = json.Unmarshal([]byte(record), &r)
+			return Host{Host: r.Host, Node: r.Node, Joined: fromMicros(joined), Seen: fromMicros(seen)}, err
 		}, `SELECT record, joined, seen FROM host ORDER BY id`)
 		return err
 	})

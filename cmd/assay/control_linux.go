@@ -23,6 +23,8 @@ import (
 type controlFlags struct {
 	data, listen, config, store, trustDomain, socket, viewers string
 	lease, leafLife                                           time.Duration
+	kubernetes                                                bool
+	kubeconfig, namespace                                     string
 }
 
 // controlCommand runs control alone, for the hosts of a mesh.
@@ -33,6 +35,11 @@ func controlCommand() *cobra.Command {
 		Short: "Run the control of a mesh: identity, discovery, intent",
 		Long: `Control keeps what is declared and what runs, serves it to the agents of all hosts,
 and signs their workloads' certificates. Hosts join with a token (assay token create).
+
+With --kubernetes its hosts are the nodes of a cluster: their agents join with the tokens of
+their service account, services and pods are those of the API server, and people declare
+routes and the rest there.
+
 It stops at SIGTERM; connections of workloads do not need it.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -47,6 +54,10 @@ It stops at SIGTERM; connections of workloads do not need it.`,
 	flags.StringVar(&f.trustDomain, "trust-domain", "", "trust domain of a new mesh (default: assay.local)")
 	flags.StringVar(&f.socket, "socket", defaultSocket(), "unix socket for the operators of this machine")
 	flags.StringVar(&f.viewers, "viewers", "", "group whose members may look through --socket")
+	flags.BoolVar(&f.kubernetes, "kubernetes", false, "be the control of a Kubernetes cluster")
+	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "how to reach its API server (default: as the pod that this runs in)")
+	flags.StringVar(&f.namespace, "namespace", "assay-system", "the mesh's own namespace there, with the agents' service account")
+	c.MarkFlagsMutuallyExclusive("kubernetes", "config")
 	flags.DurationVar(&f.lease, "lease", 30*time.Second, "how long the workloads of a host that is away stay ready")
 	flags.DurationVar(&f.leafLife, "leaf-life", identity.WorkloadLife, "how long workloads' certificates live; renewed at half of it")
 	return c
@@ -59,10 +70,18 @@ func runControl(ctx context.Context, f controlFlags, log *slog.Logger) (err erro
 			return err
 		}
 	}
-	c, err := control.Open(ctx, control.Config{
+	cfg := control.Config{
 		Data: f.data, Store: f.store, TrustDomain: f.trustDomain, Intent: f.config, Translate: kube.Translate,
 		Lease: f.lease, LeafLife: f.leafLife, Viewers: viewers, Log: log,
-	})
+	}
+	var platform *kubernetes
+	if f.kubernetes {
+		if platform, err = openKubernetes(f.kubeconfig, f.namespace, log); err != nil {
+			return err
+		}
+		cfg.Cluster = &control.Cluster{Bearer: platform.bearer}
+	}
+	c, err := control.Open(ctx, cfg)
 	if err != nil && ctx.Err() != nil {
 		return nil // asked to end while another control held the store
 	}
@@ -88,6 +107,9 @@ func runControl(ctx context.Context, f controlFlags, log *slog.Logger) (err erro
 	group.Go(func() error { return c.Run(ctx) })
 	group.Go(func() error { return c.ServeOperators(ctx, operators) })
 	group.Go(func() error { return c.ServeRemote(ctx, remote) })
+	if platform != nil {
+		group.Go(func() error { return platform.run(ctx, c) })
+	}
 	log.Info("control is ready", "trust-domain", c.TrustDomain(), "hosts", remote.Addr().String(), "socket", f.socket, "data", f.data)
 	return group.Wait()
 }

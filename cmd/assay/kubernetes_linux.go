@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+
+	"assay.dev/control"
+	"assay.dev/kube/cluster"
+	"assay.dev/kube/review"
+	"assay.dev/store"
+)
+
+// What agents are in a cluster.
+const (
+	agentAccount  = "assay-agent"
+	agentAudience = "assay"
+)
+
+// kubernetes is what control has of an API server: it translates between the words of
+// package kube and those of package control, which do not know each other.
+type kubernetes struct {
+	watcher  *cluster.Watcher
+	reviewer *review.Reviewer
+	log      *slog.Logger
+	missing  []string // kinds of configuration that the API server does not have
+}
+
+func openKubernetes(kubeconfig, namespace string, log *slog.Logger) (*kubernetes, error) {
+	config, err := cluster.Config(kubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	reviewer, err := review.New(config, agentAudience, namespace, agentAccount)
+	if err != nil {
+		return nil, err
+	}
+	return &kubernetes{watcher: cluster.New(config, log), reviewer: reviewer, log: log}, nil
+}
+
+// bearer is control.Cluster's.
+func (k *kubernetes) bearer(ctx context.Context, token string) (control.Bearer, error) {
+	h, err := k.reviewer.Review(ctx, token)
+	return control.Bearer(h), err
+}
+
+// run tells control what the API server says, until ctx ends.
+func (k *kubernetes) run(ctx context.Context, c *control.Control) error {
+	err := k.watcher.Run(ctx, func(ch cluster.Changes) error { return c.Follow(k.changes(&ch)) })
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func (k *kubernetes) changes(ch *cluster.Changes) control.ClusterChanges {
+	out := control.ClusterChanges{
+		RemovedServices: ch.RemovedServices, RemovedPods: ch.RemovedPods, Nodes: ch.Nodes, RemovedNodes: ch.RemovedNodes,
+	}
+	for i := range ch.Services {
+		s := &ch.Services[i]
+		if len(s.Ports) == 0 { // a name outside of the cluster
+			out.RemovedServices = append(out.RemovedServices, s.Key())
+			continue
+		}
+		out.Services = append(out.Services, control.Placed{DeclaredService: s.DeclaredService, Places: s.Places})
+	}
+	for i := range ch.Pods {
+		p := &ch.Pods[i]
+		out.Pods = append(out.Pods, control.Pod{
+			UID: p.UID, Namespace: p.Namespace, Account: p.Account, Node: p.Node, Addrs: p.Addrs, Labels: p.Labels, HostNetwork: p.HostNetwork,
+		})
+	}
+	if ch.Configuration != nil {
+		out.Declared = k.declared(ch.Configuration)
+	}
+	return out
+}
+
+func (k *kubernetes) declared(g *cluster.Configuration) *control.Declared {
+	if !slices.Equal(g.Missing, k.missing) {
+		k.missing = g.Missing
+		k.log.Info("the API server does not have all kinds of configuration", "missing", g.Missing)
+	}
+	out := &control.Declared{Intent: g.Intent, Problems: map[store.Key]string{}}
+	for i := range g.Objects {
+		o := &g.Objects[i]
+		out.Objects = append(out.Objects, store.Object{
+			Kind: o.Kind, Namespace: o.Namespace, Name: o.Name, Spec: o.Manifest, Generation: o.Generation, Created: o.Created.UTC(),
+		})
+	}
+	for _, p := range g.Problems {
+		out.Problems[store.Key{Kind: p.Kind, Namespace: p.Namespace, Name: p.Name}] = p.Text
+	}
+	return out
+}

@@ -1,0 +1,468 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"assay.dev"
+	"assay.dev/discovery"
+	"assay.dev/store"
+)
+
+// A cluster is a platform that knows hosts and workloads by itself, as Kubernetes does: its
+// nodes are the mesh's hosts, its pods the workloads. A node speaks for the pods that the
+// platform says run on it, and for no other.
+
+// Cluster says how nodes of a platform join.
+type Cluster struct {
+	// Bearer says whose agent holds a token that a host shows in place of a join token. It
+	// asks the platform. Denied: it is not an agent's.
+	Bearer func(ctx context.Context, token string) (Bearer, error)
+}
+
+// Bearer is an agent that has shown its token.
+type Bearer struct {
+	Node string // its node; "" where the token does not say
+	Pod  string // the UID of its pod, by which the node is known then
+}
+
+// Pod is what a platform says of a workload that runs, or is about to.
+type Pod struct {
+	UID       string
+	Namespace string
+	Account   string
+	Node      string
+	Addrs     []netip.Addr // none yet: the node has not told the platform
+	Labels    map[string]string
+	// HostNetwork pods have their node's addresses; nobody can speak for them.
+	HostNetwork bool
+}
+
+// Placed is a service and where its clients may be sent.
+type Placed struct {
+	discovery.DeclaredService
+	Places []discovery.Place
+}
+
+// ClusterChanges is what differs from what Follow was told before; at the first time it
+// is everything.
+type ClusterChanges struct {
+	Services        []Placed
+	RemovedServices []string // keys
+	Pods            []Pod
+	RemovedPods     []string // UIDs
+	Nodes           []string
+	RemovedNodes    []string
+	Declared        *Declared // all that people declared, when any of it differs; else nil
+}
+
+// Declared is what people declared to a platform beside services.
+type Declared struct {
+	Intent   discovery.Intent
+	Objects  []store.Object       // whole, with Created and Generation
+	Problems map[store.Key]string // why an object has no effect
+}
+
+// clusterView is what a platform has said. The model's lock guards it.
+type clusterView struct {
+	told     bool            // everything there is has been told once
+	pods     map[string]*Pod // by UID
+	at       map[netip.Addr]map[string]bool
+	nodes    map[string]bool
+	services map[string][]netip.Addr // their addresses, by key
+	vips     map[netip.Addr]string   // the same, the other way round
+	waiting  map[string]*waiting     // reports that are too early, by workload
+}
+
+func newClusterView() *clusterView {
+	return &clusterView{
+		pods: map[string]*Pod{}, at: map[netip.Addr]map[string]bool{}, nodes: map[string]bool{},
+		services: map[string][]netip.Addr{}, vips: map[netip.Addr]string{}, waiting: map[string]*waiting{},
+	}
+}
+
+// setPod adds or replaces a pod; nil removes it.
+func (v *clusterView) setPod(uid string, p *Pod) {
+	if old := v.pods[uid]; old != nil {
+		for _, a := range old.Addrs {
+			if delete(v.at[a], uid); len(v.at[a]) == 0 {
+				delete(v.at, a)
+			}
+		}
+		delete(v.pods, uid)
+	}
+	if p == nil {
+		return
+	}
+	v.pods[uid] = p
+	for _, a := range p.Addrs {
+		if v.at[a] == nil {
+			v.at[a] = map[string]bool{}
+		}
+		v.at[a][uid] = true
+	}
+}
+
+func (v *clusterView) setService(key string, addrs []netip.Addr) {
+	for _, a := range v.services[key] {
+		if v.vips[a] == key {
+			delete(v.vips, a)
+		}
+	}
+	delete(v.services, key)
+	if len(addrs) == 0 {
+		return
+	}
+	v.services[key] = addrs
+	for _, a := range addrs {
+		v.vips[a] = key
+	}
+}
+
+// tooEarly is why a report cannot be taken yet: what the platform says may change, and
+// then it is looked at again.
+type tooEarly struct{ error }
+
+// vouched decides whether the platform's word is what the agent of a node says of a pod.
+func (m *model) vouched(h *host, w *assay.Workload) error {
+	v := m.cluster
+	deny := func(format string, args ...any) error {
+		return &assay.Error{Kind: assay.Denied, Op: "take workload " + w.ID, Err: fmt.Errorf(format, args...)}
+	}
+	if v == nil {
+		return deny("it is of node %s, and this control is not one of a cluster", h.Node)
+	}
+	p := v.pods[w.ID]
+	switch {
+	case p == nil:
+		return tooEarly{errors.New("the API server knows of no such pod that has not ended")}
+	case p.Node != h.Node:
+		return deny("the pod is on node %s, and node %s speaks for it", p.Node, h.Node)
+	case p.HostNetwork:
+		return deny("the pod has its node's network")
+	case w.Namespace != p.Namespace || w.Name != p.Account:
+		return deny("the pod is of namespace %s and service account %s, not %s/%s", p.Namespace, p.Account, w.Namespace, w.Name)
+	case w.Service != "":
+		return deny("which services a pod is part of is not its node's to say")
+	case len(w.Addrs) == 0:
+		return deny("it has no address")
+	}
+	for _, a := range w.Addrs {
+		if slices.Contains(p.Addrs, a) {
+			continue
+		}
+		if !a.IsGlobalUnicast() {
+			return deny("%s is no pod's address", a)
+		}
+		if len(p.Addrs) > 0 {
+			return tooEarly{fmt.Errorf("the pod's addresses are %v, not %s", p.Addrs, a)}
+		}
+		if owner := v.ownedBy(a, p); owner != "" {
+			return tooEarly{fmt.Errorf("%s is the address of %s", a, owner)}
+		}
+	}
+	return nil
+}
+
+// ownedBy says who has an address that the node of a pod claims for it, "" when nobody
+// has. Of the pods of one node the node itself knows best which have ended.
+func (v *clusterView) ownedBy(a netip.Addr, p *Pod) string {
+	if key := v.vips[a]; key != "" {
+		return "service " + key
+	}
+	for _, uid := range slices.Sorted(maps.Keys(v.at[a])) {
+		if other := v.pods[uid]; uid != p.UID && (other.Node != p.Node || other.HostNetwork) {
+			return "pod " + uid + " on node " + other.Node
+		}
+	}
+	return ""
+}
+
+// Follow takes in what the platform says. It never waits for anybody but the store.
+func (c *Control) Follow(ch ClusterChanges) error {
+	if c.model.cluster == nil {
+		return &assay.Error{Kind: assay.Internal, Op: "follow the cluster", Err: errors.New("this control is not one of a cluster")}
+	}
+	if ch.Declared != nil {
+		c.declare(ch.Declared)
+	}
+	if c.model.follow(&ch) {
+		c.log.Info("the API server has told everything", "services", len(ch.Services), "pods", len(ch.Pods), "nodes", len(ch.Nodes))
+	}
+	return nil
+}
+
+// declare puts into effect what people declared to the platform. What is not sound as a
+// whole leaves the last in effect.
+func (c *Control) declare(d *Declared) {
+	c.intent.mu.Lock()
+	defer c.intent.mu.Unlock()
+	objects := make(map[store.Key]store.Object, len(d.Objects))
+	now := c.now()
+	for _, o := range d.Objects {
+		o.Source, o.Changed = fromCluster, now
+		if was, ok := c.intent.get(o.Key()); ok && was.Generation == o.Generation && was.Created.Equal(o.Created) {
+			o.Changed = was.Changed
+		} else if !ok && !c.model.following() {
+			o.Changed = o.Created // before this control began, nobody knows when
+		}
+		objects[o.Key()] = o
+	}
+	c.intent.shown.Lock()
+	c.intent.objects, c.intent.problems = objects, d.Problems
+	c.intent.shown.Unlock()
+	err := c.effect(d.Intent)
+	if c.intent.broke(err, now) && err != nil {
+		c.log.Error("intent is not in effect; "+c.instead(), "err", err)
+	}
+}
+
+// following reports whether the platform has been heard.
+func (m *model) following() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.cluster == nil || m.cluster.told
+}
+
+// follow takes in changes; first reports whether they were the first.
+func (m *model) follow(ch *ClusterChanges) (first bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	v := m.cluster
+	suspects := map[string]bool{} // workloads about which something has changed
+	note := func(addrs []netip.Addr) {
+		for _, a := range addrs {
+			if id, ok := m.owner[a]; ok {
+				suspects[id] = true
+			}
+		}
+	}
+	for _, n := range ch.Nodes {
+		v.nodes[n] = true
+	}
+	for _, n := range ch.RemovedNodes {
+		delete(v.nodes, n)
+	}
+	for i := range ch.Services {
+		s := &ch.Services[i]
+		v.setService(s.Key(), s.ClusterIPs)
+		m.catalog.SetPlaced(s.DeclaredService, s.Places)
+		note(s.ClusterIPs)
+	}
+	for _, key := range ch.RemovedServices {
+		v.setService(key, nil)
+		m.catalog.RemovePlaced(key)
+	}
+	for i := range ch.Pods {
+		p := &ch.Pods[i]
+		v.setPod(p.UID, p)
+		suspects[p.UID] = true
+		note(p.Addrs)
+	}
+	for _, uid := range ch.RemovedPods {
+		v.setPod(uid, nil)
+		suspects[uid] = true
+	}
+	if first = !v.told; first {
+		v.told = true
+		for _, w := range m.catalog.Workloads() {
+			suspects[w.ID] = true
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(suspects)) {
+		m.suspect(id)
+	}
+	m.tryWaiting()
+	m.publish()
+	return first
+}
+
+// suspect looks again at a workload about which the platform has said something new: it is
+// withdrawn when that contradicts its node. A pod that is gone contradicts nobody.
+func (m *model) suspect(id string) {
+	w, ok := m.catalog.Workload(id)
+	if !ok {
+		return
+	}
+	h := m.hosts[w.Host]
+	if h == nil || h.Node == "" {
+		return
+	}
+	err := m.vouched(h, w)
+	if err == nil {
+		if p := m.cluster.pods[id]; !maps.Equal(p.Labels, w.Labels) {
+			other := *w
+			other.Labels = p.Labels
+			m.setWorkload(&other)
+			m.behind.workload(id, &other)
+		}
+		return
+	}
+	m.removeWorkload(id)
+	m.behind.workload(id, nil)
+	if m.cluster.pods[id] == nil {
+		return
+	}
+	m.findingLocked(assay.Finding{Kind: "workload-withdrawn", Subject: id, Detail: cut(fmt.Sprintf("host %s (%s): %v", h.ID, h.Name, err), 1000),
+		Remedy: "the API server does not say what the node's agent said; if that lasts, look at the node"})
+	if h.session != nil {
+		m.wait(h.session, w, err)
+	}
+}
+
+// waiting is a report that is too early.
+type waiting struct {
+	session *session
+	w       *assay.Workload
+	cause   error
+	since   time.Time
+	refused bool // the host has been told
+}
+
+// waitFor is how long a host waits for an answer about a pod that the platform does not
+// know. It is looked at again after that, too.
+const waitFor = 10 * time.Second
+
+// wait keeps a report for later. What the host said of the workload before counts no more
+// when it had other addresses.
+func (m *model) wait(s *session, w *assay.Workload, cause error) {
+	if old, ok := m.catalog.Workload(w.ID); ok && !slices.Equal(old.Addrs, w.Addrs) {
+		m.removeWorkload(w.ID)
+		m.behind.workload(w.ID, nil)
+	}
+	n := &waiting{session: s, w: w, cause: cause, since: m.now()}
+	if old := m.cluster.waiting[w.ID]; old != nil && old.session == s {
+		n.since, n.refused = old.since, old.refused
+	}
+	if m.cluster.waiting[w.ID] == nil && m.waitingOf(s) >= maxRunning {
+		m.refuse(s, w.ID, &assay.Error{Kind: assay.Unavailable, Op: "take workload " + w.ID, Err: fmt.Errorf("%d others of host %s wait to be known", maxRunning, s.host)})
+		return
+	}
+	m.cluster.waiting[w.ID] = n
+}
+
+func (m *model) waitingOf(s *session) (n int) {
+	for _, x := range m.cluster.waiting {
+		if x.session == s {
+			n++
+		}
+	}
+	return n
+}
+
+// tryWaiting looks again at what waits.
+func (m *model) tryWaiting() {
+	for _, id := range slices.Sorted(maps.Keys(m.cluster.waiting)) {
+		n := m.cluster.waiting[id]
+		if h := m.hosts[n.session.host]; h != nil && h.session == n.session {
+			m.report(h, n.session, n.w)
+		}
+	}
+}
+
+// waitedLong tells hosts what has waited for too long, once.
+func (m *model) waitedLong(now time.Time) {
+	if m.cluster == nil {
+		return
+	}
+	m.tryWaiting() // addresses become free
+	for _, n := range m.cluster.waiting {
+		if !n.refused && now.Sub(n.since) >= waitFor {
+			n.refused = true
+			m.refuse(n.session, n.w.ID, &assay.Error{Kind: assay.Denied, Op: "take workload " + n.w.ID, Err: n.cause,
+				Remedy: "it is taken as soon as the API server says so; see kubectl get pod -o wide"})
+		}
+	}
+}
+
+// waitNoMore forgets what waits of a workload that has gone.
+func (m *model) waitNoMore(s *session, id string) {
+	if m.cluster == nil {
+		return
+	}
+	if n := m.cluster.waiting[id]; n != nil && n.session == s {
+		delete(m.cluster.waiting, id)
+	}
+}
+
+// stopWaiting forgets what waits of a host.
+func (m *model) stopWaiting(host string) {
+	if m.cluster != nil {
+		maps.DeleteFunc(m.cluster.waiting, func(_ string, n *waiting) bool { return n.session.host == host })
+	}
+}
+
+// nodeOf returns the node whose agent a bearer is, if the platform has told of it.
+func (m *model) nodeOf(b Bearer) (string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	v := m.cluster
+	node := b.Node
+	if node == "" {
+		p := v.pods[b.Pod]
+		if p == nil {
+			return "", &assay.Error{Kind: assay.Denied, Op: "join", Err: errors.New("the token is bound to no node, and to no pod that is known to run"), Remedy: "mount a projected service account token into the agent's pod"}
+		}
+		node = p.Node
+	}
+	if !v.nodes[node] {
+		return "", &assay.Error{Kind: assay.Unavailable, Op: "join", Err: fmt.Errorf("the API server has not told of node %s yet", node), Remedy: "try again"}
+	}
+	return node, nil
+}
+
+// goneNodes returns the hosts whose nodes are gone.
+func (m *model) goneNodes() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []string
+	if m.cluster == nil || !m.cluster.told {
+		return nil
+	}
+	for id, h := range m.hosts {
+		if h.Node != "" && !m.cluster.nodes[h.Node] {
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
+// forgetNodes removes the hosts whose nodes are gone. With the store away it is tried
+// again.
+func (c *Control) forgetNodes(ctx context.Context) {
+	for _, id := range c.model.goneNodes() {
+		if err := c.forgetNode(ctx, id); err != nil && ctx.Err() == nil {
+			c.log.Error("the host of a node that is gone stays", "host", id, "err", err)
+		}
+	}
+}
+
+func (c *Control) forgetNode(ctx context.Context, id string) error {
+	h, ok := c.model.host(id)
+	if !ok {
+		return nil
+	}
+	line := store.Audit{Time: c.now(), Who: "the API server", Role: "cluster", Call: "Delete", Subject: "host " + id + " (" + h.Name + ")", Outcome: "ok"}
+	// The next node of this name is another machine.
+	certs := c.model.certificatesOf(assay.Infrastructure(c.authority.TrustDomain(), "host", id).String())
+	if err := c.refuseCertificates(ctx, c.store, certs...); err != nil {
+		return err
+	}
+	err := c.behind.alone(id, func() error {
+		_, err := c.store.Audited(line).DeleteHost(ctx, id)
+		if err == nil {
+			c.model.removeHost(id)
+		}
+		return err
+	})
+	if err == nil {
+		c.model.audited(line)
+		c.log.Info("a node is gone, and its host with it", "host", id, "node", h.Node)
+	}
+	return err
+}
