@@ -86,8 +86,10 @@ const (
 )
 
 // ReasonEgress is why a connection to outside that a rule allows is not under mutual
-// TLS; ReasonOutside that of one that no rule mentions.
+// TLS; ReasonOutside that of one that no rule mentions, or from outside; ReasonProbe that
+// of the kubelet's questions whether a pod lives.
 const (
+	ReasonProbe   = "probe"
 	ReasonOutside = "outside"
 	ReasonEgress  = "egress"
 )

@@ -25,6 +25,7 @@ type Agent struct {
 	outbox    *outbox
 	upgrading chan struct{} // slots for upgrades
 	spans     *spans        // nil: none are sent
+	kubelet   kubelet
 	unlogged  atomic.Uint64 // requests that an access log lacks
 	untraced  atomic.Uint64 // spans that the collector lacks
 	meshing   sync.Mutex    // one pod begins at a time
@@ -54,6 +55,7 @@ type Agent struct {
 	connected bool
 	relay     netip.AddrPort // of names, when the host needs one
 	inUse     map[netip.Addr]bool
+	addresses []netip.Addr // the host's own, where pods are probed
 }
 
 // workloads are those of the host, and the goroutines of all.
@@ -116,6 +118,7 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.OTLP != "" {
 		a.spans = newSpans(cfg.OTLP, &a.untraced)
 	}
+	a.kubelet.port = cfg.Kubelet
 	a.workloads.m = map[string]*workload{}
 	a.view.Store(&view{})
 	return a, nil
@@ -182,6 +185,9 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 			a.log.Error("adopted proxies are not upgraded", "err", err)
 		}
 	})
+	if a.cfg.Kubelet != 0 {
+		g.Go(func() { a.watchAddresses(serving) })
+	}
 	g.Go(func() { a.relayNames(serving, loopbackResolver()) })
 	g.Go(func() { failed <- a.serve(serving, sock) })
 	g.Go(func() { a.settle(serving) })

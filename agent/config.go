@@ -78,6 +78,9 @@ type Config struct {
 	Last bool
 	// Pods knows the pods of this host. nil: there are none, and network plugins are told so.
 	Pods PodSource
+	// Kubelet is the port on which this host's kubelet listens. 0: there is none, and
+	// nobody probes pods.
+	Kubelet uint16
 	// Build is told to control.
 	Build string
 	// Log takes what a person should know (discarded).

@@ -26,6 +26,7 @@ type Pod struct {
 	Labels    map[string]string
 	Ports     []uint16     // that it declares
 	Addrs     []netip.Addr // of its own, in its namespace
+	Probes    []uint16     // those at which the kubelet asks whether it lives
 	Sandbox   string       // the runtime's name of what holds the namespace; another one follows if it dies
 	NetNS     string       // a path of the namespace
 	Link      string       // its link ("eth0")
@@ -33,10 +34,11 @@ type Pod struct {
 
 // given is what a record holds of a pod.
 type given struct {
-	Sandbox  string `json:"sandbox,omitempty"`
-	NetNS    string `json:"netns"`
-	Link     string `json:"link"`
-	Released bool   `json:"released,omitempty"`
+	Sandbox  string   `json:"sandbox,omitempty"`
+	NetNS    string   `json:"netns"`
+	Link     string   `json:"link"`
+	Probes   []uint16 `json:"probes,omitempty"`
+	Released bool     `json:"released,omitempty"`
 }
 
 var (
@@ -105,6 +107,9 @@ func (a *Agent) podIn(ctx context.Context, ns *netns.Namespace, p Pod) (*workloa
 			return nil, err
 		}
 	}
+	if a.cfg.Kubelet != 0 {
+		a.lookAtAddresses()
+	}
 	rec, err := a.reservePod(p)
 	if err != nil {
 		ns.Close()
@@ -163,7 +168,7 @@ func (a *Agent) reservePod(p Pod) (record, error) {
 		a.inUse[x] = true
 	}
 	return record{
-		Boot: a.boot, Number: state.LastNumber, Given: &given{Sandbox: p.Sandbox, NetNS: p.NetNS, Link: p.Link},
+		Boot: a.boot, Number: state.LastNumber, Given: &given{Sandbox: p.Sandbox, NetNS: p.NetNS, Link: p.Link, Probes: p.Probes},
 		Workload: assay.Workload{
 			ID: p.ID, Namespace: p.Namespace, Name: p.Account, Service: p.Service, Host: state.HostID, Zone: a.cfg.Zone,
 			Identity: assay.Identity{TrustDomain: state.TrustDomain, Namespace: p.Namespace, Account: p.Account},

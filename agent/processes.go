@@ -12,23 +12,13 @@ import (
 // inNamespace holds all processes in a network namespace but except. The namespace
 // is held by the caller, so its inode is nobody else's.
 func inNamespace(inode uint64, except ...int) []*attest.Process {
-	dir, err := os.Open("/proc")
-	if err != nil {
-		return nil
-	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return nil
-	}
 	want := fmt.Sprintf("net:[%d]", inode)
 	var list []*attest.Process
-	for _, name := range names {
-		pid, err := strconv.Atoi(name)
-		if err != nil || slices.Contains(except, pid) || pid == os.Getpid() {
+	for _, pid := range pids() {
+		if slices.Contains(except, pid) || pid == os.Getpid() {
 			continue
 		}
-		link := "/proc/" + name + "/ns/net"
+		link := fmt.Sprintf("/proc/%d/ns/net", pid)
 		if got, err := os.Readlink(link); err != nil || got != want {
 			continue
 		}
@@ -42,6 +32,22 @@ func inNamespace(inode uint64, except ...int) []*attest.Process {
 			continue
 		}
 		list = append(list, p)
+	}
+	return list
+}
+
+// pids are the processes that this namespace of processes has.
+func pids() (list []int) {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	names, _ := dir.Readdirnames(-1)
+	for _, name := range names {
+		if pid, err := strconv.Atoi(name); err == nil {
+			list = append(list, pid)
+		}
 	}
 	return list
 }

@@ -162,6 +162,9 @@ func (w *workload) configuration(withListeners bool) (link.Configure, []int, err
 	for _, a := range w.a.state.Addresses {
 		gateways = append(gateways, a.Gateway())
 	}
+	if w.given {
+		gateways = append(gateways, w.a.addresses...)
+	}
 	w.a.mu.Unlock()
 	names := w.a.dns()
 	cfg := &w.a.cfg
@@ -183,6 +186,9 @@ func (w *workload) configuration(withListeners bool) (link.Configure, []int, err
 		Config:      w.a.view.Load().config(w.rec.Workload.Namespace),
 		AgentSocket: w.a.socketPath(), OwnMark: cfg.OwnMark, ReturnMark: cfg.ReturnMark,
 		MeshPrefixes: mesh, Gateways: gateways, DNS: names, CertificateWait: cfg.CertificateWait, Zone: cfg.Zone,
+	}
+	if w.given {
+		c.Probes = w.rec.Given.Probes
 	}
 	if cfg.Last {
 		c.AgentSocket = ""
@@ -232,6 +238,12 @@ func (s *session) receive(ctx context.Context, g *sync.WaitGroup) error {
 			default:
 				s.refuse(m.ID, errors.New("another request of this proxy is being answered"))
 			}
+		case link.KindProbe:
+			var p link.Probe
+			if err := m.Decode(&p); err != nil {
+				return err
+			}
+			s.probed(m.ID, p)
 		case link.KindAck:
 			var ack link.Ack
 			if err := m.Decode(&ack); err != nil {

@@ -20,6 +20,7 @@ const (
 	KindTable       Kind = "table"       // Table, with the mapping's descriptor
 	KindBundle      Kind = "bundle"      // Bundle
 	KindCertificate Kind = "certificate" // Certificate: the answer to a CSR
+	KindProbed      Kind = "probed"      // Probed: the answer to a probe
 	KindRenew       Kind = "renew"       // empty: make a new key and send a CSR (the artifacts changed)
 	KindWatch       Kind = "watch"       // Watch: which requests to tell of
 	KindReportNow   Kind = "report-now"  // empty: send a Report with the same ID
@@ -35,6 +36,7 @@ const (
 	KindHello   Kind = "hello"   // Hello, with the listeners when it was orphaned
 	KindReady   Kind = "ready"   // empty: accepting
 	KindCSR     Kind = "csr"     // CSR
+	KindProbe   Kind = "probe"   // Probe: asks whether a client is the host's kubelet
 	KindAck     Kind = "ack"     // Ack: after each services, table, bundle; the kernel lets through what is acknowledged
 	KindReport  Kind = "report"  // Report
 	KindFinding Kind = "finding" // assay.Finding
@@ -73,10 +75,13 @@ type Configure struct {
 	// MeshPrefixes are the networks in which every address is meshed or nothing: an
 	// address in one of them that is not in the table is refused, not dialled.
 	MeshPrefixes []netip.Prefix `json:"meshPrefixes"`
-	// Gateways are the host's own addresses in these networks, from which its
-	// processes reach their workloads. They are nobody's of the mesh.
+	// Gateways are the host's own addresses, from which its processes reach their
+	// workloads. They are nobody's of the mesh.
 	Gateways []netip.Addr `json:"gateways,omitempty"`
-	DNS      DNS          `json:"dns"`
+	// Probes are the workload's ports at which the host's kubelet asks in plaintext
+	// whether it lives.
+	Probes []uint16 `json:"probes,omitempty"`
+	DNS    DNS      `json:"dns"`
 	// Zone is where the workload's host is; endpoints in the same one are preferred.
 	Zone string `json:"zone,omitempty"`
 	// CertificateWait bounds how long a mesh connection waits for the first
@@ -115,6 +120,17 @@ type Table struct {
 type Bundle struct {
 	Version uint64   `json:"version"`
 	Roots   [][]byte `json:"roots"`
+}
+
+// Probe asks who holds the host's end of a connection from one of its own addresses.
+type Probe struct {
+	Client netip.AddrPort `json:"client"`
+	Server netip.AddrPort `json:"server"` // as dialled
+}
+
+// Probed says whether the kubelet does.
+type Probed struct {
+	Kubelet bool `json:"kubelet"`
 }
 
 // CSR asks for a certificate for a fresh key.

@@ -216,6 +216,12 @@ func (a *agent) handle(ctx context.Context, conn *link.Conn, m *link.Message) er
 			return errors.New("certificate: came before the configuration")
 		}
 		p.creds.answer(m.ID, c)
+	case link.KindProbed:
+		var is link.Probed
+		if err := m.Decode(&is); err != nil {
+			return err
+		}
+		p.probes.answer(m.ID, is.Kubelet)
 	case link.KindRenew:
 		p.creds.kick()
 	case link.KindWatch:

@@ -66,6 +66,9 @@ func (i *inbound) serve() error {
 	if err := i.identify(); err != nil {
 		return err
 	}
+	if i.mayProbe() && i.p.isProbe(i.ctx, i.remote, i.dst) {
+		return i.pass(assay.ReasonProbe)
+	}
 	mesh, err := i.sniff()
 	switch {
 	case err != nil:
@@ -285,6 +288,11 @@ func (i *inbound) plaintext(first []byte) error {
 			return i.serveGuestHTTP2()
 		}
 	}
+	return i.pass(assay.ReasonOutside)
+}
+
+// pass carries plaintext to the application as it is.
+func (i *inbound) pass(reason string) error {
 	if i.app == nil {
 		if err := i.dial(); err != nil {
 			return err
@@ -293,7 +301,7 @@ func (i *inbound) plaintext(first []byte) error {
 	app := i.app
 	stop := context.AfterFunc(i.ctx, func() { abort(app) })
 	defer stop()
-	series := i.p.rec.Series(i.key(assay.ReasonOutside))
+	series := i.p.rec.Series(i.key(reason))
 	series.Opened(i.accepted)
 	series.Begin()
 	ok := i.p.splice(app, i.conn, series)

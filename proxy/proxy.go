@@ -37,14 +37,15 @@ type Proxy struct {
 	build   string
 	started time.Time
 
-	snap  atomic.Pointer[snapshot]
-	creds *credentials
-	peers *peers
-	agent *agent
-	rec   *golden.Recorder
-	names *dns.Server
-	known *egress.Names // of addresses outside
-	shown remotes
+	snap   atomic.Pointer[snapshot]
+	creds  *credentials
+	peers  *peers
+	agent  *agent
+	probes probes
+	rec    *golden.Recorder
+	names  *dns.Server
+	known  *egress.Names // of addresses outside
+	shown  remotes
 	// What is watched, nil for nothing, and what was seen.
 	watches atomic.Pointer[watches]
 	watcher *watcher

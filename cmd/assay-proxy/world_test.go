@@ -88,6 +88,10 @@ type workload struct {
 	life     time.Duration
 	renewAt  func(notAfter time.Time) time.Time
 	identity assay.Identity // what certificates say; usually its own
+	// probes and nodes are configured; kubelet says who is one. nil: nothing is answered.
+	probes  []uint16
+	nodes   []netip.Addr
+	kubelet func(link.Probe) bool
 	// published, when set, is who the mesh believes to be at its addresses.
 	published assay.Identity
 	reports   map[uint64]chan link.Report
@@ -313,6 +317,15 @@ func (m *workload) follow(conn *link.Conn, first bool) {
 			m.mu.Lock()
 			msg.Decode(&m.ack)
 			m.mu.Unlock()
+		case link.KindProbe:
+			var p link.Probe
+			msg.Decode(&p)
+			m.mu.Lock()
+			is := m.kubelet
+			m.mu.Unlock()
+			if is != nil {
+				conn.Send(link.KindProbed, msg.ID, link.Probed{Kubelet: is(p)})
+			}
 		case link.KindCSR:
 			var csr link.CSR
 			msg.Decode(&csr)
@@ -342,6 +355,7 @@ func (m *workload) configure(conn *link.Conn, first bool) {
 	c := link.Configure{
 		Workload: m.ID, Identity: m.Identity, Addrs: m.Addrs, AgentSocket: m.sock.Addr().String(),
 		OwnMark: ownMark, ReturnMark: returnMark, MeshPrefixes: meshPrefixes, DNS: link.DNS{Domain: "mesh.test"},
+		Probes: m.probes, Gateways: m.nodes,
 	}
 	m.w.mu.Lock()
 	c.Config = m.w.settings
