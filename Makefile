@@ -20,7 +20,7 @@ build: ## bin/assay, bin/assay-proxy and the demo's bin/bank
 	cd examples/bank && $(GO) build -trimpath -o $(BIN)/bank .
 
 .PHONY: test
-test: packages build lint ## everything that this machine can run, end-to-end suites too
+test: packages build lint $(TOOLS)/helm ## everything that this machine can run, end-to-end suites too
 	cd examples/bank && $(GO) test -race ./...
 	$(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v -e /test/ -e /test$$ -e /bench)
 	test/e2e.sh
@@ -76,9 +76,20 @@ generate: $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-go-grpc ## the gRPC code fr
 	PATH=$(TOOLS):$$PATH protoc -I api --go_out=api --go_opt=paths=source_relative \
 		--go-grpc_out=api --go-grpc_opt=paths=source_relative api/assay.proto
 
+.PHONY: chart
+chart: $(TOOLS)/helm ## what is generated for Kubernetes (go generate), and the Helm chart's tests
+	$(GO) generate ./kube/install
+	$(GO) test ./kube/install
+
 .PHONY: clean
 clean: ## remove bin/
 	rm -rf $(BIN)
+
+# Helm has a go.mod of its own: it is large, and nothing else needs it.
+$(TOOLS)/helm: tools/helm/go.mod
+	@mkdir -p $(TOOLS)
+	cd tools/helm && GOBIN=$(TOOLS) $(GO) install tool
+	@touch $@
 
 $(TOOLS)/%: tools/go.mod
 	@mkdir -p $(TOOLS)

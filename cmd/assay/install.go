@@ -153,6 +153,7 @@ API is not touched.`,
 	f.StringVar(&r.Namespace, "namespace", installation.DefaultNamespace, "namespace of the mesh itself")
 	f.BoolVar(&r.Purge, "purge", false, "also the authority's keys, and the definitions of Assay's kinds with every object of theirs")
 	f.DurationVar(&r.Drain, "drain", 30*time.Second, "how long connections through the proxies may go on")
+	f.BoolVar(&r.NodesOnly, "nodes-only", false, "release every pod, clean the nodes, and leave the objects: before helm uninstall")
 	f.BoolVar(&r.Force, "force", false, "go on when a node could not be cleaned: its pods lose their connections when their certificates end")
 	f.DurationVar(&timeout, "timeout", 5*time.Minute, "end after this time, with what is still waited for")
 	return c

@@ -147,6 +147,7 @@ type ServiceMonitorSpec struct {
 type MonitoredEndpoint struct {
 	Port        string       `json:"port"`
 	Path        string       `json:"path,omitempty"`
+	HonorLabels bool         `json:"honorLabels,omitempty"` // ours, of the workload, not the agent's
 	Relabelings []Relabeling `json:"relabelings,omitempty"`
 }
 
@@ -169,7 +170,7 @@ func serviceMonitor(o *Options) *ServiceMonitor {
 		TypeMeta: metav1.TypeMeta{APIVersion: "monitoring.coreos.com/v1", Kind: "ServiceMonitor"}, ObjectMeta: meta(o, AgentName, "agent"),
 		Spec: ServiceMonitorSpec{
 			Selector: metav1.LabelSelector{MatchLabels: selector("agent")},
-			Endpoints: []MonitoredEndpoint{{Port: "metrics", Path: "/metrics", Relabelings: []Relabeling{
+			Endpoints: []MonitoredEndpoint{{Port: "metrics", Path: "/metrics", HonorLabels: true, Relabelings: []Relabeling{
 				{SourceLabels: []string{"__meta_kubernetes_pod_node_name"}, TargetLabel: "node"},
 			}}},
 		},

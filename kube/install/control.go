@@ -105,7 +105,9 @@ func controlContainer(o *Options) corev1.Container {
 		Name: "control", Image: o.Image, ImagePullPolicy: corev1.PullPolicy(o.PullPolicy),
 		Command: []string{programs + "/assay"},
 		Args: []string{"control", "--kubernetes",
-			"--data=" + data, fmt.Sprintf("--listen=:%d", ControlPort), "--socket=" + run + "/control.sock", "--trust-domain=" + o.TrustDomain, "--namespace=" + o.Namespace},
+			"--data=" + data, fmt.Sprintf("--listen=:%d", ControlPort), "--trust-domain=" + o.TrustDomain, "--namespace=" + o.Namespace},
+		// Where the operators' socket is, for control and for whoever executes assay in its pod.
+		Env:   []corev1.EnvVar{{Name: "ASSAY_RUNTIME", Value: run}},
 		Ports: []corev1.ContainerPort{{Name: "hosts", ContainerPort: ControlPort, Protocol: corev1.ProtocolTCP}},
 		// It listens when it holds its store.
 		ReadinessProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("hosts")}}, PeriodSeconds: 5},

@@ -136,8 +136,11 @@ type writer struct {
 	used map[string]bool   // limits
 }
 
+// chart is where the Helm chart is.
+const chart = "../../charts/assay"
+
 // TestGenerated writes, with -update, what is made from Go values: the definitions of our
-// kinds.
+// kinds, and the chart's copies of them and of what accounts may do.
 func TestGenerated(t *testing.T) {
 	w := writer{docs: comments(t, "../v1alpha1"), used: map[string]bool{}}
 	for _, k := range kinds {
@@ -152,6 +155,25 @@ func TestGenerated(t *testing.T) {
 			text = text[:i+1]
 		}
 		same(t, filepath.Join("crds", k.plural+".yaml"), text)
+	}
+	definitions, err := Definitions()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []Object
+	for _, d := range definitions {
+		d.Annotations = map[string]string{"helm.sh/resource-policy": "keep"} // with them would go what is declared
+		list = append(list, d)
+	}
+	const header = "# Written by `go generate ./kube/install`.\n"
+	for name, objects := range map[string][]Object{
+		"definitions.yaml": list, "accounts.yaml": accounts(&Options{Namespace: "{{ .Release.Namespace }}"}),
+	} {
+		text, err := YAML(objects)
+		if err != nil {
+			t.Fatal(err)
+		}
+		same(t, filepath.Join(chart, "templates", name), append([]byte(header), text...))
 	}
 	for name := range limits {
 		if !w.used[name] {

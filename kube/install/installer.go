@@ -72,7 +72,7 @@ func (i *Installer) Install(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	if err := i.refuseHelm(ctx, o.Namespace); err != nil {
+	if err := i.refuseHelm(ctx, o.Namespace, "use helm upgrade"); err != nil {
 		return err
 	}
 	for _, object := range objects {
@@ -201,7 +201,7 @@ func (i *Installer) remove(ctx context.Context, kind, namespace, name string) er
 }
 
 // refuseHelm leaves alone what Helm installed: it would take it for its own again.
-func (i *Installer) refuseHelm(ctx context.Context, namespace string) error {
+func (i *Installer) refuseHelm(ctx context.Context, namespace, remedy string) error {
 	u, err := i.in("DaemonSet", namespace).Get(ctx, AgentName, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil
@@ -210,7 +210,7 @@ func (i *Installer) refuseHelm(ctx context.Context, namespace string) error {
 		return i.explain("look for an installation in "+namespace, err)
 	}
 	if release := u.GetAnnotations()["meta.helm.sh/release-name"]; release != "" {
-		return &assay.Error{Kind: assay.Conflict, Op: "change the installation in " + namespace, Err: fmt.Errorf("it is Helm's release %s", release), Remedy: "use helm upgrade"}
+		return &assay.Error{Kind: assay.Conflict, Op: "change the installation in " + namespace, Err: fmt.Errorf("it is Helm's release %s", release), Remedy: remedy}
 	}
 	return nil
 }

@@ -28,6 +28,8 @@ type Removal struct {
 	Namespace string // DefaultNamespace
 	Purge     bool   // the authority, and the definitions of our kinds with all objects of theirs
 	Force     bool   // go on when a node could not be cleaned
+	// NodesOnly ends agents and cleans the nodes, and leaves the objects to whoever made them.
+	NodesOnly bool
 	// Drain is how long a released pod's proxy waits for the connections through it (30 s).
 	Drain time.Duration
 }
@@ -40,16 +42,20 @@ func (i *Installer) Uninstall(ctx context.Context, r Removal) error {
 	if r.Namespace == "" {
 		r.Namespace = DefaultNamespace
 	}
-	if err := i.refuseHelm(ctx, r.Namespace); err != nil {
-		return err
+	if !r.NodesOnly {
+		if err := i.refuseHelm(ctx, r.Namespace, "run it with --nodes-only, and then helm uninstall"); err != nil {
+			return err
+		}
 	}
 	left, err := i.releaseNodes(ctx, r)
 	if err != nil {
 		return err
 	}
-	kept, err := i.removeObjects(ctx, r)
-	if err != nil {
-		return err
+	kept := []string{"every object: agents start again with the next install, or helm upgrade"}
+	if !r.NodesOnly {
+		if kept, err = i.removeObjects(ctx, r); err != nil {
+			return err
+		}
 	}
 	for _, line := range append(left, kept...) {
 		i.say("left: %s", line)
