@@ -51,7 +51,7 @@ func (i *Installer) Uninstall(ctx context.Context, r Removal) error {
 	if err != nil {
 		return err
 	}
-	kept := []string{"every object: agents start again with the next install, or helm upgrade"}
+	kept := []string{"every object; the agents' DaemonSet wants the label " + parked + ", which no node has"}
 	if !r.NodesOnly {
 		if kept, err = i.removeObjects(ctx, r); err != nil {
 			return err
