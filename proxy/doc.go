@@ -32,8 +32,8 @@
 // snapshot.go (what it knows), watch.go (requests that are told), drain.go (its end, and what its successor gets), outbound.go, inbound.go (the steps), sniff.go
 // (waiting for whoever speaks first), peers.go and session.go (sessions with other
 // proxies), pipe.go and splice.go (bytes), http.go (the HTTP/1 engine's two sides),
-// tables.go, decision.go and routed.go (rules of routes, what they say of a request, and
-// what HTTP/1 makes of that), mirror.go
+// tables.go, decision.go, routed.go and routed2.go (rules of routes, what they say of a request,
+// and what HTTP/1 and HTTP/2 make of that), byname.go (those for TLS), mirror.go
 // (copies), guests.go and guests2.go (rules for clients that have no proxy), announce.go and xfcc.go
 // (telling applications who their client is), outside.go (what is not meshed), socket.go (marks, source addresses, original
 // destinations), header.go (the

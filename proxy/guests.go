@@ -56,12 +56,7 @@ func (d *decision) here(o *outbound) *balance.Endpoint {
 	if e := d.kept(o, sp, d.backend); e != nil && e.Addr != o.dst {
 		return nil
 	}
-	for _, e := range sp.endpoints(o.dst.Addr()).Endpoints() {
-		if e.Addr == o.dst {
-			return e
-		}
-	}
-	return nil
+	return sp.at(o.dst)
 }
 
 // End implements http1.Observer. What the application here was asked is counted there.

@@ -273,6 +273,7 @@ func (i *inbound) plaintext(first []byte) error {
 			"run the client in the mesh (assay run), or set the namespace to observe")
 		return &refusal{refusedStrict, nil}
 	}
+	closed := i.protocol == assay.TLS
 	if sp := i.snap.targets[i.dst]; sp != nil && sp.declared != assay.Detect {
 		i.protocol = sp.declared
 	}
@@ -286,6 +287,11 @@ func (i *inbound) plaintext(first []byte) error {
 			return i.serveGuestHTTP(first)
 		case assay.HTTP2:
 			return i.serveGuestHTTP2()
+		}
+		if closed {
+			if done, err := i.byName(); done {
+				return err
+			}
 		}
 	}
 	return i.pass(assay.ReasonOutside)

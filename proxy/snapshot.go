@@ -68,6 +68,16 @@ func (sp *servicePort) endpoints(a netip.Addr) *balance.Set {
 	return sp.v6
 }
 
+// at returns the endpoint with an address, nil when there is none.
+func (sp *servicePort) at(a netip.AddrPort) *balance.Endpoint {
+	for _, e := range sp.endpoints(a.Addr()).Endpoints() {
+		if e.Addr == a {
+			return e
+		}
+	}
+	return nil
+}
+
 func (s *service) port(n uint16) *servicePort {
 	for _, sp := range s.ports {
 		if sp.port == n {

@@ -52,7 +52,7 @@ func (p pieces) Write(b []byte) (int, error) {
 func TestTLSRoutes(t *testing.T) {
 	lab.Require(t, "ip", "nft", "nginx", "curl", "openssl")
 	w := lab.NewWorld(t, lab.Meshed)
-	closed(t, w, "gate", "gate.example")
+	gate := closed(t, w, "gate", "gate.example")
 	closed(t, w, "one", "one.example")
 	closed(t, w, "two", "x.two.example")
 	client := w.Workload(t, "client", lab.Spec{})
@@ -155,8 +155,35 @@ spec: {ports: [{port: 443, appProtocol: tls}], selector: {app: nobody}}
 		}
 		return nil
 	})
-	for _, name := range []string{"one", "two", "bad"} {
+	// A client outside the mesh, here a process of the host itself, that dials the workload follows them, too.
+	guest := func(host string, times int) lab.Result {
+		url := "https://" + host + ":8443/ "
+		return w.Exec(t, append([]string{"curl", "-sSk", "--no-keepalive", "-H", "Connection: close", "--max-time", "10", "--connect-to", fmt.Sprintf("::%s:8443", gate.IPv4)},
+			strings.Fields(strings.Repeat(url, times))...)...)
+	}
+	if r := guest("one.example", 1); r.Stdout != "one for one.example\n" {
+		t.Errorf("a guest that asks for one.example: %q %s", r.Stdout, r.Stderr)
+	}
+	if r := guest("gate.example", 1); r.Code == 0 {
+		t.Errorf("a guest that asks for a name that nobody has is answered %q", r.Stdout)
+	}
+	apply("shared", "gate.example", "[{name: gate, port: 8443}, {name: one, port: 8443}]")
+	lab.Eventually(t, 30*time.Second, "a guest's connections stay and go on, as weights say", func() error {
+		r := guest("gate.example", 40)
+		here, there := strings.Count(r.Stdout, "gate for gate.example\n"), strings.Count(r.Stdout, "one for gate.example\n")
+		if here+there != 40 || here < 5 || there < 5 {
+			return fmt.Errorf("%d stayed and %d went on, of 40: %s", here, there, r.Stderr)
+		}
+		return nil
+	})
+	for _, name := range []string{"one", "two", "bad", "shared"} {
 		w.MustExec(t, w.Mesh.Assay, "delete", "tlsroute", name)
 	}
 	answers("without routes the service answers again", "gate.example", "gate", "gate for gate.example\n")
+	lab.Eventually(t, 30*time.Second, "without routes a guest gets the application", func() error {
+		if r := guest("one.example", 1); r.Stdout != "gate for one.example\n" {
+			return fmt.Errorf("%q %s", r.Stdout, r.Stderr)
+		}
+		return nil
+	})
 }
