@@ -70,7 +70,7 @@ func (d *decision) about(text string) string {
 // refused counts a request that rules refuse.
 func (o *outbound) refused(status int, reason, text string) *http1.Failure {
 	o.p.rec.Refusals.Inc(reason)
-	o.log(&refusal{reason, errors.New(text)})
+	o.log(&refusal{reason, errors.New(text)}, text)
 	return &http1.Failure{Status: status, Reason: reason, Text: text}
 }
 

@@ -35,7 +35,7 @@
 // tables.go, decision.go, routed.go and routed2.go (rules of routes, what they say of a request,
 // and what HTTP/1 and HTTP/2 make of that), byname.go (those for TLS), mirror.go
 // (copies), guests.go and guests2.go (rules for clients that have no proxy), announce.go and xfcc.go
-// (telling applications who their client is), outside.go (what is not meshed), socket.go (marks, source addresses, original
+// (telling applications who their client is), refusals.go (what the log has of them), outside.go (what is not meshed), socket.go (marks, source addresses, original
 // destinations), header.go (the
 // per-stream header).
 package proxy

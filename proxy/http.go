@@ -201,7 +201,7 @@ func (d *dispatcher) failure(err error) error {
 		// Thousands a second, when it is for this that they are there.
 		f.RetryAfter = 1
 	default:
-		d.o.log(r)
+		d.o.log(r, "")
 	}
 	return f
 }
@@ -302,7 +302,7 @@ func (a application) Dial(ctx context.Context, o http1.Origin) (*net.TCPConn, er
 	c, err := a.p.dialApp(ctx, o.Client, o.Target)
 	if err != nil {
 		a.p.rec.Refusals.Inc(refusedApplication)
-		a.p.log.Info("refused", "direction", assay.Inbound, "source", o.Client.String(), "destination", o.Target.String(), "reason", refusedApplication, "error", err)
+		a.p.refusals.add(refused{direction: assay.Inbound, source: o.Client.Addr(), destination: o.Target, reason: refusedApplication}, err)
 	}
 	return c, err
 }

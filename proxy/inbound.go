@@ -391,5 +391,5 @@ func (i *inbound) refuse(err error) {
 	} else {
 		abort(i.conn)
 	}
-	i.p.log.Info("refused", "direction", assay.Inbound, "source", i.remote.String(), "destination", i.dst.String(), "reason", r.reason, "error", r.err)
+	i.p.refusals.add(refused{direction: assay.Inbound, source: i.remote.Addr(), destination: i.dst, reason: r.reason}, r.err)
 }

@@ -478,7 +478,7 @@ func (o *outbound) relay() error {
 	if err != nil {
 		if r, ok := errors.AsType[*refusal](err); ok && r.reason != "" {
 			o.p.rec.Refusals.Inc(r.reason)
-			o.log(r)
+			o.log(r, "")
 		}
 		abort(o.conn)
 	}
@@ -566,13 +566,13 @@ func (o *outbound) refuse(err error) {
 	key := o.key()
 	key.Reason = r.reason
 	o.p.rec.Series(key).Refused(time.Now())
-	o.log(r)
+	o.log(r, "")
 }
 
-func (o *outbound) log(r *refusal) {
+func (o *outbound) log(r *refusal, rule string) {
 	service := ""
 	if o.port != nil {
 		service = o.port.service
 	}
-	o.p.log.Info("refused", "direction", assay.Outbound, "destination", o.dst.String(), "service", service, "reason", r.reason, "error", r.err)
+	o.p.refusals.add(refused{direction: assay.Outbound, destination: o.dst, service: service, reason: r.reason, rule: rule}, r.err)
 }

@@ -47,15 +47,16 @@ type Proxy struct {
 	known  *egress.Names // of addresses outside
 	shown  remotes
 	// What is watched, nil for nothing, and what was seen.
-	watches atomic.Pointer[watches]
-	watcher *watcher
-	http    httpEngines
-	http2   http2Engines
-	guard   guard.Service // of requests to addresses that are no service's
-	pipes   kernelPipes
-	decided guard.Registry
-	mirrors chan struct{} // slots for copies of requests
-	sift    chan struct{} // slots for handshakes as a server
+	watches  atomic.Pointer[watches]
+	watcher  *watcher
+	http     httpEngines
+	http2    http2Engines
+	guard    guard.Service // of requests to addresses that are no service's
+	pipes    kernelPipes
+	decided  guard.Registry
+	refusals refusalLog
+	mirrors  chan struct{} // slots for copies of requests
+	sift     chan struct{} // slots for handshakes as a server
 
 	listeners map[string]int // descriptors by role: what the agent gave, to be handed back
 	accepting atomic.Bool
@@ -96,6 +97,7 @@ func New(conn *link.Conn, o Options) *Proxy {
 		idle:      make(chan struct{}),
 		sooner:    make(chan struct{}, 1),
 	}
+	p.refusals.log = p.log
 	p.snap.Store(&snapshot{})
 	p.guard.Counts = p.decided.Of("")
 	p.known = egress.NewNames(time.Now)
@@ -130,6 +132,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.closeListeners()
 	p.closeSessions(errors.New("proxy ends"))
 	p.wg.Wait()
+	p.refusals.close()
 	p.pipes.closeAll()
 	for _, fd := range p.listeners {
 		unix.Close(fd)

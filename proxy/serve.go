@@ -79,7 +79,7 @@ func (v *served) run() {
 		v.stream.Reset(mux.Unreachable)
 		p.rec.Refusals.Inc(refusedApplication)
 		series.Refused(time.Now())
-		p.log.Info("refused", "direction", assay.Inbound, "peer", v.s.peer.Identity.String(), "destination", v.s.local.String(), "reason", refusedApplication, "error", err)
+		p.refusals.add(refused{direction: assay.Inbound, peer: v.s.peer.Identity.String(), destination: v.s.local, reason: refusedApplication}, err)
 		return
 	}
 	defer app.Close()

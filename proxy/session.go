@@ -112,7 +112,7 @@ func (p *Proxy) handshakeFailed(at fmt.Stringer, err error) {
 	if ok && (reason == mtls.IdentityMismatch || reason == mtls.UnknownAuthority) {
 		p.finding(string(reason), at.String(), err.Error(), e.Remedy())
 	}
-	p.log.Info("handshake", "peer", at.String(), "reason", reason, "error", err)
+	p.refusals.add(refused{message: "handshake", peer: at.String(), reason: string(reason)}, err)
 }
 
 // connectLocal makes a session with this very proxy: a workload may be an endpoint
