@@ -13,7 +13,6 @@ import (
 
 func checkCommand() *cobra.Command {
 	var conn connection
-	var cluster clusterFlags
 	var output, expiry string
 	var pre bool
 	cmd := &cobra.Command{
@@ -28,7 +27,7 @@ when there is anything that is not as it should be.`,
 				return err
 			}
 			if pre {
-				return survey(cmd, &cluster, output)
+				return survey(cmd, &conn.cluster, output)
 			}
 			within, err := parseDays(expiry)
 			if err != nil {
@@ -68,7 +67,6 @@ when there is anything that is not as it should be.`,
 		},
 	}
 	conn.flags(cmd)
-	cluster.flags(cmd)
 	cmd.Flags().BoolVar(&pre, "pre", false, "what the mesh can do in the cluster of --kubeconfig, before it is installed")
 	cmd.Flags().StringVar(&expiry, "expiry", "14d", "report authorities that end within this time")
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")

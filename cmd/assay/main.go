@@ -19,7 +19,7 @@
 //
 // Tour: main.go (root, exit codes), control_linux.go (control alone), up_linux.go
 // (control and agent in one process), demo_linux.go (the bank); operator.go (how a
-// command reaches control), kinds.go and output.go (tables), and a file for each
+// command reaches control), plugin.go (how it does as a plugin of kubectl), kinds.go and output.go (tables), and a file for each
 // command: apply.go, get.go, describe.go, stat.go, edges.go, check.go, token.go,
 // operators.go.
 package main
@@ -122,6 +122,9 @@ Begin with:
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
+	if isPlugin() {
+		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl assay"}
+	}
 	root.AddCommand(hostCommands()...)
 	root.AddCommand(operatorCommands()...)
 	root.AddCommand(versionCommand())

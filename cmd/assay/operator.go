@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"strings"
 	"time"
 
@@ -29,7 +30,7 @@ func operatorCommands() []*cobra.Command {
 	return []*cobra.Command{
 		applyCommand(), deleteCommand(), getCommand(), describeCommand(),
 		statCommand(), edgesCommand(), checkCommand(), tokenCommand(), operatorCommand(), rotateCommand(), tapCommand(),
-		installCommand(), uninstallCommand(),
+		installCommand(), uninstallCommand(), relayCommand(),
 	}
 }
 
@@ -43,11 +44,13 @@ const (
 type connection struct {
 	control       string
 	cert, key, ca string
+	cluster       clusterFlags
 }
 
 func (c *connection) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&c.control, "control", defaultSocket(), "control's socket, or its address HOST:PORT")
+	f.StringVar(&c.control, "control", defaultControl(), "control's socket, its address HOST:PORT, or kubernetes[:NAMESPACE] for the one in a cluster, by kubectl exec")
+	c.cluster.flags(cmd)
 	f.StringVar(&c.cert, "cert", "", "with an address: operator certificate, a PEM file with its chain")
 	f.StringVar(&c.key, "key", "", "with an address: its key, a PEM file")
 	f.StringVar(&c.ca, "ca", "", "with an address: the mesh's roots, a PEM file")
@@ -65,7 +68,16 @@ func (c *connection) open(ctx context.Context) (*operator, error) {
 	var network string
 	var creds credentials.TransportCredentials
 	address, isUnix := strings.CutPrefix(c.control, "unix:")
+	namespace, inPod := podAddress(c.control)
 	switch {
+	case inPod && (c.cert != "" || c.key != "" || c.ca != ""):
+		return nil, &assay.Error{Kind: assay.Invalid, Op: "reach control in the cluster", Err: errors.New("certificates are for addresses; in its pod control knows the caller's uid"),
+			Remedy: "leave out --cert, --key and --ca, or give --control HOST:PORT"}
+	case inPod:
+		if _, err := exec.LookPath("kubectl"); err != nil {
+			return nil, &assay.Error{Kind: assay.NotFound, Op: "reach control in the cluster", Err: err, Remedy: "install kubectl, or give --control HOST:PORT"}
+		}
+		creds = insecure.NewCredentials()
 	case isUnix || strings.Contains(address, "/"):
 		if c.cert != "" || c.key != "" || c.ca != "" {
 			return nil, &assay.Error{Kind: assay.Invalid, Op: "reach control at " + address, Err: errors.New("certificates are for addresses; on its socket control knows the caller's uid"),
@@ -88,6 +100,9 @@ func (c *connection) open(ctx context.Context) (*operator, error) {
 	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(creds),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(largestList)),
 		grpc.WithContextDialer(func(ctx context.Context, to string) (net.Conn, error) {
+			if inPod {
+				return dialPod(&c.cluster, namespace)
+			}
 			return (&net.Dialer{Timeout: dialPatience}).DialContext(ctx, network, to)
 		}))
 	if err != nil {

@@ -34,7 +34,9 @@ import (
 
 var update = flag.Bool("update", false, "write what is into the scripts, instead of comparing")
 
-func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"assay": main}) }
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"assay": main, "kubectl-assay": main})
+}
 
 // TestScripts drives the real command against a real control, one for each script.
 // The clock of that control stands still at 2026-01-02 12:00 UTC, but in the script
