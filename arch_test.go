@@ -55,6 +55,7 @@ var exclusive = []struct {
 	{"database/sql", []string{"store"}, "one door to the database"},
 	{"google.golang.org/grpc", []string{"api", "control", "agent", "cmd/assay", "kube", "test", "bench", "demo"}, "gRPC is for hosts, operators and container runtimes, never for the data plane"},
 	{"github.com/google/nftables", []string{"agent", "proxy", "test"}, "only the agent writes rules (the proxy's tests do too)"},
+	{"github.com/mdlayher/netlink", []string{"agent"}, "as nftables"},
 	{"github.com/vishvananda/netlink", []string{"agent", "proxy", "test", "bench", "cmd/assay", "demo"}, "only the agent makes links"},
 	{"net/http", []string{"agent", "cmd/assay", "test", "bench", "demo", "control"}, "the data plane has engines of its own; a scrape endpoint has not"},
 	{"github.com/spf13/cobra", []string{"cmd/assay"}, "parts are libraries"},

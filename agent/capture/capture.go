@@ -60,11 +60,13 @@ type Capture struct {
 	rules Rules
 	open  map[netip.AddrPort]bool // as installed
 	want  []listing               // as the kernel listed them after Install
-	asks  *nftables.Conn          // for the counters, which are read often; nil until then
+	asks  *netns.Questions        // for the counters, which are read often
 }
 
 // New returns the capture of ns, which it uses but does not close.
-func New(ns *netns.Namespace) *Capture { return &Capture{ns: ns} }
+func New(ns *netns.Namespace) *Capture {
+	return &Capture{ns: ns, asks: netns.QuestionsIn(ns)}
+}
 
 // Install replaces all rules in one transaction, with open as the set of what may be
 // dialled; nil keeps the set as it is. Connections that exist are not touched.
@@ -84,9 +86,9 @@ func (c *Capture) install(r Rules, open map[netip.AddrPort]bool) error {
 	if err := c.ns.Do(func() error { return routes(r.ReturnMark) }); err != nil {
 		return err
 	}
-	conn, err := nftables.New(nftables.WithNetNSFd(c.ns.FD()))
+	conn, err := netns.NFTables(c.ns)
 	if err != nil {
-		return fmt.Errorf("capture: nftables: %w", err)
+		return fmt.Errorf("capture: %w", err)
 	}
 	// Added before it is deleted, so that it need not be there; all of it is one
 	// transaction, so no packet ever meets half of it.
@@ -161,9 +163,9 @@ func (c *Capture) SetOpen(open map[netip.AddrPort]bool) error {
 	if len(add)+len(remove) == 0 {
 		return nil
 	}
-	conn, err := nftables.New(nftables.WithNetNSFd(c.ns.FD()))
+	conn, err := netns.NFTables(c.ns)
 	if err != nil {
-		return fmt.Errorf("capture: nftables: %w", err)
+		return fmt.Errorf("capture: %w", err)
 	}
 	for _, s := range sets(&nftables.Table{Family: nftables.TableFamilyINet, Name: Table}) {
 		if e := elements(s, add); len(e) > 0 {
@@ -240,9 +242,9 @@ func (c *Capture) Refused() (Refused, error) {
 func (c *Capture) Remove(returnMark uint32) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	conn, err := nftables.New(nftables.WithNetNSFd(c.ns.FD()))
+	conn, err := netns.NFTables(c.ns)
 	if err != nil {
-		return fmt.Errorf("capture: nftables: %w", err)
+		return fmt.Errorf("capture: %w", err)
 	}
 	t := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: Table}) // so that there is one
 	conn.DelTable(t)
@@ -250,38 +252,22 @@ func (c *Capture) Remove(returnMark uint32) error {
 		return fmt.Errorf("capture: remove the rules: %w", err)
 	}
 	c.rules, c.open, c.want = Rules{}, nil, nil
-	return errors.Join(c.forget(), c.ns.Do(func() error { return removeRoutes(returnMark) }))
+	return errors.Join(c.asks.Close(), c.ns.Do(func() error { return removeRoutes(returnMark) }))
 }
 
 // Close gives up what Refused keeps open. The rules stay.
 func (c *Capture) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.forget()
-}
-
-func (c *Capture) forget() error {
-	if c.asks == nil {
-		return nil
-	}
-	conn := c.asks
-	c.asks = nil
-	return conn.CloseLasting()
+	return c.asks.Close()
 }
 
 func (c *Capture) refused() (r Refused, err error) {
-	if c.asks == nil {
-		if c.asks, err = nftables.New(nftables.WithNetNSFd(c.ns.FD()), nftables.AsLasting()); err != nil {
-			c.asks = nil
-			return r, fmt.Errorf("capture: nftables: %w", err)
-		}
-	}
-	defer func() {
-		if err != nil {
-			c.forget() // the next one begins anew
-		}
-	}()
-	list, err := c.asks.GetObjects(&nftables.Table{Family: nftables.TableFamilyINet, Name: Table})
+	var list []nftables.Obj
+	err = c.asks.Ask(func(conn *nftables.Conn) (err error) {
+		list, err = conn.GetObjects(&nftables.Table{Family: nftables.TableFamilyINet, Name: Table})
+		return err
+	})
 	if err != nil {
 		return r, fmt.Errorf("capture: list counters: %w", err)
 	}
@@ -305,9 +291,9 @@ type listing struct {
 }
 
 func (c *Capture) list() ([]listing, error) {
-	conn, err := nftables.New(nftables.WithNetNSFd(c.ns.FD()))
+	conn, err := netns.NFTables(c.ns)
 	if err != nil {
-		return nil, fmt.Errorf("capture: nftables: %w", err)
+		return nil, fmt.Errorf("capture: %w", err)
 	}
 	all, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
@@ -340,9 +326,9 @@ func (c *Capture) list() ([]listing, error) {
 }
 
 func (c *Capture) listOpen() (map[netip.AddrPort]bool, error) {
-	conn, err := nftables.New(nftables.WithNetNSFd(c.ns.FD()))
+	conn, err := netns.NFTables(c.ns)
 	if err != nil {
-		return nil, fmt.Errorf("capture: nftables: %w", err)
+		return nil, fmt.Errorf("capture: %w", err)
 	}
 	open := map[netip.AddrPort]bool{}
 	for _, s := range sets(&nftables.Table{Family: nftables.TableFamilyINet, Name: Table}) {
@@ -393,7 +379,7 @@ func compare(a, b string) int {
 
 // Supported reports why the kernel cannot capture in ns, or nil.
 func Supported(ns *netns.Namespace) error {
-	conn, err := nftables.New(nftables.WithNetNSFd(ns.FD()))
+	conn, err := netns.NFTables(ns)
 	if err == nil {
 		_, err = conn.ListTablesOfFamily(nftables.TableFamilyINet)
 	}

@@ -64,9 +64,9 @@ func (m *Meter) Install(cfg Config, link func() (Traffic, error)) error {
 	if cfg.Link == "" || cfg.OwnMark == 0 || len(cfg.Excluded) > maxExcluded {
 		return fmt.Errorf("meter: a link, a mark and at most %d excluded ports are needed", maxExcluded)
 	}
-	conn, err := nftables.New(nftables.WithNetNSFd(m.ns.FD()))
+	conn, err := netns.NFTables(m.ns)
 	if err != nil {
-		return fmt.Errorf("meter: nftables: %w", err)
+		return fmt.Errorf("meter: %w", err)
 	}
 	first, err := m.missing(conn)
 	if err != nil {
@@ -239,9 +239,9 @@ func (m *Meter) older(conn *nftables.Conn, excluded *nftables.Set, first bool, n
 func (m *Meter) Remove() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	conn, err := nftables.New(nftables.WithNetNSFd(m.ns.FD()))
+	conn, err := netns.NFTables(m.ns)
 	if err != nil {
-		return fmt.Errorf("meter: nftables: %w", err)
+		return fmt.Errorf("meter: %w", err)
 	}
 	packets, frames := tables()
 	for _, t := range []*nftables.Table{packets, frames} {
@@ -262,9 +262,9 @@ func (m *Meter) Verify() error {
 	if m.want == nil {
 		return errors.New("meter: no rules installed")
 	}
-	conn, err := nftables.New(nftables.WithNetNSFd(m.ns.FD()))
+	conn, err := netns.NFTables(m.ns)
 	if err != nil {
-		return fmt.Errorf("meter: nftables: %w", err)
+		return fmt.Errorf("meter: %w", err)
 	}
 	got, err := m.list(conn)
 	if err != nil {

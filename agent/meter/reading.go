@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 
+	"assay.dev/agent/netns"
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 )
@@ -76,12 +77,17 @@ func (m *Meter) Read() (*Reading, error) {
 	return m.read()
 }
 
-func (m *Meter) read() (*Reading, error) {
-	conn, err := nftables.New(nftables.WithNetNSFd(m.ns.FD()), nftables.AsLasting())
-	if err != nil {
-		return nil, fmt.Errorf("meter: nftables: %w", err)
-	}
-	defer conn.CloseLasting()
+func (m *Meter) read() (r *Reading, err error) {
+	q := netns.QuestionsIn(m.ns)
+	defer q.Close()
+	err = q.Ask(func(conn *nftables.Conn) (err error) {
+		r, err = readBy(conn)
+		return err
+	})
+	return r, err
+}
+
+func readBy(conn *nftables.Conn) (*Reading, error) {
 	packets, frames := tables()
 	p, err := counters(conn, packets)
 	if err != nil {

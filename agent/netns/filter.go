@@ -25,9 +25,9 @@ const (
 // filter writes both tables in one transaction. The sets are kept, so ports that
 // are allowed stay so.
 func (h *Host) filter() error {
-	c, err := nftables.New()
+	c, err := NFTables(nil)
 	if err != nil {
-		return fmt.Errorf("nftables: %w", err)
+		return err
 	}
 	bridge := c.AddTable(&nftables.Table{Family: nftables.TableFamilyBridge, Name: h.Bridge})
 	for _, s := range h.sets(bridge) {
@@ -56,9 +56,9 @@ func (h *Host) filter() error {
 }
 
 func (h *Host) removeFilter() error {
-	c, err := nftables.New()
+	c, err := NFTables(nil)
 	if err != nil {
-		return fmt.Errorf("nftables: %w", err)
+		return err
 	}
 	for _, f := range []nftables.TableFamily{nftables.TableFamilyBridge, nftables.TableFamilyINet} {
 		// Added first, so that deleting what is not there is no error.
@@ -172,9 +172,9 @@ func (h *Host) Allow(port string, addrs []netip.Addr) error { return h.change(po
 func (h *Host) deny(port string, addrs []netip.Addr) error { return h.change(port, addrs, false) }
 
 func (h *Host) change(port string, addrs []netip.Addr, add bool) error {
-	c, err := nftables.New()
+	c, err := NFTables(nil)
 	if err != nil {
-		return fmt.Errorf("nftables: %w", err)
+		return err
 	}
 	sets := h.sets(&nftables.Table{Family: nftables.TableFamilyBridge, Name: h.Bridge})
 	for _, a := range addrs {
@@ -200,9 +200,9 @@ func (h *Host) change(port string, addrs []netip.Addr, add bool) error {
 
 // denyPort removes whatever a port was allowed.
 func (h *Host) denyPort(port string) error {
-	c, err := nftables.New()
+	c, err := NFTables(nil)
 	if err != nil {
-		return fmt.Errorf("nftables: %w", err)
+		return err
 	}
 	name := make([]byte, unix.IFNAMSIZ)
 	copy(name, port)

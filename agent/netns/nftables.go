@@ -1,0 +1,84 @@
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+)
+
+// answerTime bounds one exchange with the kernel, which answers before it returns from
+// the request: an answer that is not there after so long has been lost.
+var answerTime = 20 * time.Second
+
+// NFTables returns a connection to nftables in n, or in the caller's namespace if n is
+// nil. Each exchange has a socket of its own, and ends with os.ErrDeadlineExceeded ("i/o
+// timeout") after 20 seconds; whether a change was made is not known then.
+func NFTables(n *Namespace) (*nftables.Conn, error) {
+	return dialNFTables(n, nftables.WithSockOptions(func(c *netlink.Conn) error {
+		return c.SetDeadline(time.Now().Add(answerTime))
+	}))
+}
+
+func dialNFTables(n *Namespace, more ...nftables.ConnOption) (*nftables.Conn, error) {
+	if n != nil {
+		more = append(more, nftables.WithNetNSFd(n.FD()))
+	}
+	c, err := nftables.New(more...)
+	if err != nil {
+		return nil, fmt.Errorf("nftables: %w", err)
+	}
+	return c, nil
+}
+
+// Questions keeps a socket for what is asked of nftables often. It is not safe for
+// concurrent use.
+type Questions struct {
+	ns     *Namespace
+	conn   *nftables.Conn // nil: the next question makes one
+	socket *netlink.Conn  // its
+}
+
+// QuestionsIn asks in ns, which it uses but does not close.
+func QuestionsIn(ns *Namespace) *Questions { return &Questions{ns: ns} }
+
+// Ask has fn ask something that changes nothing. If no answer comes within 20 seconds fn
+// asks once more, on a new socket.
+func (q *Questions) Ask(fn func(*nftables.Conn) error) error {
+	err := q.once(fn)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = q.once(fn)
+	}
+	return err
+}
+
+func (q *Questions) once(fn func(*nftables.Conn) error) (err error) {
+	defer func() {
+		if err != nil {
+			q.Close() // what else is in the socket answers no later question
+		}
+	}()
+	if q.conn == nil {
+		keep := nftables.WithSockOptions(func(c *netlink.Conn) error { q.socket = c; return nil })
+		if q.conn, err = dialNFTables(q.ns, keep, nftables.AsLasting()); err != nil {
+			return err
+		}
+	}
+	if err := q.socket.SetDeadline(time.Now().Add(answerTime)); err != nil {
+		return err
+	}
+	return fn(q.conn)
+}
+
+// Close closes the socket; the next question opens another.
+func (q *Questions) Close() error {
+	if q.conn == nil {
+		return nil
+	}
+	c := q.conn
+	q.conn, q.socket = nil, nil
+	return c.CloseLasting()
+}
