@@ -372,7 +372,12 @@ func TestControlRefuses(t *testing.T) {
 	if !errors.As(err, &e) || e.Kind != assay.Denied || e.Remedy != "join with another token" {
 		t.Errorf("placement: %v", err)
 	}
-	startApp(t, a.socket(), RunRequest{Service: "allowed"}, ":8080").stop()
+	app := startApp(t, a.socket(), RunRequest{Service: "allowed"}, ":8080")
+	ended := a.workload(app.Workload)
+	app.stop()
+	if err := ended.save(); err != nil { // as the one does who attests it meanwhile
+		t.Error(err)
+	}
 	if left := leftovers(t, cfg); left != "" {
 		t.Errorf("left behind:\n%s", left)
 	}

@@ -51,7 +51,8 @@ type workload struct {
 	requests  *pace                   // for certificates, by its proxies
 	findings  *pace
 
-	saving sync.Mutex // held before mu
+	saving    sync.Mutex // held before mu
+	forgotten bool       // it has no record any more; saving
 
 	mu        sync.Mutex
 	rec       record
@@ -209,7 +210,7 @@ func (w *workload) remove() error {
 	} else if host := w.a.hostNetwork(); host != nil {
 		failed = host.Detach(port)
 	}
-	failed = errors.Join(failed, os.RemoveAll(w.a.runDir(w.id)), w.a.store.forget(w.id))
+	failed = errors.Join(failed, os.RemoveAll(w.a.runDir(w.id)), w.forgetRecord())
 	w.letGo()
 	w.a.releaseAddrs(w.addrs)
 	return failed
@@ -361,8 +362,19 @@ func (w *workload) noun() assay.Workload {
 func (w *workload) save() error {
 	w.saving.Lock() // an older record must not be written last
 	defer w.saving.Unlock()
+	if w.forgotten {
+		return nil // whoever attests it has not heard yet
+	}
 	w.mu.Lock()
 	rec := w.rec
 	w.mu.Unlock()
 	return w.a.store.saveRecord(&rec)
+}
+
+// forgetRecord takes the record away, for good.
+func (w *workload) forgetRecord() error {
+	w.saving.Lock()
+	defer w.saving.Unlock()
+	w.forgotten = true
+	return w.a.store.forget(w.id)
 }
