@@ -22,7 +22,7 @@ build: ## bin/assay, bin/assay-proxy and the demo's bin/bank
 .PHONY: test
 test: packages build lint $(TOOLS)/helm ## everything that this machine can run, end-to-end suites too
 	cd examples/bank && $(GO) test -race ./...
-	$(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v -e /test/ -e /test$$ -e /bench)
+	$(GO) test -race -timeout 8m $$($(GO) list ./... | grep -v -e /test/ -e /test$$ -e /bench)
 	test/e2e.sh
 
 .PHONY: chaos
@@ -43,7 +43,7 @@ trap: ## the end-to-end suites with proxies that die of a refused system call an
 
 .PHONY: test-short
 test-short: ## what needs no privileges and no installed servers, in under 3 minutes
-	$(GO) test ./...
+	$(GO) test -timeout 4m ./...
 
 .PHONY: packages
 packages: ## install the Debian packages that the tests drive (root and apt-get; else says what is missing)
