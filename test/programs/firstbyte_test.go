@@ -12,19 +12,20 @@ import (
 	"assay.dev/test/lab"
 )
 
-// What a client of a server-first protocol may wait longer than it does direct. The
-// fastest are compared: a wait that is built in is in all of them, a busy machine's
-// stalls are not.
+// What a client of a server-first protocol may wait longer than it does direct. A proxy
+// that waits for the client's first bytes waits until it gives them up, ten seconds or so,
+// on every connection; these bounds are far below that, and far above what a busy machine
+// adds. What the way costs in milliseconds is shown in bench/.
 const (
-	firstMore = 20 * time.Millisecond   // on the first connection of a pair
-	laterMore = 1500 * time.Microsecond // on later ones: the price of the way, no waiting in it
-	pairs     = 5                       // fresh pairs of workloads
-	later     = 40                      // later connections of each
+	firstMore = 2 * time.Second        // on the first connection of a pair, median
+	laterMore = 500 * time.Millisecond // on later ones, lower quartile
+	pairs     = 5                      // fresh pairs of workloads
+	later     = 40                     // later connections of each
 	greeting  = "220 the server speaks first\r\n"
 )
 
-// TestFirstByte measures how long a client waits for the first byte of a server
-// that speaks first, over fresh pairs of hosts.
+// TestFirstByte: the first byte of a server that speaks first does not wait for its
+// client to speak, on first connections of fresh pairs and on later ones.
 func TestFirstByte(t *testing.T) {
 	lab.Require(t, "ip", "nft", "getent")
 	first, rest := map[lab.Mode][]time.Duration{}, map[lab.Mode][]time.Duration{}
@@ -53,13 +54,13 @@ func TestFirstByte(t *testing.T) {
 	if len(first[lab.Meshed]) == 0 || len(first[lab.Direct]) == 0 {
 		return // said already
 	}
-	d, m := slices.Min(first[lab.Direct]), slices.Min(first[lab.Meshed])
-	t.Logf("first connection: direct %s, meshed %s, %s (median), %s (longest)", d, m, median(first[lab.Meshed]), slices.Max(first[lab.Meshed]))
+	d, m := median(first[lab.Direct]), median(first[lab.Meshed])
+	t.Logf("first connection, median: direct %s, meshed %s, %s (longest)", d, m, slices.Max(first[lab.Meshed]))
 	if m-d > firstMore {
 		t.Errorf("first byte of a first connection: %s meshed, %s direct, want at most %s more", m, d, firstMore)
 	}
-	d, m = quantile(rest[lab.Direct], 0.1), quantile(rest[lab.Meshed], 0.1)
-	t.Logf("later connections, 10 of 100: direct %s, meshed %s; %s (median), %s (90 of 100)", d, m, median(rest[lab.Meshed]), quantile(rest[lab.Meshed], 0.9))
+	d, m = quantile(rest[lab.Direct], 0.25), quantile(rest[lab.Meshed], 0.25)
+	t.Logf("later connections, lower quartile: direct %s, meshed %s; %s (median), %s (90 of 100)", d, m, median(rest[lab.Meshed]), quantile(rest[lab.Meshed], 0.9))
 	if m-d > laterMore {
 		t.Errorf("first byte of later connections: %s meshed, %s direct, want at most %s more", m, d, laterMore)
 	}
@@ -95,7 +96,7 @@ func firstByte(t *testing.T, client *lab.Workload, to netip.AddrPort) time.Durat
 		t.Fatalf("connect: %v", err)
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(time.Minute))
 	b := make([]byte, len(greeting))
 	if _, err := c.Read(b[:1]); err != nil {
 		t.Fatalf("first byte: %v", err)
