@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	"google.golang.org/grpc/codes"
@@ -17,11 +18,18 @@ import (
 	"assay.dev"
 )
 
-// maxBlob bounds an index or a manifest: registries take 4 MiB.
-const maxBlob = 4 << 20
-
-// maxNested bounds indexes in indexes.
-const maxNested = 4
+// What is read of the runtime's store to find one image's manifest is bounded: whoever
+// made the image chose what is in there. Indexes of the widest official images have some
+// thirty manifests and as many attestations.
+const (
+	maxBlob      = 4 << 20 // an index or a manifest: registries take 4 MiB
+	maxManifests = 256     // that one index lists
+	maxReads     = 256     // blobs in all
+	maxBytes     = 64 << 20
+	maxNested    = 4    // indexes in indexes
+	maxParts     = 4096 // in which a blob comes; containerd's are of 32 KiB and more
+	searchTime   = 20 * time.Second
+)
 
 // image finds out what the runtime's ID of an image stands for.
 func (r *Runtime) image(ctx context.Context, id string) (Image, error) {
@@ -43,7 +51,7 @@ func (r *Runtime) image(ctx context.Context, id string) (Image, error) {
 		return Image{Name: img.Name, Unknown: err.Error()}, nil
 	}
 	img.Manifest, img.Index, err = r.manifest(ctx, img.Config, answer.GetImage().GetRepoDigests())
-	if err != nil && (ctx.Err() != nil || status.Code(err) == codes.Unavailable) {
+	if code := status.Code(err); code == codes.Unavailable || code == codes.DeadlineExceeded || code == codes.Canceled {
 		return Image{}, r.failed("read image "+id, err)
 	}
 	if err != nil {
@@ -74,16 +82,24 @@ func configOf(id, ref string) (assay.Digest, error) {
 // blob is what is read of an index and of a manifest (image-spec v1.1; Docker's are the
 // same in these fields).
 type blob struct {
-	Manifests []struct {
-		Digest   string
-		Platform *struct{ OS string }
-	}
-	Config *struct{ Digest string }
+	MediaType string
+	Manifests []descriptor
+	Config    *descriptor
+}
+
+type descriptor struct {
+	MediaType string
+	Digest    string
+	Size      int64
+	Platform  *struct{ OS string }
 }
 
 // manifest finds the manifest with the given configuration among what the image is known
 // by, and the index that has it.
 func (r *Runtime) manifest(ctx context.Context, config assay.Digest, names []string) (manifest, index assay.Digest, err error) {
+	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(ctx, "containerd-namespace", "k8s.io"), searchTime)
+	defer cancel()
+	s := search{content: r.content, config: config}
 	err = errors.New("the runtime knows no digest of the image's manifest: it was imported without one")
 	for _, name := range names {
 		_, text, _ := strings.Cut(name, "@")
@@ -92,7 +108,7 @@ func (r *Runtime) manifest(ctx context.Context, config assay.Digest, names []str
 			continue
 		}
 		var found assay.Digest
-		if found, index, err = r.search(ctx, d, config, 0); err != nil || found != "" {
+		if found, index, err = s.in(ctx, descriptor{Digest: string(d)}, 0); err != nil || found != "" {
 			return found, index, err
 		}
 		err = fmt.Errorf("no manifest of %s in the runtime's store has the configuration %s", d, config)
@@ -100,31 +116,44 @@ func (r *Runtime) manifest(ctx context.Context, config assay.Digest, names []str
 	return "", "", err
 }
 
-// search looks for the manifest in what d names. A manifest of another platform need not
-// be in the store.
-func (r *Runtime) search(ctx context.Context, d, config assay.Digest, depth int) (manifest, index assay.Digest, err error) {
-	b, err := r.read(ctx, d)
+// search looks for the manifest of one configuration.
+type search struct {
+	content contentapi.ContentClient
+	config  assay.Digest
+	reads   int // so far
+	bytes   int
+}
+
+// in looks in what d describes. A manifest of another platform need not be in the store.
+func (s *search) in(ctx context.Context, d descriptor, depth int) (manifest, index assay.Digest, err error) {
+	digest, err := assay.ParseDigest(d.Digest)
+	if err != nil {
+		return "", "", nil
+	}
+	b, err := s.read(ctx, digest, d)
 	if err != nil {
 		return "", "", err
 	}
 	if b.Config != nil {
-		if b.Config.Digest == string(config) {
-			return d, "", nil
+		if b.Config.Digest == string(s.config) {
+			return digest, "", nil
 		}
 		return "", "", nil
 	}
 	if depth == maxNested {
-		return "", "", errors.New("its indexes are nested too deep")
+		return "", "", fmt.Errorf("%s: its indexes are nested deeper than %d", digest, maxNested)
 	}
 	var missing error
 	for _, m := range b.Manifests {
-		inner, parsed := assay.ParseDigest(m.Digest)
-		if parsed != nil || m.Platform != nil && m.Platform.OS == "unknown" { // an attestation
+		if m.Platform != nil && m.Platform.OS == "unknown" { // an attestation
 			continue
 		}
-		found, _, err := r.search(ctx, inner, config, depth+1)
+		found, _, err := s.in(ctx, m, depth+1)
 		if found != "" {
-			return found, d, nil
+			return found, digest, nil
+		}
+		if errors.Is(err, errTooMuch) || ctx.Err() != nil {
+			return "", "", err
 		}
 		if err != nil && status.Code(err) != codes.NotFound {
 			missing = err
@@ -133,17 +162,58 @@ func (r *Runtime) search(ctx context.Context, d, config assay.Digest, depth int)
 	return "", "", missing
 }
 
-// read returns a blob of the runtime's store. Its digest is computed: the store's word is
-// not taken for it.
-func (r *Runtime) read(ctx context.Context, d assay.Digest) (*blob, error) {
-	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, "containerd-namespace", "k8s.io"))
+var errTooMuch = fmt.Errorf("more than %d manifests, or %d MiB of them, would have to be read for one image", maxReads, maxBytes>>20)
+
+// read returns a blob that can be read in one way only.
+func (s *search) read(ctx context.Context, digest assay.Digest, d descriptor) (*blob, error) {
+	if s.reads++; s.reads > maxReads {
+		return nil, errTooMuch
+	}
+	all, err := s.fetch(ctx, digest)
+	if err != nil {
+		return nil, err
+	}
+	if d.Size != 0 && d.Size != int64(len(all)) {
+		return nil, fmt.Errorf("%s has %d bytes, and the index that lists it says %d", digest, len(all), d.Size)
+	}
+	var b blob
+	if err := json.Unmarshal(all, &b); err != nil {
+		return nil, fmt.Errorf("%s: %w", digest, err)
+	}
+	if err := b.check(d.MediaType); err != nil {
+		return nil, fmt.Errorf("%s %w", digest, err)
+	}
+	return &b, nil
+}
+
+// check refuses what a runtime might read as something else than we do.
+func (b *blob) check(listed string) error {
+	switch isIndex := strings.Contains(b.MediaType, ".index.") || strings.Contains(b.MediaType, ".manifest.list."); {
+	case b.Config != nil && b.Manifests != nil:
+		return errors.New("is an index and a manifest at once")
+	case b.Config == nil && b.Manifests == nil:
+		return errors.New("is neither an index nor a manifest")
+	case b.MediaType != "" && isIndex != (b.Manifests != nil):
+		return fmt.Errorf("is not what its media type says: %q", b.MediaType)
+	case b.MediaType != "" && listed != "" && b.MediaType != listed:
+		return fmt.Errorf("has the media type %q, and the index that lists it says %q", b.MediaType, listed)
+	case len(b.Manifests) > maxManifests:
+		return fmt.Errorf("lists %d manifests, at most %d are looked at", len(b.Manifests), maxManifests)
+	}
+	return nil
+}
+
+// fetch returns a blob of the runtime's store. Its digest is computed: the store's word
+// is not taken for it.
+func (s *search) fetch(ctx context.Context, d assay.Digest) ([]byte, error) {
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := r.content.Read(ctx, &contentapi.ReadContentRequest{Digest: string(d)})
+	stream, err := s.content.Read(ctx, &contentapi.ReadContentRequest{Digest: string(d)})
 	if err != nil {
 		return nil, err
 	}
 	var all []byte
-	for {
+	for parts := 0; ; parts++ {
 		part, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
 			break
@@ -154,6 +224,12 @@ func (r *Runtime) read(ctx context.Context, d assay.Digest) (*blob, error) {
 		if err != nil {
 			return nil, err
 		}
+		if parts == maxParts {
+			return nil, fmt.Errorf("%s comes in more than %d parts", d, maxParts)
+		}
+		if s.bytes += len(part.GetData()); s.bytes > maxBytes {
+			return nil, errTooMuch
+		}
 		if all = append(all, part.GetData()...); len(all) > maxBlob {
 			return nil, fmt.Errorf("%s: %w", d, errTooLarge)
 		}
@@ -161,9 +237,5 @@ func (r *Runtime) read(ctx context.Context, d assay.Digest) (*blob, error) {
 	if got := assay.DigestOf(all); got != d {
 		return nil, fmt.Errorf("the runtime's store has other content under %s: its digest is %s", d, got)
 	}
-	var b blob
-	if err := json.Unmarshal(all, &b); err != nil {
-		return nil, fmt.Errorf("%s: %w", d, err)
-	}
-	return &b, nil
+	return all, nil
 }
