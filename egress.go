@@ -86,10 +86,12 @@ const (
 )
 
 // ReasonEgress is why a connection to outside that a rule allows is not under mutual
-// TLS; ReasonOutside that of one that no rule mentions, or from outside; ReasonProbe that
-// of the kubelet's questions whether a pod lives.
+// TLS; ReasonOutside that of one that no rule mentions, or from outside; ReasonUnmeshed
+// that of one to an endpoint of a service that is not meshed; ReasonProbe that of the
+// kubelet's questions whether a pod lives.
 const (
-	ReasonProbe   = "probe"
-	ReasonOutside = "outside"
-	ReasonEgress  = "egress"
+	ReasonProbe    = "probe"
+	ReasonOutside  = "outside"
+	ReasonEgress   = "egress"
+	ReasonUnmeshed = "unmeshed-endpoint"
 )

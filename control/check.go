@@ -136,14 +136,7 @@ func (c *Control) checkMesh(within time.Duration) []assay.Finding {
 	for _, r := range m.reports {
 		out = append(out, checkBalance(r)...)
 	}
-	for i := range edges {
-		e := &edges[i]
-		// What was refused did not pass, and what an Egress allows was meant to.
-		if e.Security == assay.Plaintext && !assay.Beside(e.Reason) && e.Reason != assay.ReasonEgress && e.Opened+e.Requests > e.Failures && now.Sub(e.LastSeen) < time.Hour {
-			out = append(out, assay.Finding{Time: e.LastSeen, Kind: "plaintext", Subject: end(e.Client, e.Remote) + " -> " + cmp.Or(e.Service, end(e.Server, e.Remote)),
-				Detail: fmt.Sprintf("port %d, %s: %d connections, %s", e.Port, cmp.Or(string(e.Protocol), "undetected"), e.Opened, cmp.Or(e.Reason, "no reason given"))})
-		}
-	}
+	out = append(out, checkPlaintext(edges, now)...)
 	for _, f := range m.findings {
 		if now.Sub(f.Time) < time.Hour {
 			out = append(out, f.Finding)
@@ -152,6 +145,41 @@ func (c *Control) checkMesh(within time.Duration) []assay.Finding {
 	slices.SortFunc(out, func(a, b assay.Finding) int {
 		return cmp.Or(strings.Compare(a.Kind, b.Kind), strings.Compare(a.Subject, b.Subject), strings.Compare(a.Workload, b.Workload))
 	})
+	return out
+}
+
+// checkPlaintext has a finding for each edge in plaintext of the last hour; one for all
+// endpoints of a service that are not meshed.
+func checkPlaintext(edges []assay.Edge, now time.Time) []assay.Finding {
+	type to struct{ client, service, protocol string }
+	var out []assay.Finding
+	endpoints, opened, first := map[to]int{}, map[to]uint64{}, map[to]int{}
+	for i := range edges {
+		e := &edges[i]
+		// What was refused did not pass, and what an Egress allows was meant to.
+		if e.Security != assay.Plaintext || assay.Beside(e.Reason) || e.Reason == assay.ReasonEgress || e.Opened+e.Requests <= e.Failures || now.Sub(e.LastSeen) >= time.Hour {
+			continue
+		}
+		f := assay.Finding{Time: e.LastSeen, Kind: "plaintext", Subject: end(e.Client, e.Remote) + " -> " + cmp.Or(e.Service, end(e.Server, e.Remote)),
+			Detail: fmt.Sprintf("port %d, %s: %d connections, %s", e.Port, cmp.Or(string(e.Protocol), "undetected"), e.Opened, cmp.Or(e.Reason, "no reason given"))}
+		if e.Reason != assay.ReasonUnmeshed {
+			out = append(out, f)
+			continue
+		}
+		k := to{end(e.Client, e.Remote), fmt.Sprint(e.Service, ":", e.Port), string(e.Protocol)}
+		at, known := first[k]
+		if !known {
+			at = len(out)
+			first[k], out = at, append(out, f)
+		}
+		endpoints[k]++
+		opened[k] += e.Opened
+		if f.Time.After(out[at].Time) {
+			out[at].Time = f.Time
+		}
+		out[at].Detail = fmt.Sprintf("port %d, %s: %d connections to %d endpoints that are not meshed", e.Port, cmp.Or(k.protocol, "undetected"), opened[k], endpoints[k])
+		out[at].Remedy = "mesh them; assay edges --exceptions has their addresses"
+	}
 	return out
 }
 

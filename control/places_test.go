@@ -2,8 +2,10 @@ package control
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"assay.dev"
 	"assay.dev/discovery"
@@ -62,4 +64,36 @@ func TestPlaces(t *testing.T) {
 		}
 		return false
 	})
+}
+
+// TestUnmeshedEndpointsAreOneFinding: of a client and a service, whatever the number of
+// endpoints.
+func TestUnmeshedEndpointsAreOneFinding(t *testing.T) {
+	now := time.Now()
+	client := assay.Party{Identity: assay.Identity{TrustDomain: "bank.test", Namespace: "bank", Account: "web"}}
+	plain := func(service, remote, reason string, opened, failures uint64) assay.Edge {
+		return assay.Edge{Client: client, Service: service, Port: 80, Protocol: assay.HTTP1, Security: assay.Plaintext, Reason: reason, Remote: remote, Opened: opened, Failures: failures, LastSeen: now}
+	}
+	got := checkPlaintext([]assay.Edge{
+		plain("bank/legacy", "10.244.0.1", assay.ReasonUnmeshed, 2, 0),
+		plain("bank/legacy", "10.244.0.2", assay.ReasonUnmeshed, 3, 0),
+		plain("bank/legacy", "10.244.0.3", assay.ReasonUnmeshed, 1, 1), // nothing passed
+		plain("bank/other", "10.244.0.4", assay.ReasonUnmeshed, 1, 0),
+		plain("", "192.0.2.1", assay.ReasonOutside, 1, 0),
+		plain("", "192.0.2.2", assay.ReasonOutside, 1, 0),
+		plain("", "192.0.2.3", assay.ReasonEgress, 1, 0),
+	}, now)
+	var text []string
+	for _, f := range got {
+		text = append(text, f.Subject+": "+f.Detail)
+	}
+	want := []string{
+		"bank/web -> bank/legacy: port 80, http1: 5 connections to 2 endpoints that are not meshed",
+		"bank/web -> bank/other: port 80, http1: 1 connections to 1 endpoints that are not meshed",
+		"bank/web -> 192.0.2.1: port 80, http1: 1 connections, outside",
+		"bank/web -> 192.0.2.2: port 80, http1: 1 connections, outside",
+	}
+	if !slices.Equal(text, want) {
+		t.Errorf("got %q\nwant %q", text, want)
+	}
 }

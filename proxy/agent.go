@@ -169,7 +169,7 @@ func (a *agent) handle(ctx context.Context, conn *link.Conn, m *link.Message) er
 		}
 		p.names.SetMark(c.OwnMark)
 		p.creds.configure(c.Identity, c.CertificateWait)
-		p.snap.Store(old.withConfigure(c))
+		p.snap.Store(old.withConfigure(c, p))
 		if p.accepting.Load() { // adopted by another agent
 			return conn.Send(link.KindReady, 0, nil)
 		}

@@ -143,14 +143,15 @@ func TestNeverPlaintextToTheMesh(t *testing.T) {
 	s := *p.snap.Load()
 	s.MeshPrefixes = []netip.Prefix{netip.MustParsePrefix("10.181.0.0/16"), netip.MustParsePrefix("10.182.0.0/16")}
 	svc := assay.Service{Namespace: "bank", Name: "odd", VIPs: []netip.Addr{netip.MustParseAddr("10.182.0.9")}, Ports: []assay.Port{{Port: 1}},
-		Endpoints: []assay.Endpoint{{Workload: "nobody", Addrs: []netip.Addr{netip.MustParseAddr("203.0.113.9")}, Targets: []uint16{1}}}}
+		Endpoints: []assay.Endpoint{{Workload: "nobody", Addrs: []netip.Addr{netip.MustParseAddr("10.181.9.8")}, Targets: []uint16{1}}}}
 	snap := s.withServices(link.Services{Version: 2, Full: true, Upsert: []assay.Service{svc}}, p)
 	for dst, want := range map[string]string{
 		"10.181.9.9:1": refusedUnknown,
 		"10.182.9.9:1": refusedUnknown,
 		"10.182.0.9:2": refusedNoPort,
-		"10.182.0.9:1": refusedUnknown, // its endpoint claims to be nobody, and the table does not know it
+		"10.182.0.9:1": refusedUnknown, // its endpoint claims to be nobody, at the mesh's own address
 	} {
+		p.snap.Store(snap)
 		o := &outbound{p: p, ctx: t.Context(), snap: snap, dst: netip.MustParseAddrPort(dst)}
 		err := o.route()
 		if err == nil {

@@ -7,6 +7,9 @@
 // endpoint), forward. outbound.go reads so for what the application dials, inbound.go
 // for what is dialled to it.
 //
+// An endpoint of a service that is not meshed (its identity is nobody's) is reached in
+// plaintext, and counted as an exception, by the same steps.
+//
 // What it refuses to do: dial a meshed address in plaintext, whatever has failed;
 // dial an address of the mesh's own networks that the table does not know, or take
 // plaintext from one; believe a client who is not who the table has at its address; take
@@ -20,6 +23,9 @@
 //     until there is one again.
 //   - A request takes no lock shared with other connections and allocates nothing in
 //     the steady state; what allocates is per connection.
+//   - An address that the newest table has somebody at is never dialled in plaintext,
+//     whatever services say of it; sockets are dialled in plain.go (dialPlain), which asks the
+//     table, outside.go, for what is in none, and toward the application.
 //   - The server's proxy believes the table and the certificate, never the stream
 //     header: that is a hint (see Header).
 //
@@ -35,7 +41,8 @@
 // tables.go, decision.go, routed.go and routed2.go (rules of routes, what they say of a request,
 // and what HTTP/1 and HTTP/2 make of that), byname.go (those for TLS), mirror.go
 // (copies), guests.go and guests2.go (rules for clients that have no proxy), announce.go and xfcc.go
-// (telling applications who their client is), refusals.go (what the log has of them), outside.go (what is not meshed), socket.go (marks, source addresses, original
+// (telling applications who their client is), refusals.go (what the log has of them), outside.go
+// (what is outside the mesh), plain.go (endpoints of services that are not meshed), socket.go (marks, source addresses, original
 // destinations), header.go (the
 // per-stream header).
 package proxy

@@ -292,6 +292,9 @@ type application struct{ p *Proxy }
 // Dial connects to the application as the client. Connections of one client address
 // are shared by its requests, so the port is nobody's.
 func (a application) Dial(ctx context.Context, o http1.Origin) (*net.TCPConn, error) {
+	if !o.Client.IsValid() { // not the application here
+		return a.p.dialPlain(ctx, o.Target)
+	}
 	if c, ok := o.Observer.(*counted); ok {
 		if app := c.spare.Swap(nil); app != nil {
 			return app, nil

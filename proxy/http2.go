@@ -49,7 +49,6 @@ type streams struct {
 // way is where a request may go.
 type way struct {
 	target
-	snap   *snapshot
 	tried  []*balance.Endpoint
 	chosen func(e *balance.Endpoint) // told before anything is sent there; may be nil
 	header []byte
@@ -62,7 +61,7 @@ func (d *streams) way(x *http2.Exchange) (way, error) {
 	if err := d.follow(); err != nil {
 		return way{}, err
 	}
-	w := way{target: o.target, snap: o.snap, header: d.payload}
+	w := way{target: o.target, header: d.payload}
 	r := planned(x.Plan)
 	if r != nil {
 		if err := d.aimed(r, &w); err != nil {
@@ -178,14 +177,12 @@ func (p *Proxy) openWay(ctx context.Context, w *way, payload, data []byte, fin b
 			}
 			pe = e.Value.(*peer)
 			if e.Identity.IsZero() {
-				// Not meshed, says the service; never in plaintext, says the table.
-				who, ok := w.snap.table.Lookup(e.Addr.Addr())
-				if !ok {
+				var err error
+				if pe, err = p.proven(e); err != nil {
 					w.tried = append(w.tried[:len(w.tried):len(w.tried)], e)
-					last = &refusal{refusedUnknown, nil}
+					last = err
 					continue
 				}
-				pe = p.peers.get(peerKey{e.Addr, who.Identity})
 			}
 		}
 		if !wait {

@@ -140,7 +140,7 @@ func (o *outbound) route() error {
 		}
 		o.rules, o.names = s.rules(o.port), s.namesOf(o.port)
 		if o.set = o.port.endpoints(a); o.set.Len() == 0 && o.rules == nil && o.names == nil {
-			return &refusal{refusedNoEndpoint, nil}
+			return o.nobody(o.port)
 		}
 		return nil
 	}
@@ -162,7 +162,7 @@ func (o *outbound) route() error {
 	if s.meshPrefix(a) {
 		return &refusal{refusedUnknown, nil}
 	}
-	o.outside = true
+	o.outside, o.port = true, s.targets[o.dst] // of a service whose clients choose endpoints themselves
 	return nil
 }
 
@@ -302,8 +302,9 @@ func (o *outbound) openAny(ctx context.Context, payload, data []byte, fin bool, 
 		if e != nil {
 			o.tried = append(o.tried, e)
 			if e.Identity.IsZero() {
-				if pe = o.proven(e); pe == nil {
-					last = &refusal{refusedUnknown, nil}
+				var err error
+				if pe, err = o.p.proven(e); err != nil {
+					last = err
 					continue
 				}
 			}
@@ -331,18 +332,6 @@ func (o *outbound) openAny(ctx context.Context, payload, data []byte, fin bool, 
 		last = &refusal{refusedUnreachable, last}
 	}
 	return nil, nil, mux.Stream{}, 0, last
-}
-
-// proven returns the peer of an endpoint that is not meshed, says its service; never in
-// plaintext, says the table.
-//
-//go:noinline
-func (o *outbound) proven(e *balance.Endpoint) *peer {
-	who, ok := o.snap.table.Lookup(e.Addr.Addr())
-	if !ok {
-		return nil
-	}
-	return o.p.peers.get(peerKey{e.Addr, who.Identity})
 }
 
 // errNobody says that every endpoint was tried before.
@@ -407,6 +396,9 @@ func (o *outbound) series() *golden.Series {
 	if s := o.session; s != nil {
 		key.Peer, key.PeerArtifacts = s.peer.Identity, s.peer.Artifacts
 		key.Security, key.Reason = s.security, s.reason
+		if s.reason == assay.ReasonUnmeshed {
+			key.Remote = o.p.shown.name(s.local.Addr().String())
+		}
 	}
 	if o.handed && key.Reason == "" {
 		key.Reason = reasonHanded
@@ -426,7 +418,10 @@ func (o *outbound) key() assay.SignalKey {
 	switch {
 	case o.outside:
 		key.Security, key.Reason = assay.Plaintext, assay.ReasonOutside
-		if o.beyond.Listed {
+		switch {
+		case o.port != nil:
+			key.Reason = assay.ReasonUnmeshed
+		case o.beyond.Listed:
 			key.Reason = assay.ReasonEgress
 		}
 		key.Remote, key.RemoteBy = o.p.shown.name(cmp.Or(o.beyond.Name, o.dst.Addr().String())), o.beyond.By

@@ -69,6 +69,10 @@ func (o *outbound) passThrough() error {
 // when the client has not spoken.
 func (o *outbound) judge(claim egress.Claim, spoken bool) error {
 	policy, addr := o.snap.egress, o.dst.Addr()
+	if o.port != nil && o.snap.listed(&o.snap.services[o.port.service].Service, o.port.port, o.dst) {
+		o.beyond = egress.Decision{Verdict: egress.Allow}
+		return nil
+	}
 	o.beyond = policy.Decide(o.dst, o.p.known.Of(addr), claim, spoken)
 	if o.beyond.Verdict == egress.Unknown && len(o.beyond.Resolve) > 0 {
 		o.resolve(o.beyond.Resolve)

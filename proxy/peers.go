@@ -61,6 +61,12 @@ type peer struct {
 	call *dialCall
 }
 
+// plain reports whether nobody of the mesh is there.
+func (pe *peer) plain() bool { return pe.key.id.IsZero() }
+
+// within reports whether sessions with it stay within this process.
+func (pe *peer) within() bool { return pe.local || pe.plain() }
+
 // deadline is a context that ends at a time, for whoever asks: most find a session
 // and never do.
 type deadline struct {
@@ -150,7 +156,7 @@ func (pe *peer) pick() *session {
 				best, n = s, k
 			}
 		}
-		if n >= busyStreams && len(list) < maxSessions && !pe.local {
+		if n >= busyStreams && len(list) < maxSessions && !pe.within() {
 			pe.dial()
 		}
 	}
@@ -218,7 +224,7 @@ func (ps *peers) setActive(pe *peer, active bool) {
 
 // run reads s until it ends.
 func (pe *peer) run(s *session) {
-	if s.generation != pe.p.creds.generation() { // a newer identity came during the dial
+	if s.generation != pe.p.creds.generation() && !pe.within() { // a newer identity came during the dial
 		pe.retire(s)
 		s.mux.Drain()
 	}
@@ -268,7 +274,7 @@ func (pe *peer) open(ctx context.Context, payload, data []byte, fin bool, h mux.
 func (ps *peers) rotate() {
 	generation := ps.p.creds.generation()
 	ps.each(func(pe *peer, s *session) {
-		if s.generation != generation && !pe.local {
+		if s.generation != generation && !pe.within() {
 			pe.retire(s)
 			s.mux.Drain()
 		}

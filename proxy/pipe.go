@@ -134,7 +134,7 @@ func (k *pipe) release(conn *net.TCPConn, raw syscall.RawConn, series *golden.Se
 	defer k.mu.Unlock()
 	k.conn, k.raw, k.series = conn, raw, series
 	k.held = false
-	if n := len(k.queue); n > 0 {
+	if n := len(k.queue); n > 0 && series != nil {
 		series.In(n)
 	}
 	k.settle()

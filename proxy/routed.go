@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"errors"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -145,7 +144,7 @@ func (d *dispatcher) aim() error {
 			o.sticky = e
 		}
 		if o.set.Len() == 0 {
-			return d.failure(&refusal{refusedNoEndpoint, errors.New("service " + b.Service + " has none")})
+			return d.failure(o.nobody(sp))
 		}
 	}
 	if o.port != r.payloadOf || o.port == nil {

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"errors"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -106,7 +105,7 @@ func (d *streams) aimed(r *routed2, w *way) error {
 	}
 	w.port, w.set, w.direct = sp, sp.endpoints(o.dst.Addr()), nil
 	if w.set.Len() == 0 {
-		return &refusal{refusedNoEndpoint, errors.New("service " + b.Service + " has none")}
+		return o.nobody(sp)
 	}
 	w.sticky = r.kept(o, sp, b)
 	if r.rule.Session != nil {

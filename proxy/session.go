@@ -30,7 +30,8 @@ type session struct {
 	life       time.Duration
 	idle       int // sweeps without a stream; the janitor's
 
-	// Of the server's side: where the connection came from and to.
+	// Of the server's side: where the connection came from and to. On the way to an
+	// endpoint that is not meshed, local is that one, on both sides.
 	remote, local netip.AddrPort
 	// What the last stream of HTTP/1 said, and how it is counted; the reader's.
 	lastOpen    []byte
@@ -52,8 +53,11 @@ func (s *session) run() error {
 
 // connect makes a session as a client.
 func (pe *peer) connect(ctx context.Context) (*session, error) {
-	if pe.local {
+	switch {
+	case pe.local:
 		return pe.connectLocal()
+	case pe.plain():
+		return pe.connectPlain()
 	}
 	p := pe.p
 	generation := p.creds.generation()

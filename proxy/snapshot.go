@@ -58,6 +58,9 @@ type servicePort struct {
 	// v4 and v6 are the ready endpoints by the family that they are dialled in: the
 	// application's own, when the endpoint has an address of it.
 	v4, v6 *balance.Set
+	// unlisted are ready endpoints that are not meshed and that no Egress allows, where
+	// one must.
+	unlisted int
 }
 
 // endpoints returns the set for a client that dialled an address like a.
@@ -88,10 +91,12 @@ func (s *service) port(n uint16) *servicePort {
 }
 
 // withConfigure, withServices and withTable return the next snapshot.
-func (s *snapshot) withConfigure(c link.Configure) *snapshot {
+func (s *snapshot) withConfigure(c link.Configure, p *Proxy) *snapshot {
 	next := *s
 	next.Configure = c
 	next.settings = c.Config
+	next.services = maps.Clone(s.services)
+	next.judge(s, p)
 	next.index()
 	return &next
 }
@@ -111,17 +116,32 @@ func (s *snapshot) withServices(d link.Services, p *Proxy) *snapshot {
 	for _, key := range d.Remove {
 		delete(next.services, key)
 	}
-	for i := range d.Upsert {
-		svc := &d.Upsert[i]
-		next.services[svc.Key()] = newService(svc, s.services[svc.Key()], next.Zone, p)
-	}
 	if d.Config != nil {
 		next.settings = *d.Config
+	}
+	next.judge(s, p)
+	for i := range d.Upsert {
+		svc := &d.Upsert[i]
+		next.services[svc.Key()] = next.newService(svc, s.services[svc.Key()], p)
 	}
 	next.servicesVersion, next.hasServices = d.Version, true
 	next.withRoutes(&d, s)
 	next.index()
 	return &next
+}
+
+// judge makes the policy about what is outside, and where it is another one judges those
+// services anew that have endpoints there.
+func (s *snapshot) judge(old *snapshot, p *Proxy) {
+	s.egress = egress.NewPolicy(&s.settings, s.Identity.Account)
+	if s.egress.Equal(old.egress) {
+		return
+	}
+	for key, svc := range s.services {
+		if slices.ContainsFunc(svc.Endpoints, func(e assay.Endpoint) bool { return e.Identity.IsZero() }) {
+			s.services[key] = s.newService(&svc.Service, svc, p)
+		}
+	}
 }
 
 // index makes the maps that connections and names are looked up in.
@@ -152,11 +172,10 @@ func (s *snapshot) index() {
 		}
 	}
 	s.sole = s.soleTargets()
-	s.egress = egress.NewPolicy(&s.settings, s.Identity.Account)
 	s.names = dns.NewSnapshot(s.settings.Namespace, s.DNS.Domain, list, s.DNS.Upstreams)
 }
 
-func newService(svc *assay.Service, old *service, zone string, p *Proxy) *service {
+func (s *snapshot) newService(svc *assay.Service, old *service, p *Proxy) *service {
 	out := &service{Service: *svc}
 	for i, port := range svc.Ports {
 		sp := &servicePort{service: svc.Key(), port: port.Port, declared: port.Protocol, announce: port.ProxyProtocol, certify: port.ForwardClientCert}
@@ -171,8 +190,9 @@ func newService(svc *assay.Service, old *service, zone string, p *Proxy) *servic
 		}
 		var want4, want6 []balance.Want
 		near := svc.Policy == nil || !svc.Policy.AnyZone
+		hinted := near && hintedFor(svc, i, s.Zone)
 		for _, e := range svc.Endpoints {
-			if i >= len(e.Targets) || e.Targets[i] == 0 || len(e.Addrs) == 0 {
+			if !readyAt(&e, i) || hinted && !meantFor(&e, s.Zone) {
 				continue
 			}
 			at := func(is4 bool) balance.Want {
@@ -185,10 +205,15 @@ func newService(svc *assay.Service, old *service, zone string, p *Proxy) *servic
 				}
 				return balance.Want{
 					Addr: netip.AddrPortFrom(a, e.Targets[i]), Identity: e.Identity, Workload: e.Workload,
-					Near: near && zone != "" && e.Zone == zone,
+					Near: near && s.Zone != "" && e.Zone == s.Zone,
 				}
 			}
-			want4, want6 = append(want4, at(true)), append(want6, at(false))
+			to4, to6 := at(true), at(false)
+			if e.Identity.IsZero() && !(s.listed(svc, port.Port, to4.Addr) && s.listed(svc, port.Port, to6.Addr)) {
+				sp.unlisted++
+				continue
+			}
+			want4, want6 = append(want4, to4), append(want6, to6)
 		}
 		// An endpoint that is in both sets (it has one family) is one endpoint.
 		sp.v4 = balance.New(v4, want4, p.peers.value)
@@ -201,6 +226,24 @@ func newService(svc *assay.Service, old *service, zone string, p *Proxy) *servic
 		out.ports = append(out.ports, sp)
 	}
 	return out
+}
+
+// readyAt reports whether an endpoint is ready at the i-th port.
+func readyAt(e *assay.Endpoint, i int) bool {
+	return i < len(e.Targets) && e.Targets[i] != 0 && len(e.Addrs) > 0
+}
+
+// meantFor reports whether an endpoint is for the clients of a zone.
+func meantFor(e *assay.Endpoint, zone string) bool {
+	return len(e.Zones) == 0 || slices.Contains(e.Zones, zone)
+}
+
+// hintedFor reports whether hints count for clients of a zone: some ready endpoint must
+// be meant for them, or they would have none.
+func hintedFor(svc *assay.Service, i int, zone string) bool {
+	return zone != "" && slices.ContainsFunc(svc.Endpoints, func(e assay.Endpoint) bool {
+		return readyAt(&e, i) && slices.Contains(e.Zones, zone)
+	})
 }
 
 // merge is a set of the endpoints of both, for New to take from.

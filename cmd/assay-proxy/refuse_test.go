@@ -230,7 +230,6 @@ func TestForgedEndpoint(t *testing.T) {
 	}{
 		{"the server's identity at the thief's address", assay.Endpoint{Workload: server.ID, Identity: server.Identity, Addrs: thief.Addrs, Targets: []uint16{inside}}, "identity-mismatch"},
 		{"the server's identity outside the mesh", assay.Endpoint{Workload: server.ID, Identity: server.Identity, Addrs: outsider.Addrs, Targets: []uint16{outside}}, "handshake"},
-		{"nobody's identity outside the mesh", assay.Endpoint{Workload: server.ID, Addrs: outsider.Addrs, Targets: []uint16{outside}}, "unknown-mesh-address"},
 		{"nobody's identity at an address of nobody", assay.Endpoint{Workload: server.ID, Addrs: []netip.Addr{addr4(99)}, Targets: []uint16{inside}}, "unknown-mesh-address"},
 		{"another trust domain", assay.Endpoint{Workload: server.ID, Identity: assay.Identity{TrustDomain: "evil.test", Namespace: "bank", Account: "server"}, Addrs: thief.Addrs, Targets: []uint16{inside}}, "identity-mismatch"},
 	} {

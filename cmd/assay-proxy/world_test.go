@@ -56,6 +56,7 @@ type world struct {
 	t    *testing.T
 	host *netns.Host
 	ca   *authority
+	mesh []netip.Prefix // that are the mesh's own; none in a cluster
 
 	mu        sync.Mutex
 	workloads []*workload
@@ -104,7 +105,7 @@ var worlds atomic.Uint32
 func newWorld(t *testing.T) *world {
 	needLab(t)
 	n := worlds.Add(1)
-	w := &world{t: t, ca: newAuthority(t), services: map[string]assay.Service{}, version: 1}
+	w := &world{t: t, ca: newAuthority(t), mesh: meshPrefixes, services: map[string]assay.Service{}, version: 1}
 	w.settings = assay.NamespaceConfig{Namespace: "bank", Mode: assay.Observe}
 	w.host = &netns.Host{Bridge: fmt.Sprintf("asyprox%d", n), Prefixes: prefixes("10.181.7.0/24", "fd5a:5a59::7:0:0/80", "192.0.2.0/24"), Mesh: meshPrefixes}
 	t.Cleanup(func() {
@@ -164,7 +165,23 @@ func (w *world) workload(name string) *workload {
 // prepare does everything but start the proxy.
 func (w *world) prepare(name string) *workload {
 	w.t.Helper()
-	m := w.machine(name, addr4(len(w.workloads)), addr6(len(w.workloads)))
+	m := w.bare(name)
+	m.capturing()
+	m.MeshedSince = time.Now()
+	w.publish()
+	return m
+}
+
+// bare is a machine with the addresses of a workload.
+func (w *world) bare(name string) *workload {
+	w.t.Helper()
+	return w.machine(name, addr4(len(w.workloads)), addr6(len(w.workloads)))
+}
+
+// capturing gives a machine listeners and rules.
+func (m *workload) capturing() {
+	w := m.w
+	w.t.Helper()
 	var ports []uint16
 	m.do(func() error {
 		lc := net.ListenConfig{}
@@ -193,10 +210,7 @@ func (w *world) prepare(name string) *workload {
 	if err := m.capture.Install(capture.Rules{OutboundPort: ports[0], InboundPort: ports[1], OwnMark: ownMark, ReturnMark: returnMark, Virtual: virtual}, nil); err != nil {
 		w.t.Fatal(err)
 	}
-	m.MeshedSince = time.Now()
 	m.listenAgent()
-	w.publish()
-	return m
 }
 
 func (m *workload) keep(l interface {
@@ -354,7 +368,7 @@ func (m *workload) follow(conn *link.Conn, first bool) {
 func (m *workload) configure(conn *link.Conn, first bool) {
 	c := link.Configure{
 		Workload: m.ID, Identity: m.Identity, Addrs: m.Addrs, AgentSocket: m.sock.Addr().String(),
-		OwnMark: ownMark, ReturnMark: returnMark, MeshPrefixes: meshPrefixes, DNS: link.DNS{Domain: "mesh.test"},
+		OwnMark: ownMark, ReturnMark: returnMark, MeshPrefixes: m.w.mesh, DNS: link.DNS{Domain: "mesh.test"},
 		Probes: m.probes, Gateways: m.nodes,
 	}
 	m.w.mu.Lock()

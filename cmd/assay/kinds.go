@@ -326,6 +326,9 @@ func edgeClient(e assay.Edge) string {
 }
 
 func edgeServer(e assay.Edge) string {
+	if e.Reason == assay.ReasonUnmeshed && e.Remote != "" {
+		return "not meshed: " + oneLine(e.Remote) // the port is the service's
+	}
 	if named(e) {
 		remote := oneLine(e.Remote)
 		if e.Port != 0 {

@@ -2,6 +2,7 @@ package egress
 
 import (
 	"net/netip"
+	"reflect"
 	"slices"
 
 	"assay.dev"
@@ -22,6 +23,11 @@ func NewPolicy(c *assay.NamespaceConfig, account string) *Policy {
 		}
 	}
 	return p
+}
+
+// Equal reports whether two policies decide alike.
+func (p *Policy) Equal(q *Policy) bool {
+	return p == q || p != nil && q != nil && reflect.DeepEqual(p, q)
 }
 
 // Strict reports whether what no rule allows is refused.

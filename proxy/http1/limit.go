@@ -109,7 +109,7 @@ func (x *exchange) cause() guard.Cause {
 		return 0
 	case x.code == 0:
 		return guard.Answered
-	case x.code == mux.Refused || x.code == mux.Overloaded:
+	case x.code == mux.Refused || x.code == mux.Overloaded || x.code == mux.Unreachable:
 		return guard.Unread
 	case failureOf(x.code) == failBroken:
 		return guard.Broken
