@@ -222,6 +222,18 @@ func (c *Control) declare(d *Declared) {
 	}
 }
 
+// Roots returns the certificates of the authority's roots, in DER: those that sign, and those that
+// will or did.
+func (c *Control) Roots() [][]byte { return c.authority.Bundle().Roots }
+
+// RouteStatus returns what became of a route at each of its parents, by assay.Route.Key; none of
+// a route that is not known. The caller changes nothing of it.
+func (c *Control) RouteStatus(key string) []assay.RouteParentStatus {
+	c.model.mu.Lock()
+	defer c.model.mu.Unlock()
+	return c.model.routes[key]
+}
+
 // following reports whether the platform has been heard.
 func (m *model) following() bool {
 	m.mu.Lock()

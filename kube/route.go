@@ -109,10 +109,11 @@ func value[T any](p *T) (v T) {
 	return v
 }
 
-func (r *routeReader) parent(path string, p *gateway.ParentReference) {
+// ParentRef is a reference to a parent with what it leaves out; namespace is the route's.
+func ParentRef(namespace string, p *gateway.ParentReference) assay.RouteParentRef {
 	ref := assay.RouteParentRef{
-		Group: gateway.GroupName, Kind: "Gateway", Namespace: r.namespace,
-		Name: string(p.Name), SectionName: string(value(p.SectionName)),
+		Group: gateway.GroupName, Kind: "Gateway", Namespace: namespace,
+		Name: string(p.Name), SectionName: string(value(p.SectionName)), Port: uint16(value(p.Port)),
 	}
 	if p.Group != nil {
 		ref.Group = string(*p.Group)
@@ -123,11 +124,13 @@ func (r *routeReader) parent(path string, p *gateway.ParentReference) {
 	if p.Namespace != nil {
 		ref.Namespace = string(*p.Namespace)
 	}
-	if p.Port != nil {
-		if !validPort(*p.Port) {
-			r.missing(path+".port", "want a number from 1 to 65535")
-		}
-		ref.Port = uint16(*p.Port)
+	return ref
+}
+
+func (r *routeReader) parent(path string, p *gateway.ParentReference) {
+	ref := ParentRef(r.namespace, p)
+	if p.Port != nil && !validPort(*p.Port) {
+		r.missing(path+".port", "want a number from 1 to 65535")
 	}
 	if ref.Name == "" {
 		r.missing(path+".name", "a name is needed")

@@ -4,9 +4,13 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
 
 	"assay.dev/control"
 	"assay.dev/kube/cluster"
+	"assay.dev/kube/publish"
 	"assay.dev/kube/review"
 	"assay.dev/store"
 )
@@ -22,6 +26,8 @@ const (
 type kubernetes struct {
 	watcher  *cluster.Watcher
 	reviewer *review.Reviewer
+	trust    *publish.Trust
+	routes   *publish.Routes
 	log      *slog.Logger
 	missing  []string // kinds of configuration that the API server does not have
 }
@@ -35,7 +41,15 @@ func openKubernetes(kubeconfig, namespace string, log *slog.Logger) (*kubernetes
 	if err != nil {
 		return nil, err
 	}
-	return &kubernetes{watcher: cluster.New(config, log), reviewer: reviewer, log: log}, nil
+	trust, err := publish.NewTrust(config, namespace, log)
+	if err != nil {
+		return nil, err
+	}
+	routes, err := publish.NewRoutes(config, log)
+	if err != nil {
+		return nil, err
+	}
+	return &kubernetes{watcher: cluster.New(config, log), reviewer: reviewer, trust: trust, routes: routes, log: log}, nil
 }
 
 // bearer is control.Cluster's.
@@ -44,13 +58,32 @@ func (k *kubernetes) bearer(ctx context.Context, token string) (control.Bearer, 
 	return control.Bearer(h), err
 }
 
-// run tells control what the API server says, until ctx ends.
+// run tells control what the API server says, and the API server what control knows, until
+// ctx ends.
 func (k *kubernetes) run(ctx context.Context, c *control.Control) error {
-	err := k.watcher.Run(ctx, func(ch cluster.Changes) error { return c.Follow(k.changes(&ch)) })
-	if ctx.Err() != nil {
-		return nil
-	}
-	return err
+	group, ctx := errgroup.WithContext(ctx)
+	heard := make(chan struct{})
+	group.Go(func() error {
+		first := sync.OnceFunc(func() { close(heard) })
+		err := k.watcher.Run(ctx, func(ch cluster.Changes) error {
+			defer first()
+			return c.Follow(k.changes(&ch))
+		})
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	})
+	group.Go(func() error { return k.trust.Run(ctx, c.Roots) })
+	group.Go(func() error {
+		select {
+		case <-heard: // before that, control knows of no route
+			return k.routes.Run(ctx, c.RouteStatus, k.watcher.RouteStatuses)
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	return group.Wait()
 }
 
 func (k *kubernetes) changes(ch *cluster.Changes) control.ClusterChanges {

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/tools/cache"
@@ -71,11 +72,13 @@ var definitions = []definition{
 // configured is one object of configuration and what it means.
 type configured struct {
 	kind, namespace, name string
+	uid                   types.UID
 	generation            int64
 	created               time.Time
 	manifest              json.RawMessage
 	intent                discovery.Intent
 	err                   error
+	status                []assay.RouteParentStatus // of a route: what we have written there
 }
 
 func (c *configured) problem(err error) Problem {
@@ -90,12 +93,22 @@ func configurationKey(kind, namespace, name string) string {
 }
 
 func (m *model) setConfiguration(o *unstructured.Unstructured) {
-	c := &configured{kind: o.GetKind(), namespace: o.GetNamespace(), name: o.GetName(), generation: o.GetGeneration(), created: o.GetCreationTimestamp().Time}
+	c := &configured{
+		kind: o.GetKind(), namespace: o.GetNamespace(), name: o.GetName(), uid: o.GetUID(), generation: o.GetGeneration(),
+		created: o.GetCreationTimestamp().Time, status: writtenStatus(o),
+	}
+	key := configurationKey(c.kind, c.namespace, c.name)
+	if old := m.configured[key]; old != nil && old.isRoute() && old.uid == c.uid && old.generation == c.generation && c.generation > 0 {
+		same := *old // it means what it did: somebody has written its status
+		same.status = c.status
+		m.configured[key] = &same
+		return
+	}
 	c.intent, c.manifest, c.err = kube.Configuration(o.Object)
 	for i := range c.intent.Routes {
 		c.intent.Routes[i].Created, c.intent.Routes[i].Generation = c.created.UTC(), c.generation
 	}
-	m.configured[configurationKey(c.kind, c.namespace, c.name)] = c
+	m.configured[key] = c
 	m.touchedConfiguration = true
 }
 

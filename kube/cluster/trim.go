@@ -6,6 +6,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
+	"assay.dev/discovery"
 	"assay.dev/kube"
 )
 
@@ -27,7 +28,7 @@ func trim(object any) (any, error) {
 			o.Labels = map[string]string{discoveryv1.LabelServiceName: service}
 		}
 	case *unstructured.Unstructured:
-		delete(o.Object, "status")
+		trimStatus(o)
 		o.SetManagedFields(nil)
 		// kubectl's copy of the object in itself.
 		unstructured.RemoveNestedField(o.Object, "metadata", "annotations", corev1.LastAppliedConfigAnnotation)
@@ -63,4 +64,19 @@ func trimMeta(m *metav1.ObjectMeta, labels map[string]string) metav1.ObjectMeta 
 		}
 	}
 	return out
+}
+
+// trimStatus keeps of a status what we have written: what became of a route here.
+func trimStatus(o *unstructured.Unstructured) {
+	parents, _, _ := unstructured.NestedSlice(o.Object, "status", "parents")
+	delete(o.Object, "status")
+	var ours []any
+	for _, p := range parents {
+		if m, ok := p.(map[string]any); ok && m["controllerName"] == discovery.Controller {
+			ours = append(ours, m)
+		}
+	}
+	if len(ours) > 0 {
+		o.Object["status"] = map[string]any{"parents": ours}
+	}
 }

@@ -12,14 +12,15 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"assay.dev"
+	"assay.dev/kube/publish"
 )
 
 // Names of what is installed. The agents' and control's packages rely on them.
 const (
 	DefaultNamespace = "assay-system"
-	ControlName      = "assay-control" // service account, Deployment, Service, claim
-	AgentName        = "assay-agent"   // service account, DaemonSet, Service of metrics
-	TrustName        = "assay-trust"   // the ConfigMap with the authority's roots
+	ControlName      = "assay-control"   // service account, Deployment, Service, claim
+	AgentName        = "assay-agent"     // service account, DaemonSet, Service of metrics
+	TrustName        = publish.TrustName // the ConfigMap with the authority's roots
 	ControlPort      = 7400
 	Audience         = "assay" // of the agents' tokens
 	// MeshLabel on a namespace or pod is "enabled" or "disabled".

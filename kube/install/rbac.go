@@ -8,20 +8,17 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"assay.dev/kube/cluster"
+	"assay.dev/kube/publish"
 	"assay.dev/kube/review"
 )
 
 // ControlRules are what control may do in every namespace.
 func ControlRules() []rbacv1.PolicyRule {
-	return slices.Concat(cluster.Rules(), review.Rules())
+	return slices.Concat(cluster.Rules(), review.Rules(), publish.Rules())
 }
 
 // ControlLocalRules are what control may do in the namespace of the mesh.
-func ControlLocalRules() []rbacv1.PolicyRule {
-	return []rbacv1.PolicyRule{
-		{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{TrustName}, Verbs: []string{"get", "update", "patch"}},
-	}
-}
+func ControlLocalRules() []rbacv1.PolicyRule { return publish.LocalRules() }
 
 // AgentRules are what agents may do in every namespace.
 func AgentRules() []rbacv1.PolicyRule {

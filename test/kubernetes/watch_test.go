@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	rbacv1 "k8s.io/api/rbac/v1"
+
 	"assay.dev/discovery"
 	"assay.dev/kube/cluster"
 	"assay.dev/test/kubernetes"
@@ -69,28 +71,43 @@ func (v *view) service(key string) (s cluster.Service, ready []string, there boo
 	return s, ready, there
 }
 
-// watch starts a watcher that may do what cluster.Rules says and nothing else.
-func watch(t *testing.T, c *kubernetes.Cluster) *view {
+// account makes a service account that may do what the rules say, local ones in its own
+// namespace, and nothing else, and returns a kubeconfig for it.
+func account(t *testing.T, c *kubernetes.Cluster, namespace, name string, rules, local []rbacv1.PolicyRule) string {
 	t.Helper()
-	rules, err := json.Marshal(cluster.Rules())
-	if err != nil {
-		t.Fatal(err)
+	var text [2][]byte
+	for i, r := range [][]rbacv1.PolicyRule{rules, local} {
+		var err error
+		if text[i], err = json.Marshal(r); err != nil {
+			t.Fatal(err)
+		}
 	}
-	c.Apply(t, fmt.Sprintf(`apiVersion: v1
+	c.Apply(t, strings.NewReplacer("NAMESPACE", namespace, "NAME", name, "RULES", string(text[0]), "LOCAL", string(text[1])).Replace(`apiVersion: v1
 kind: ServiceAccount
-metadata: {name: watcher}
+metadata: {name: NAME, namespace: NAMESPACE}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
-metadata: {name: watcher}
-rules: %s
+metadata: {name: NAME}
+rules: RULES
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
-metadata: {name: watcher}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: watcher}
-subjects: [{kind: ServiceAccount, name: watcher, namespace: default}]
-`, rules))
+metadata: {name: NAME}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: NAME}
+subjects: [{kind: ServiceAccount, name: NAME, namespace: NAMESPACE}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: NAME, namespace: NAMESPACE}
+rules: LOCAL
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: NAME, namespace: NAMESPACE}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: NAME}
+subjects: [{kind: ServiceAccount, name: NAME, namespace: NAMESPACE}]
+`))
 	read := func(args ...string) string { return strings.TrimSpace(c.Kubectl(t, args...)) }
 	server := read("config", "view", "--raw", "-o", "jsonpath={.clusters[0].cluster.server}")
 	authority := read("config", "view", "--raw", "-o", "jsonpath={.clusters[0].cluster.certificate-authority-data}")
@@ -98,13 +115,19 @@ subjects: [{kind: ServiceAccount, name: watcher, namespace: default}]
 	if err := os.WriteFile(file, fmt.Appendf(nil, `apiVersion: v1
 kind: Config
 clusters: [{name: c, cluster: {server: %q, certificate-authority-data: %s}}]
-users: [{name: watcher, user: {token: %s}}]
-contexts: [{name: c, context: {cluster: c, user: watcher}}]
+users: [{name: %s, user: {token: %s}}]
+contexts: [{name: c, context: {cluster: c, user: %[3]s}}]
 current-context: c
-`, server, authority, read("create", "token", "watcher", "--duration=1h")), 0o600); err != nil {
+`, server, authority, name, read("create", "token", name, "-n", namespace, "--duration=1h")), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	config, err := cluster.Config(file)
+	return file
+}
+
+// watch starts a watcher that may do what cluster.Rules says and nothing else.
+func watch(t *testing.T, c *kubernetes.Cluster) *view {
+	t.Helper()
+	config, err := cluster.Config(account(t, c, "default", "watcher", cluster.Rules(), nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -205,15 +228,7 @@ func configuration(t *testing.T, c *kubernetes.Cluster, v *view) {
 	told("nothing is installed", func(g *cluster.Configuration) bool {
 		return len(g.Missing) == 7 && len(g.Intent.Routes) == 0
 	})
-	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/gateway-api").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, resource := range []string{"httproutes", "grpcroutes", "tlsroutes", "referencegrants"} {
-		file := filepath.Join(strings.TrimSpace(string(dir)), "config/crd/experimental/gateway.networking.k8s.io_"+resource+".yaml")
-		c.Kubectl(t, "apply", "--server-side", "-f", file)
-		c.Kubectl(t, "wait", "crd/"+resource+".gateway.networking.k8s.io", "--for=condition=Established", "--timeout=120s")
-	}
+	installGatewayAPI(t, c)
 	told("the Gateway API is there", func(g *cluster.Configuration) bool {
 		return slices.Equal(g.Missing, []string{"MeshConfig", "Egress", "TrafficPolicy"})
 	})
@@ -244,4 +259,18 @@ spec:
 	}
 	c.Kubectl(t, "delete", "httproute", "--all")
 	told("the routes are gone", func(g *cluster.Configuration) bool { return len(g.Intent.Routes) == 0 })
+}
+
+// installGatewayAPI installs the definitions of what is watched.
+func installGatewayAPI(t *testing.T, c *kubernetes.Cluster) {
+	t.Helper()
+	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/gateway-api").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, resource := range []string{"httproutes", "grpcroutes", "tlsroutes", "referencegrants"} {
+		file := filepath.Join(strings.TrimSpace(string(dir)), "config/crd/experimental/gateway.networking.k8s.io_"+resource+".yaml")
+		c.Kubectl(t, "apply", "--server-side", "-f", file)
+		c.Kubectl(t, "wait", "crd/"+resource+".gateway.networking.k8s.io", "--for=condition=Established", "--timeout=120s")
+	}
 }

@@ -1,0 +1,56 @@
+// Package publish writes to an API server what others read there: the roots of the mesh's
+// authority (ConfigMap assay-trust, by which agents know control), and what became of
+// routes (their status, as the Gateway API has it).
+//
+// It changes nothing else, and nobody else's: of a ConfigMap one key, of a route's status the
+// entries of our controller name. It writes only what differs from what is there, a bounded
+// number of times in a second. What somebody else changes is written again.
+//
+// Goroutines: each Run blocks and starts none. LocalRules and Rules are all that it must be
+// allowed.
+//
+// Tour: publish.go, trust.go, routes.go.
+package publish
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	rbacv1 "k8s.io/api/rbac/v1"
+)
+
+// Rules is what Routes must be allowed in every namespace.
+func Rules() []rbacv1.PolicyRule {
+	const group = "gateway.networking.k8s.io"
+	return []rbacv1.PolicyRule{
+		{APIGroups: []string{group}, Resources: []string{"httproutes", "grpcroutes", "tlsroutes"}, Verbs: []string{"get"}},
+		{APIGroups: []string{group}, Resources: []string{"httproutes/status", "grpcroutes/status", "tlsroutes/status"}, Verbs: []string{"update"}},
+	}
+}
+
+// LocalRules is what Trust must be allowed in the mesh's own namespace.
+func LocalRules() []rbacv1.PolicyRule {
+	return []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{TrustName}, Verbs: []string{"get", "patch"}}}
+}
+
+// within bounds one request.
+const within = 10 * time.Second
+
+// said tells a problem when it begins and when it ends, and not in between.
+type said struct {
+	log  *slog.Logger
+	what string
+	now  bool
+}
+
+func (s *said) result(ctx context.Context, err error) {
+	switch {
+	case ctx.Err() != nil:
+	case err != nil && !s.now:
+		s.log.Error(s.what+": cannot be written", "err", err)
+	case err == nil && s.now:
+		s.log.Info(s.what + ": is written again")
+	}
+	s.now = err != nil
+}
