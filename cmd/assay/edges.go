@@ -103,6 +103,14 @@ func cutKey(key string) (namespace, name string, ok bool) {
 	return namespace, name, true
 }
 
+// none says what it means that there is no edge.
+func (e *edges) none() string {
+	if e.exceptions {
+		return "no exceptions"
+	}
+	return "nobody has talked yet"
+}
+
 // show prints one table, or one after the other until the context ends.
 func (e *edges) show(ctx context.Context, w io.Writer, interval time.Duration, watch, all bool) error {
 	screen := newScreen(w)
@@ -119,7 +127,7 @@ func (e *edges) show(ctx context.Context, w io.Writer, interval time.Duration, w
 		}
 		var picture bytes.Buffer
 		if len(docs) == 0 {
-			fmt.Fprintln(&picture, "nobody has talked yet")
+			fmt.Fprintln(&picture, e.none())
 		} else if err := writeTable(&picture, edgeColumns(interval > 0), edgeRows(before, docs, to.Sub(from)), all, to); err != nil {
 			return err
 		}

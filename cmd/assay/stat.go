@@ -275,7 +275,7 @@ type statRow struct {
 	in, out            float64 // bytes as the service sees them, likewise
 	latency            assay.Latency
 	open, inFlight     int64
-	mtls, opened       uint64 // since the proxies started
+	mtls, carried      uint64 // connections or requests since the proxies started
 }
 
 // statRows adds up what docs have more than before; with no before, everything.
@@ -364,9 +364,10 @@ func (r *statRow) add(s, base assay.Signals, scale float64, alive bool) {
 		r.open += s.Open
 		r.inFlight += s.InFlight
 	}
-	r.opened += s.Opened
+	carried := max(s.Opened, s.Requests) // a server opens no connection for requests that share a peer's
+	r.carried += carried
 	if s.Security == assay.MutualTLS {
-		r.mtls += s.Opened
+		r.mtls += carried
 	}
 }
 
@@ -395,7 +396,7 @@ func statColumns(totals bool) []column[statRow] {
 		col("OPEN", func(r statRow) string { return fmt.Sprint(r.open) }),
 		col("IN"+per, func(r statRow) string { return size(r.in) }),
 		col("OUT"+per, func(r statRow) string { return size(r.out) }),
-		col("MTLS", func(r statRow) string { return percent(float64(r.mtls), float64(r.opened)) }),
+		col("MTLS", func(r statRow) string { return percent(float64(r.mtls), float64(r.carried)) }),
 		col("COUNTED BY", func(r statRow) string {
 			if r.inbound {
 				return "service"
