@@ -51,7 +51,7 @@ func settled(t *testing.T, before usage) {
 }
 
 // TestSlowHeads: connections that never finish their head cost a goroutine and a small
-// buffer, or what they have sent; they all end after the timeout.
+// buffer, or what they have sent.
 func TestSlowHeads(t *testing.T) {
 	for _, s := range []struct {
 		name, start string
@@ -62,13 +62,8 @@ func TestSlowHeads(t *testing.T) {
 	} {
 		t.Run(s.name, func(t *testing.T) {
 			each(t, func(t *testing.T, mode string) {
-				timeouts := Timeouts{Head: 2 * time.Second}
-				w := newWorld(t, mode, newScript(t).addr, quiet, hurried(timeouts))
-				const n = 200
-				conns := make([]net.Conn, n)
-				for i := range conns {
-					conns[i] = w.dial()
-				}
+				w := newWorld(t, mode, newScript(t).addr, quiet, hurried(Timeouts{Head: long}))
+				conns := w.dialMany()
 				before := used()
 				for _, c := range conns {
 					say(t, c, s.start)
@@ -76,21 +71,50 @@ func TestSlowHeads(t *testing.T) {
 				for _, c := range conns[:3] {
 					wait(t, c, 100*time.Millisecond)
 				}
-				cheap(t, before, n, s.size, 1)
+				cheap(t, before, int64(len(conns)), s.size, 1)
 				for _, c := range conns {
-					if b, err := io.ReadAll(c); err != nil || !bytes.HasPrefix(b, []byte("HTTP/1.1 408 ")) {
-						t.Fatalf("%q %v", b, err)
-					}
 					c.Close()
 				}
-				for range conns {
-					<-w.served
-				}
-				if w.dialled() > 0 {
-					t.Error("the application was connected to")
-				}
+				w.expectServed(len(conns))
 			})
 		})
+	}
+}
+
+// TestSlowHeadsEnd: they all end after the timeout.
+func TestSlowHeadsEnd(t *testing.T) {
+	each(t, func(t *testing.T, mode string) {
+		w := newWorld(t, mode, newScript(t).addr, quiet, hurried(Timeouts{Head: short}))
+		conns := w.dialMany()
+		for _, c := range conns {
+			say(t, c, "GET / HTTP/1.1\r\nHost: a\r\nX: 1")
+		}
+		for _, c := range conns {
+			if b, err := io.ReadAll(c); err != nil || !bytes.HasPrefix(b, []byte("HTTP/1.1 408 ")) {
+				t.Fatalf("%q %v", b, err)
+			}
+			c.Close()
+		}
+		w.expectServed(len(conns))
+	})
+}
+
+func (w *world) dialMany() []net.Conn {
+	conns := make([]net.Conn, 200)
+	for i := range conns {
+		conns[i] = w.dial()
+	}
+	return conns
+}
+
+// expectServed waits for the end of n connections of which the application has not heard.
+func (w *world) expectServed(n int) {
+	w.t.Helper()
+	for range n {
+		<-w.served
+	}
+	if w.dialled() > 0 {
+		w.t.Error("the application was connected to")
 	}
 }
 
