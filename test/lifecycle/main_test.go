@@ -219,9 +219,7 @@ func (l *load) count(began time.Time, c caller, err error) {
 		l.done++
 		return
 	}
-	if len(l.failures) < 10000 {
-		l.failures = append(l.failures, failure{began, time.Now(), c.client.Name, c.server, err})
-	}
+	l.failures = append(l.failures, failure{began, time.Now(), c.client.Name, c.server, err})
 }
 
 func (l *load) soFar() (done, failed int) {
@@ -251,6 +249,7 @@ func (l *load) web(ctx context.Context, c caller) {
 			err := request(ctx, conn, r)
 			l.count(began, c, err)
 			if err != nil || ctx.Err() != nil {
+				pause(ctx)
 				break
 			}
 		}
@@ -283,11 +282,11 @@ func (l *load) talk(ctx context.Context, c caller) {
 	}
 }
 
-// pause keeps a client from spinning.
+// pause keeps a client from spinning, and its failures countable.
 func pause(ctx context.Context) {
 	select {
 	case <-ctx.Done():
-	case <-time.After(2 * time.Millisecond):
+	case <-time.After(10 * time.Millisecond):
 	}
 }
 
