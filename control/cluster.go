@@ -183,7 +183,7 @@ func (v *clusterView) ownedBy(a netip.Addr, p *Pod) string {
 	return ""
 }
 
-// Follow takes in what the platform says. It never waits for anybody but the store.
+// Follow takes in what the platform says. It is called by one goroutine, and waits for nobody.
 func (c *Control) Follow(ch ClusterChanges) error {
 	if c.model.cluster == nil {
 		return &assay.Error{Kind: assay.Internal, Op: "follow the cluster", Err: errors.New("this control is not one of a cluster")}

@@ -71,8 +71,8 @@ type DeclaredPort struct {
 	Target uint16 // the workload's port; 0 means Port.Port
 }
 
-// maxEgress bounds the rules of one namespace: each of its proxies has all of them.
-const maxEgress = 256
+// MaxEgress bounds the rules of one namespace: each of its proxies has all of them.
+const MaxEgress = 256
 
 // Validate reports the first thing in the intent that no snapshot could hold.
 // A translator has found the same with file and line before; this is what keeps
@@ -148,8 +148,8 @@ func (in *Intent) Validate() error {
 			}
 		}
 		rules[key] = true
-		if count[e.Namespace]++; count[e.Namespace] > maxEgress {
-			return fmt.Errorf("namespace %s: more than %d Egress", e.Namespace, maxEgress)
+		if count[e.Namespace]++; count[e.Namespace] > MaxEgress {
+			return fmt.Errorf("namespace %s: more than %d Egress", e.Namespace, MaxEgress)
 		}
 	}
 	return nil

@@ -150,11 +150,17 @@ func (m *model) configuration() *Configuration {
 	})
 	out := &Configuration{Missing: m.missing}
 	taken := map[string]string{} // what only one may say -> who does
+	rules := map[string]int{}    // of egress, by namespace
 	for _, c := range list {
 		out.Objects = append(out.Objects, Object{c.kind, c.namespace, c.name, c.generation, c.created, c.manifest})
 		err := c.err
 		if err == nil {
 			err = take(taken, c)
+		}
+		if n := rules[c.namespace] + len(c.intent.Egress); err == nil && n > discovery.MaxEgress {
+			err = fmt.Errorf("namespace %s has %d Egress already, which are older", c.namespace, discovery.MaxEgress)
+		} else if err == nil {
+			rules[c.namespace] = n
 		}
 		if err != nil {
 			out.Problems = append(out.Problems, c.problem(err))

@@ -2,13 +2,16 @@ package cluster
 
 import (
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
 
 	"assay.dev"
@@ -152,6 +155,63 @@ func TestConfigurationGoes(t *testing.T) {
 	c = m.changes().Configuration
 	if c == nil || !reflect.DeepEqual(*c, Configuration{}) || len(m.configured) > 0 {
 		t.Errorf("%+v", c)
+	}
+}
+
+// TestStatusIsNoConfiguration: who writes a route's status changes nothing of what it means,
+// and of the status only what is ours is kept.
+func TestStatusIsNoConfiguration(t *testing.T) {
+	w := New(&rest.Config{}, slog.New(slog.DiscardHandler))
+	m := w.model
+	m.setConfiguration(readConfiguration(t, declared)[0])
+	m.changes()
+	written := strings.Replace(strings.Split(declared, "---\n")[0], "status: {parents: []}", `status:
+  parents:
+  - {parentRef: {name: edge}, controllerName: example.com/edge, conditions: []}
+  - parentRef: {group: "", kind: Service, name: web, port: 80}
+    controllerName: assay.dev/mesh
+    conditions: [{type: Accepted, status: "True", reason: Accepted, message: fine, lastTransitionTime: "2022-01-01T00:00:00Z", observedGeneration: 3}]
+`, 1)
+	m.setConfiguration(readConfiguration(t, written)[0])
+	if c := m.changes(); !c.Empty() {
+		t.Errorf("a status is a change: %+v", c)
+	}
+	same(t, "the status", w.RouteStatuses(), []RouteStatus{{assay.HTTPRoute, "shop", "web", []assay.RouteParentStatus{{
+		ParentRef:      assay.RouteParentRef{Kind: "Service", Namespace: "shop", Name: "web", Port: 80},
+		ControllerName: "assay.dev/mesh",
+		Conditions:     []assay.RouteCondition{{Type: "Accepted", Status: "True", ObservedGeneration: 3, LastTransitionTime: time.Date(2022, 1, 1, 0, 0, 0, 0, time.UTC), Reason: "Accepted", Message: "fine"}},
+	}}}})
+	m.setConfiguration(readConfiguration(t, strings.Replace(written, "generation: 3", "generation: 4", 1))[0])
+	if c := m.changes().Configuration; c == nil || c.Intent.Routes[0].Generation != 4 {
+		t.Errorf("a new generation: %+v", c)
+	}
+	m.retainConfiguration("HTTPRoute", nil)
+	if list := w.RouteStatuses(); len(list) != 0 {
+		t.Errorf("of a route that is gone: %+v", list)
+	}
+}
+
+// TestTooManyRules: what is more than a namespace may have has no effect, the newest first,
+// and breaks no other.
+func TestTooManyRules(t *testing.T) {
+	var text []string
+	for i := range discovery.MaxEgress + 2 {
+		text = append(text, fmt.Sprintf(`apiVersion: assay.dev/v1alpha1
+kind: Egress
+metadata: {name: e%d, namespace: shop, creationTimestamp: "2026-01-01T00:%02d:%02dZ"}
+spec: {hosts: [example.com], ports: [443]}
+`, i, i/60, i%60))
+	}
+	m := newModel()
+	for _, o := range readConfiguration(t, strings.Join(text, "---\n")+"---\n"+declared) {
+		m.setConfiguration(o)
+	}
+	c := m.changes().Configuration
+	if err := c.Intent.Validate(); err != nil || len(c.Intent.Egress) != discovery.MaxEgress || len(c.Intent.Routes) != 1 {
+		t.Errorf("%v, %d rules, %d routes", err, len(c.Intent.Egress), len(c.Intent.Routes))
+	}
+	if p := c.Problems[0]; p.Kind != "Egress" || p.Name != fmt.Sprint("e", discovery.MaxEgress) || !strings.Contains(p.Text, "256") {
+		t.Errorf("the problem: %+v", p)
 	}
 }
 
