@@ -77,12 +77,13 @@ type clusterView struct {
 	services map[string][]netip.Addr // their addresses, by key
 	vips     map[netip.Addr]string   // the same, the other way round
 	waiting  map[string]*waiting     // reports that are too early, by workload
+	claims   map[string]claim        // by pod
 }
 
 func newClusterView() *clusterView {
 	return &clusterView{
 		pods: map[string]*Pod{}, at: map[netip.Addr]map[string]bool{}, nodes: map[string]bool{},
-		services: map[string][]netip.Addr{}, vips: map[netip.Addr]string{}, waiting: map[string]*waiting{},
+		services: map[string][]netip.Addr{}, vips: map[netip.Addr]string{}, waiting: map[string]*waiting{}, claims: map[string]claim{},
 	}
 }
 
@@ -270,16 +271,22 @@ func (m *model) follow(ch *ClusterChanges) (first bool) {
 		v.setService(key, nil)
 		m.catalog.RemovePlaced(key)
 	}
+	var came []string
 	for i := range ch.Pods {
 		p := &ch.Pods[i]
+		if v.told && v.pods[p.UID] == nil {
+			came = append(came, p.UID)
+		}
 		v.setPod(p.UID, p)
 		suspects[p.UID] = true
 		note(p.Addrs)
 	}
 	for _, uid := range ch.RemovedPods {
 		v.setPod(uid, nil)
+		m.disclaimPod(uid)
 		suspects[uid] = true
 	}
+	m.claimNew(came)
 	if first = !v.told; first {
 		v.told = true
 		for _, w := range m.catalog.Workloads() {
@@ -320,6 +327,7 @@ func (m *model) suspect(id string) {
 	if m.cluster.pods[id] == nil {
 		return
 	}
+	m.claim(h, h.session, id)
 	m.findingLocked(assay.Finding{Kind: "workload-withdrawn", Subject: id, Detail: cut(fmt.Sprintf("host %s (%s): %v", h.ID, h.Name, err), 1000),
 		Remedy: "the API server does not say what the node's agent said; if that lasts, look at the node"})
 	if h.session != nil {
@@ -399,6 +407,9 @@ func (m *model) waitNoMore(s *session, id string) {
 	}
 	if n := m.cluster.waiting[id]; n != nil && n.session == s {
 		delete(m.cluster.waiting, id)
+	}
+	if m.cluster.claims[id].host == s.host {
+		m.disclaimPod(id)
 	}
 }
 

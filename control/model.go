@@ -193,6 +193,7 @@ func (m *model) removeHost(id string) bool {
 	}
 	delete(m.hosts, id)
 	m.stopWaiting(id)
+	m.disclaim(func(_ string, c claim) bool { return c.host == id })
 	m.snapshot.remove(hostKey(id))
 	m.publish()
 	return true

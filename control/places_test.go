@@ -1,6 +1,7 @@
 package control
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -64,6 +65,71 @@ func TestPlaces(t *testing.T) {
 		}
 		return false
 	})
+}
+
+// TestPodInBetween: a pod that may be in the mesh, and is not taken, is nobody's endpoint in
+// plaintext: one whose report contradicts the platform, and one that came while its
+// node's agent was away.
+func TestPodInBetween(t *testing.T) {
+	r := startCluster(t, nil)
+	list := []Pod{pod("one", "node-1", "10.0.1.1"), pod("two", "node-1", "10.0.1.2"), pod("far", "node-2", "10.0.2.1")}
+	service := func(pods ...Pod) Placed {
+		s := Placed{DeclaredService: discovery.DeclaredService{Namespace: "shop", Name: "web", ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.1")},
+			Ports: []discovery.DeclaredPort{{Port: assay.Port{Port: 80}}}}}
+		for _, p := range pods {
+			s.Places = append(s.Places, discovery.Place{Workload: p.UID, Addrs: p.Addrs, Targets: []uint16{8080}, Ready: true, Serving: true})
+		}
+		return s
+	}
+	changes := twoNodes(list...)
+	changes.Services = []Placed{service(list...)}
+	r.follow(t, changes)
+	h := r.joinNode(t, "node-1")
+	a := syncHost(t, h.hosts, nil)
+	a.synced()
+	// endpoints: "+" behind those with an identity.
+	endpoints := func(want ...string) {
+		t.Helper()
+		eventually(t, fmt.Sprint("endpoints ", want), func() bool {
+			var got []string
+			for _, e := range a.get("service/shop/web").GetService().GetEndpoints() {
+				name := e.GetWorkload()
+				if e.GetIdentity() != "" {
+					name += "+"
+				}
+				got = append(got, name)
+			}
+			return slices.Equal(got, want)
+		})
+	}
+	endpoints("far", "one", "two")
+	w := r.meshed(h, "one", "10.0.1.1")
+	w.Name, w.Identity.Account = "bank", "bank"
+	a.up(w)
+	a.waitRefused("one")
+	endpoints("far", "two")
+	a.forget()
+	a.up(r.meshed(h, "one", "10.0.1.1"))
+	a.waitAccepted("one")
+	endpoints("far", "one+", "two")
+	// A node's word about another's pod changes nothing.
+	a.up(r.meshed(h, "far", "10.0.2.1"))
+	a.waitRefused("far")
+	endpoints("far", "one+", "two")
+	// The platform contradicts what was taken: withdrawn, and not plain.
+	moved := pod("one", "node-1", "10.0.1.9")
+	r.follow(t, ClusterChanges{Pods: []Pod{moved}, Services: []Placed{service(moved, list[1], list[2])}})
+	endpoints("far", "two")
+	a.gone("one")
+	endpoints("far", "one", "two")
+	a.close()
+	eventually(t, "the host is away", func() bool { r.model.mu.Lock(); defer r.model.mu.Unlock(); return r.model.hosts[h.id].session == nil })
+	fresh := pod("three", "node-1", "10.0.1.3")
+	r.follow(t, ClusterChanges{Pods: []Pod{fresh, pod("four", "node-2", "10.0.2.4")}, Services: []Placed{service(moved, list[1], list[2], fresh, pod("four", "node-2", "10.0.2.4"))}})
+	a = syncHost(t, h.hosts, nil)
+	endpoints("far", "four", "one", "two") // what was there before is what it was
+	a.synced()
+	endpoints("far", "four", "one", "three", "two")
 }
 
 // TestUnmeshedEndpointsAreOneFinding: of a client and a service, whatever the number of

@@ -335,10 +335,10 @@ func (m *model) take(s *session, msg *api.HostUpdate) error {
 		}
 	case *api.HostUpdate_WorkloadGone:
 		m.waitNoMore(s, u.WorkloadGone)
+		m.publishSoon()
 		if w, ok := m.catalog.Workload(u.WorkloadGone); ok && w.Host == s.host {
 			m.removeWorkload(u.WorkloadGone)
 			m.behind.workload(u.WorkloadGone, nil)
-			m.publishSoon()
 		}
 	case *api.HostUpdate_Synced:
 		for _, id := range m.workloadsOf(s.host) {
@@ -347,6 +347,7 @@ func (m *model) take(s *session, msg *api.HostUpdate) error {
 				m.behind.workload(id, nil)
 			}
 		}
+		m.disclaim(func(_ string, c claim) bool { return c.host == s.host && c.session != s })
 		m.publish()
 		if s.first != nil {
 			s.first.by = time.Time{}
@@ -386,6 +387,9 @@ func (m *model) take(s *session, msg *api.HostUpdate) error {
 // knows of it.
 func (m *model) report(h *host, s *session, w *assay.Workload) {
 	stale, err := m.admit(h, w, s.seen)
+	if err != nil {
+		m.claim(h, s, w.ID)
+	}
 	if _, early := errors.AsType[tooEarly](err); early {
 		s.seen[w.ID] = true
 		m.wait(s, w, err)
@@ -409,6 +413,7 @@ func (m *model) report(h *host, s *session, w *assay.Workload) {
 	}
 	s.seen[w.ID] = true
 	m.setWorkload(w)
+	m.disclaimPod(w.ID)
 	if v, ok := s.early[w.ID]; ok {
 		m.acks[w.ID] = v
 		delete(s.early, w.ID)

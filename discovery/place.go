@@ -46,12 +46,13 @@ type placements struct {
 	byAddr     map[netip.Addr][]string // a place's address -> the same
 	owners     map[netip.Addr][]*assay.Workload
 	misplaced  map[string][]Misplaced // by service
+	claimed    map[string]bool        // by workload
 }
 
 func newPlacements() placements {
 	return placements{
 		services: map[string]*placed{}, byWorkload: map[string][]string{}, byAddr: map[netip.Addr][]string{},
-		owners: map[netip.Addr][]*assay.Workload{}, misplaced: map[string][]Misplaced{},
+		owners: map[netip.Addr][]*assay.Workload{}, misplaced: map[string][]Misplaced{}, claimed: map[string]bool{},
 	}
 }
 
@@ -82,6 +83,22 @@ func (c *Catalog) SetPlaced(s DeclaredService, places []Place) {
 func (c *Catalog) RemovePlaced(key string) {
 	if c.places.services[key] != nil {
 		c.unplace(key)
+		c.touch(key)
+	}
+}
+
+// SetClaimed says that a workload that there is not may be in the mesh all the same: a
+// place that means it is no endpoint while that lasts.
+func (c *Catalog) SetClaimed(id string, claimed bool) {
+	if c.places.claimed[id] == claimed {
+		return
+	}
+	if claimed {
+		c.places.claimed[id] = true
+	} else {
+		delete(c.places.claimed, id)
+	}
+	for _, key := range c.places.byWorkload[id] {
 		c.touch(key)
 	}
 }
@@ -184,7 +201,7 @@ func (c *Catalog) occupant(key string, p *Place) (occupied, *Misplaced, bool) {
 		}
 	}
 	if o.workload == nil {
-		return o, nil, true
+		return o, nil, !c.places.claimed[p.Workload]
 	}
 	o.addrs = nil
 	for _, a := range p.Addrs {

@@ -128,6 +128,22 @@ func TestPlaces(t *testing.T) {
 			c.Changes(vipOf)
 			c.SetWorkload(pod("one", 1))
 		}, "one web [10.244.0.1] [8080 9000]", ""},
+		"said to be in the mesh, and not taken: nothing, never plain": {func(c *Catalog) {
+			c.SetPlaced(web(), []Place{place("one", 1, 8080, 9000), place("", 2, 8080, 9000)})
+			c.Changes(vipOf)
+			c.SetClaimed("one", true)
+		}, "  [10.244.0.2] [8080 9000]", ""},
+		"taken, though said to be": {func(c *Catalog) {
+			c.SetClaimed("one", true)
+			c.SetWorkload(pod("one", 1))
+			c.SetPlaced(web(), []Place{place("one", 1, 8080, 9000)})
+		}, "one web [10.244.0.1] [8080 9000]", ""},
+		"said to be no more": {func(c *Catalog) {
+			c.SetClaimed("one", true)
+			c.SetPlaced(web(), []Place{place("one", 1, 8080, 9000)})
+			c.Changes(vipOf)
+			c.SetClaimed("one", false)
+		}, "one  [10.244.0.1] [8080 9000]", ""},
 		"leaves the mesh": {func(c *Catalog) {
 			c.SetWorkload(pod("one", 1))
 			c.SetPlaced(web(), []Place{place("one", 1, 8080, 9000)})

@@ -1,0 +1,67 @@
+package control
+
+import "maps"
+
+// A pod may be in the mesh before control has taken it: its report is too early, or
+// contradicts the platform, or could not come because its node's agent is away. Nobody is
+// sent to such a pod, in plaintext least of all: its proxy would refuse that from the
+// meshed, and what was sent would be on the wire.
+
+// claim is what is known of a pod that may be meshed and is not taken.
+type claim struct {
+	host    string
+	session *session // that reported it; nil: none could
+}
+
+// claim notes that a host has a pod in its hands. Only the pod's own node can.
+func (m *model) claim(h *host, s *session, id string) {
+	if m.cluster == nil || h == nil || h.Node == "" {
+		return
+	}
+	if p := m.cluster.pods[id]; p == nil || p.Node != h.Node || p.HostNetwork {
+		return
+	}
+	m.cluster.claims[id] = claim{h.ID, s}
+	m.catalog.SetClaimed(id, true)
+}
+
+// claimNew does so for pods that came while their node's agent was away.
+func (m *model) claimNew(ids []string) {
+	if len(ids) == 0 {
+		return
+	}
+	away := map[string]*host{} // by node
+	for _, h := range m.hosts {
+		if h.Node != "" && h.session == nil {
+			away[h.Node] = h
+		}
+	}
+	for _, id := range ids {
+		m.claim(away[m.cluster.pods[id].Node], nil, id)
+	}
+}
+
+// disclaim forgets the claims for which f says so.
+func (m *model) disclaim(f func(id string, c claim) bool) {
+	if m.cluster == nil {
+		return
+	}
+	maps.DeleteFunc(m.cluster.claims, func(id string, c claim) bool {
+		if !f(id, c) {
+			return false
+		}
+		m.catalog.SetClaimed(id, false)
+		return true
+	})
+}
+
+// disclaimPod forgets the claim to one pod.
+func (m *model) disclaimPod(id string) {
+	if m.cluster == nil {
+		return
+	}
+	if _, claimed := m.cluster.claims[id]; claimed {
+		delete(m.cluster.claims, id)
+		m.catalog.SetClaimed(id, false)
+	}
+}
