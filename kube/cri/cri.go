@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -27,8 +28,16 @@ type Runtime struct {
 	images  runtimeapi.ImageServiceClient
 	content contentapi.ContentClient
 
-	mu    sync.Mutex
-	known map[string]Image // by the runtime's ID; content never changes
+	mu       sync.Mutex
+	known    map[string]Image   // by the runtime's ID; content never changes
+	networks map[string]network // by the sandbox's ID; it has one for its whole life
+}
+
+// network is what a sandbox's network is known by.
+type network struct {
+	process int
+	path    string
+	addrs   []netip.Addr
 }
 
 // Image is what a container was made of.
@@ -59,10 +68,20 @@ type Sandbox struct {
 	UID       string // of the pod
 	Namespace string
 	Name      string
+	Created   time.Time
 	// Process is in the pod's network namespace, NetNS a path of that; each may be missing.
 	Process    int
 	NetNS      string
-	Containers []Container // by name
+	Addrs      []netip.Addr // of its own; none when it shares the node's network
+	Containers []Container  // by name
+}
+
+// Path leads to the pod's network namespace, "" when the runtime tells none.
+func (s *Sandbox) Path() string {
+	if s.NetNS == "" && s.Process > 0 {
+		return fmt.Sprintf("/proc/%d/ns/net", s.Process)
+	}
+	return s.NetNS
 }
 
 // Artifacts are what the pod runs, init, sidecar and ephemeral containers included.
@@ -89,7 +108,7 @@ func Open(socket string) (*Runtime, error) {
 	}
 	return &Runtime{
 		conn: conn, runtime: runtimeapi.NewRuntimeServiceClient(conn), images: runtimeapi.NewImageServiceClient(conn),
-		content: contentapi.NewContentClient(conn), known: map[string]Image{},
+		content: contentapi.NewContentClient(conn), known: map[string]Image{}, networks: map[string]network{},
 	}, nil
 }
 
@@ -116,7 +135,10 @@ func (r *Runtime) Sandboxes(ctx context.Context) ([]Sandbox, error) {
 	var list []Sandbox
 	used := map[string]bool{}
 	for _, p := range pods.GetItems() {
-		s := Sandbox{ID: p.GetId(), UID: p.GetMetadata().GetUid(), Namespace: p.GetMetadata().GetNamespace(), Name: p.GetMetadata().GetName()}
+		s := Sandbox{
+			ID: p.GetId(), UID: p.GetMetadata().GetUid(), Namespace: p.GetMetadata().GetNamespace(), Name: p.GetMetadata().GetName(),
+			Created: time.Unix(0, p.GetCreatedAt()),
+		}
 		if err := r.network(ctx, &s); isGone(err) {
 			continue
 		} else if err != nil {
@@ -139,7 +161,7 @@ func (r *Runtime) Sandboxes(ctx context.Context) ([]Sandbox, error) {
 		}
 		list = append(list, s)
 	}
-	r.forgetOthers(used)
+	r.forgetOthers(used, list)
 	slices.SortFunc(list, func(a, b Sandbox) int { return cmp.Compare(a.ID, b.ID) })
 	return list, nil
 }
@@ -166,6 +188,13 @@ func newest(list []*runtimeapi.Container) []*runtimeapi.Container {
 // network finds a sandbox's network namespace in what the runtime tells beside the
 // interface: containerd and CRI-O have both of these fields.
 func (r *Runtime) network(ctx context.Context, s *Sandbox) error {
+	r.mu.Lock()
+	n, ok := r.networks[s.ID]
+	r.mu.Unlock()
+	if ok {
+		s.Process, s.NetNS, s.Addrs = n.process, n.path, n.addrs
+		return nil
+	}
 	answer, err := r.runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: s.ID, Verbose: true})
 	if err != nil {
 		return r.failed("look at pod "+s.Namespace+"/"+s.Name, err)
@@ -178,6 +207,12 @@ func (r *Runtime) network(ctx context.Context, s *Sandbox) error {
 			} `json:"linux"`
 		} `json:"runtimeSpec"`
 	}
+	said := answer.GetStatus().GetNetwork()
+	for _, ip := range append([]*runtimeapi.PodIP{{Ip: said.GetIp()}}, said.GetAdditionalIps()...) {
+		if a, err := netip.ParseAddr(ip.GetIp()); err == nil {
+			s.Addrs = append(s.Addrs, a.Unmap())
+		}
+	}
 	if err := json.Unmarshal([]byte(answer.GetInfo()["info"]), &info); err != nil {
 		return nil // it is another runtime's, which says nothing
 	}
@@ -187,7 +222,24 @@ func (r *Runtime) network(ctx context.Context, s *Sandbox) error {
 			s.NetNS = n.Path
 		}
 	}
+	if s.Path() != "" && len(s.Addrs) > 0 {
+		r.mu.Lock()
+		r.networks[s.ID] = network{s.Process, s.NetNS, s.Addrs}
+		r.mu.Unlock()
+	}
 	return nil
+}
+
+// Events calls wake for whatever happens to a container, until the runtime ends, tells
+// that it has no events, or ctx ends.
+func (r *Runtime) Events(ctx context.Context, wake func()) error {
+	stream, err := r.runtime.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{})
+	for err == nil {
+		if _, err = stream.Recv(); err == nil {
+			wake()
+		}
+	}
+	return r.failed("hear the events", err)
 }
 
 func (r *Runtime) failed(op string, err error) error {
@@ -210,12 +262,17 @@ func isGone(err error) bool {
 	return ok && status.Code(e.Err) == codes.NotFound
 }
 
-func (r *Runtime) forgetOthers(used map[string]bool) {
+func (r *Runtime) forgetOthers(used map[string]bool, list []Sandbox) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for id := range r.known {
 		if !used[id] {
 			delete(r.known, id)
+		}
+	}
+	for id := range r.networks {
+		if !slices.ContainsFunc(list, func(s Sandbox) bool { return s.ID == id }) {
+			delete(r.networks, id)
 		}
 	}
 }
