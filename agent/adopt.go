@@ -238,6 +238,13 @@ func (a *Agent) sweepHost(kept map[string]bool) {
 			}
 		}
 	}
+	for _, id := range a.cfg.Outside.groups() {
+		if !kept[id] {
+			if err := a.cfg.Outside.removeGroup(id); err != nil {
+				a.log.Error("a leftover control group stays", "workload", id, "err", err)
+			}
+		}
+	}
 	for _, dir := range []string{a.store.path("workloads"), filepath.Join(a.cfg.RuntimeDir, "workloads")} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {

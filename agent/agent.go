@@ -191,6 +191,9 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	g.Go(func() { a.relayNames(serving, loopbackResolver()) })
 	g.Go(func() { failed <- a.serve(serving, sock) })
 	g.Go(func() { a.settle(serving) })
+	if a.cfg.Pods != nil {
+		g.Go(func() { a.tellUnmeshed(serving) })
+	}
 
 	select {
 	case <-a.settled.ch:

@@ -81,6 +81,8 @@ type Config struct {
 	// Kubelet is the port on which this host's kubelet listens. 0: there is none, and
 	// nobody probes pods.
 	Kubelet uint16
+	// Outside is where proxies of pods are, if that is not where the agent is.
+	Outside *Outside
 	// Build is told to control.
 	Build string
 	// Log takes what a person should know (discarded).

@@ -21,8 +21,10 @@ import (
 	"assay.dev/api"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 )
 
 // RemoteConfig says how to reach control on another machine.
@@ -33,8 +35,10 @@ type RemoteConfig struct {
 	// Token is a join token; it is used when the host has no certificate, and only
 	// then: a host that joined may be given the spent one again.
 	Token string
-	Log   *slog.Logger
-	Now   func() time.Time // nil: time.Now
+	// Node is how a node of a cluster joins, in place of Token.
+	Node *NodeJoin
+	Log  *slog.Logger
+	Now  func() time.Time // nil: time.Now
 }
 
 // Remote calls control as this host, over TLS, and renews the host's certificate. It
@@ -67,7 +71,7 @@ const maxMessage = 64 << 20
 
 // Connect joins the mesh if this host has not, and returns its client. It fails when
 // the host cannot join; a control that is merely away does not matter to a host that
-// has joined.
+// has joined. With cfg.Node it is Run that joins.
 func Connect(ctx context.Context, cfg RemoteConfig) (*Remote, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -89,6 +93,17 @@ func Connect(ctx context.Context, cfg RemoteConfig) (*Remote, error) {
 	}
 	err := readJSON(r.file(), &r.host)
 	switch {
+	case cfg.Node != nil:
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			cfg.Log.Warn("this host's certificate cannot be read; it joins anew", "err", err)
+		}
+		if err == nil {
+			err = errors.Join(checkPrivate(r.file()), r.use(r.host))
+		}
+		if err != nil {
+			return r, nil
+		}
+		return r, r.redial()
 	case errors.Is(err, os.ErrNotExist):
 		if err := r.join(ctx); err != nil {
 			return nil, err
@@ -143,16 +158,45 @@ func (r *Remote) use(c hostCredentials) error {
 	return nil
 }
 
+// admission is the token to join with, and the TLS in which control may see it.
+func (r *Remote) admission(ctx context.Context) (string, *tls.Config, error) {
+	op := "join " + r.cfg.Address
+	if r.cfg.Node != nil {
+		token, err := r.cfg.Node.Token()
+		if err != nil {
+			return "", nil, err
+		}
+		roots, err := r.cfg.Node.Roots(ctx)
+		if err != nil {
+			return "", nil, err
+		}
+		pool := x509.NewCertPool()
+		for _, c := range roots {
+			pool.AddCert(c)
+		}
+		return token, api.ClientTLS(api.Credentials{
+			Roots:       func() *x509.CertPool { return pool },
+			Certificate: func() (*tls.Certificate, error) { return &tls.Certificate{}, nil },
+			Now:         r.cfg.Now,
+		}), nil
+	}
+	if r.cfg.Token == "" {
+		return "", nil, &assay.Error{Kind: assay.Denied, Op: op, Err: errors.New("this host has not joined a mesh yet"), Remedy: "make a token with: assay token create, and start the agent with it"}
+	}
+	token, err := assay.ParseJoinToken(r.cfg.Token)
+	if err != nil {
+		return "", nil, &assay.Error{Kind: assay.Invalid, Op: op, Err: err}
+	}
+	return r.cfg.Token, api.JoinTLS(token, r.cfg.Now), nil
+}
+
 // join spends the token. The key is on disk before it is certified, so a join whose
 // answer was lost is repeated with the same one, which control takes.
 func (r *Remote) join(ctx context.Context) error {
 	op := "join " + r.cfg.Address
-	if r.cfg.Token == "" {
-		return &assay.Error{Kind: assay.Denied, Op: op, Err: errors.New("this host has not joined a mesh yet"), Remedy: "make a token with: assay token create, and start the agent with it"}
-	}
-	token, err := assay.ParseJoinToken(r.cfg.Token)
+	token, secure, err := r.admission(ctx)
 	if err != nil {
-		return &assay.Error{Kind: assay.Invalid, Op: op, Err: err}
+		return err
 	}
 	pending := filepath.Join(r.cfg.DataDir, "host", "join.key")
 	raw, err := os.ReadFile(pending)
@@ -168,14 +212,14 @@ func (r *Remote) join(ctx context.Context) error {
 	if err != nil {
 		return &assay.Error{Op: op, Err: err}
 	}
-	conn, err := grpc.NewClient("passthrough:"+r.cfg.Address, options(api.JoinTLS(token, r.cfg.Now))...)
+	conn, err := grpc.NewClient("passthrough:"+r.cfg.Address, options(secure)...)
 	if err != nil {
 		return &assay.Error{Op: op, Err: err}
 	}
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	answer, err := api.NewHostsClient(conn).Join(ctx, &api.JoinRequest{Token: r.cfg.Token, Csr: csr, HostName: r.cfg.HostName}, grpc.WaitForReady(false))
+	answer, err := api.NewHostsClient(conn).Join(ctx, &api.JoinRequest{Token: token, Csr: csr, HostName: r.cfg.HostName}, grpc.WaitForReady(false))
 	if err != nil {
 		return api.StatusError(op, err)
 	}
@@ -225,6 +269,11 @@ const renewalLook = time.Minute
 // Run renews the certificate until ctx ends: with a fresh key, at the time that
 // control names, and again soon when that fails.
 func (r *Remote) Run(ctx context.Context) error {
+	if r.cfg.Node != nil {
+		if err := r.joinNode(ctx); err != nil {
+			return nil // the end of ctx
+		}
+	}
 	const first = time.Second
 	retry := first
 	for {
@@ -243,6 +292,14 @@ func (r *Remote) Run(ctx context.Context) error {
 		if err := r.renew(ctx); err != nil {
 			if ctx.Err() != nil {
 				return nil
+			}
+			if r.cfg.Node != nil && !r.cfg.Now().Before(r.notAfter()) {
+				r.cfg.Log.Warn("this host's certificate has ended; it joins anew", "until", r.notAfter(), "err", err)
+				if r.joinNode(ctx) != nil {
+					return nil
+				}
+				retry = first
+				continue
 			}
 			r.cfg.Log.Error("this host's certificate was not renewed", "err", r.hopeless(err), "until", r.notAfter())
 			retry = min(2*retry, time.Minute)
@@ -338,24 +395,53 @@ func options(t *tls.Config) []grpc.DialOption {
 }
 
 // Close ends the connection.
-func (r *Remote) Close() error { return r.conn.Load().Close() }
+func (r *Remote) Close() error {
+	if conn := r.conn.Load(); conn != nil {
+		return conn.Close()
+	}
+	return nil
+}
 
 // The methods of api.HostsClient call through the newest connection.
 
 func (r *Remote) Join(ctx context.Context, in *api.JoinRequest, opts ...grpc.CallOption) (*api.JoinResponse, error) {
-	return api.NewHostsClient(r.conn.Load()).Join(ctx, in, opts...)
+	c, err := r.client()
+	if err != nil {
+		return nil, err
+	}
+	return c.Join(ctx, in, opts...)
 }
 
 func (r *Remote) Renew(ctx context.Context, in *api.RenewRequest, opts ...grpc.CallOption) (*api.JoinResponse, error) {
-	return api.NewHostsClient(r.conn.Load()).Renew(ctx, in, opts...)
+	c, err := r.client()
+	if err != nil {
+		return nil, err
+	}
+	return c.Renew(ctx, in, opts...)
 }
 
 func (r *Remote) Sync(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[api.HostUpdate, api.ControlUpdate], error) {
-	return api.NewHostsClient(r.conn.Load()).Sync(ctx, opts...)
+	c, err := r.client()
+	if err != nil {
+		return nil, err
+	}
+	return c.Sync(ctx, opts...)
 }
 
 func (r *Remote) Issue(ctx context.Context, in *api.IssueRequest, opts ...grpc.CallOption) (*api.IssueResponse, error) {
-	return api.NewHostsClient(r.conn.Load()).Issue(ctx, in, opts...)
+	c, err := r.client()
+	if err != nil {
+		return nil, err
+	}
+	return c.Issue(ctx, in, opts...)
+}
+
+// client is the client of the newest connection.
+func (r *Remote) client() (api.HostsClient, error) {
+	if conn := r.conn.Load(); conn != nil {
+		return api.NewHostsClient(conn), nil
+	}
+	return nil, status.Error(codes.Unavailable, "this node has not joined the mesh yet")
 }
 
 func newKey() ([]byte, error) {

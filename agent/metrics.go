@@ -60,7 +60,11 @@ func (a *Agent) scrape(out http.ResponseWriter, r *http.Request) {
 	connected, version, workloads := a.connected, a.snapshot.version, len(list)
 	dropped := a.outbox.droppedFindings()
 	a.mu.Unlock()
-	writeMetrics(b, hostMetrics{connected, version, workloads, dropped, a.unlogged.Load(), a.untraced.Load()}, list)
+	h := hostMetrics{connected: connected, version: version, workloads: workloads, dropped: dropped, unlogged: a.unlogged.Load(), untraced: a.untraced.Load()}
+	if a.cfg.Pods != nil {
+		h.unmeshed = a.cfg.Pods.Unmeshed()
+	}
+	writeMetrics(b, h, list)
 }
 
 func (o *outbox) droppedFindings() int {
@@ -76,6 +80,7 @@ type hostMetrics struct {
 	dropped   int
 	unlogged  uint64
 	untraced  uint64
+	unmeshed  []Unmeshed
 }
 
 // source is one workload's part of the metrics.
@@ -123,6 +128,10 @@ func writeMetrics(out io.Writer, h hostMetrics, list []*workload) {
 	p.sample("assay_access_log_dropped_total", "", float64(h.unlogged))
 	p.family("assay_spans_dropped_total", "counter", "Spans that the collector lacks.")
 	p.sample("assay_spans_dropped_total", "", float64(h.untraced))
+	p.family("assay_pod_unmeshed", "gauge", "1 for a pod that is to be meshed and cannot be.")
+	for _, u := range h.unmeshed {
+		p.sample("assay_pod_unmeshed", labels("namespace", u.Namespace, "pod", u.Name), 1)
+	}
 
 	p.family("assay_proxy_connections", "gauge", "Connections of each proxy process; one that was upgraded drains.")
 	for _, s := range sources {

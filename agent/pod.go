@@ -27,6 +27,7 @@ type Pod struct {
 	Ports     []uint16     // that it declares
 	Addrs     []netip.Addr // of its own, in its namespace
 	Probes    []uint16     // those at which the kubelet asks whether it lives
+	OOMScore  int          // oom_score_adj, of its proxy too
 	Sandbox   string       // the runtime's name of what holds the namespace; another one follows if it dies
 	NetNS     string       // a path of the namespace
 	Link      string       // its link ("eth0")
@@ -37,6 +38,7 @@ type given struct {
 	Sandbox  string   `json:"sandbox,omitempty"`
 	NetNS    string   `json:"netns"`
 	Link     string   `json:"link"`
+	OOMScore int      `json:"oomScore,omitempty"`
 	Probes   []uint16 `json:"probes,omitempty"`
 	Released bool     `json:"released,omitempty"`
 }
@@ -63,9 +65,9 @@ func (a *Agent) Mesh(ctx context.Context, p Pod) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	ns, err := netns.At(p.NetNS)
+	ns, err := a.namespaceAt(p.NetNS)
 	if err != nil {
-		return &assay.Error{Op: op, Err: err}
+		return &assay.Error{Kind: assay.KindOf(err), Op: op, Err: err}
 	}
 	w, err := a.podIn(ctx, ns, p)
 	if err == nil {
@@ -82,6 +84,18 @@ func (a *Agent) Mesh(ctx context.Context, p Pod) error {
 		e.Err, e.Remedy = inner.Err, inner.Remedy
 	}
 	return e
+}
+
+// namespaceAt opens a network namespace by the path that a runtime tells.
+func (a *Agent) namespaceAt(path string) (ns *netns.Namespace, err error) {
+	if a.cfg.Outside == nil {
+		return netns.At(path)
+	}
+	err = a.cfg.Outside.in(func() error {
+		ns, err = netns.At(path)
+		return err
+	})
+	return ns, err
 }
 
 // podIn returns the workload of a pod in a namespace, which it takes over, and makes it if
@@ -168,7 +182,7 @@ func (a *Agent) reservePod(p Pod) (record, error) {
 		a.inUse[x] = true
 	}
 	return record{
-		Boot: a.boot, Number: state.LastNumber, Given: &given{Sandbox: p.Sandbox, NetNS: p.NetNS, Link: p.Link, Probes: p.Probes},
+		Boot: a.boot, Number: state.LastNumber, Given: &given{Sandbox: p.Sandbox, NetNS: p.NetNS, Link: p.Link, Probes: p.Probes, OOMScore: p.OOMScore},
 		Workload: assay.Workload{
 			ID: p.ID, Namespace: p.Namespace, Name: p.Account, Service: p.Service, Host: state.HostID, Zone: a.cfg.Zone,
 			Identity: assay.Identity{TrustDomain: state.TrustDomain, Namespace: p.Namespace, Account: p.Account},
@@ -322,7 +336,7 @@ func (w *workload) retire() {
 // pods know.
 func (a *Agent) adoptPod(rec record) error {
 	proxies := a.adoptable(rec)
-	ns, err := netns.At(rec.Given.NetNS)
+	ns, err := a.namespaceAt(rec.Given.NetNS)
 	if err == nil && ns.Inode() != rec.NetNS {
 		ns.Close() // another one has its name by now
 		ns = nil
@@ -354,7 +368,7 @@ func (a *Agent) sweepPod(rec record) error {
 		waitGone(p)
 		p.Close()
 	}
-	ns, err := netns.At(rec.Given.NetNS)
+	ns, err := a.namespaceAt(rec.Given.NetNS)
 	if err != nil {
 		return nil
 	}

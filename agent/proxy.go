@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -77,12 +78,34 @@ func (w *workload) spawn(successor bool) (_ *generation, err error) {
 	uid := w.a.cfg.ProxyUIDs + w.rec.Number
 	w.mu.Unlock()
 	pid := 0
+	outside := w.outside()
+	group, limited, err := outside.group(w.id)
+	if err != nil {
+		return nil, fmt.Errorf("its control group: %w", err)
+	}
+	if limited != nil {
+		w.log.Warn("the proxy's memory is not bounded", "err", limited)
+	}
+	birth, err := group.open()
+	if err != nil {
+		return nil, fmt.Errorf("its control group: %w", err)
+	}
 	sys := &syscall.SysProcAttr{Setsid: true, AmbientCaps: []uintptr{unix.CAP_NET_RAW}}
+	if birth != nil {
+		defer birth.Close()
+		sys.UseCgroupFD, sys.CgroupFD = true, int(birth.Fd())
+	}
 	if uidMapped(uid) {
 		sys.Credential = &syscall.Credential{Uid: uid, Gid: uid}
 	}
-	attr := &syscall.ProcAttr{Dir: "/", Files: []uintptr{null.Fd(), out.Fd(), out.Fd(), far.Fd()}, Env: proxyEnv, Sys: sys}
+	attr := &syscall.ProcAttr{Dir: "/", Files: []uintptr{null.Fd(), out.Fd(), out.Fd(), far.Fd()}, Env: outside.environment(), Sys: sys}
 	err = netns.OnThread(func() error {
+		if err := group.enter(); err != nil {
+			return err
+		}
+		if err := outside.enter(); err != nil {
+			return err
+		}
 		if err := w.ns.Enter(); err != nil {
 			return err
 		}
@@ -110,6 +133,7 @@ func (w *workload) spawn(successor bool) (_ *generation, err error) {
 		unix.Wait4(pid, nil, 0, nil)
 		return nil, fmt.Errorf("start %s: %w%s", w.a.cfg.Proxy, err, w.logTail())
 	}
+	w.scoreProxy(pid)
 	g := newGeneration(proc, digest)
 	g.conn, g.successor = near, successor
 	// Recorded before it is configured: a proxy that nobody configured ends by
@@ -131,6 +155,31 @@ func (w *workload) spawn(successor bool) (_ *generation, err error) {
 	}
 	w.log.Info("proxy started", "pid", proc.PID(), "digest", digest.Short(), "successor", successor)
 	return g, nil
+}
+
+// outside is where a pod's proxies are; nil for all others.
+func (w *workload) outside() *Outside {
+	if w.given {
+		return w.a.cfg.Outside
+	}
+	return nil
+}
+
+// scoreProxy has the kernel think of a pod's proxy as it does of the pod, when memory is
+// short.
+func (w *workload) scoreProxy(pid int) {
+	w.mu.Lock()
+	score := 0
+	if w.given {
+		score = w.rec.Given.OOMScore
+	}
+	w.mu.Unlock()
+	if !w.given || w.a.cfg.Outside == nil {
+		return
+	}
+	if err := write(fmt.Sprintf("/proc/%d/oom_score_adj", pid), strconv.Itoa(score)); err != nil {
+		w.log.Warn("the proxy has not the pod's oom_score_adj", "want", score, "err", err)
+	}
 }
 
 // confineThread takes all capabilities but one out of the thread's bounding set, so

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"assay.dev"
@@ -18,6 +19,55 @@ type PodSource interface {
 	// is to be meshed. The pod needs neither addresses nor a network namespace. uid may be
 	// empty. An error means that it is not known.
 	Pod(ctx context.Context, namespace, name, uid string) (p Pod, meshed bool, err error)
+	// Unmeshed lists the pods that are to be meshed and cannot be, by namespace and name.
+	Unmeshed() []Unmeshed
+}
+
+// Unmeshed is a pod that is to be meshed and cannot be.
+type Unmeshed struct {
+	Pod, Namespace, Name string    // Pod is its ID
+	Since                time.Time // it was tried first
+	Err                  error     // of the last attempt
+}
+
+const (
+	unmeshedLook = 5 * time.Second
+	// unmeshedFor is how long one may take before it is a finding: an agent that has just
+	// begun, or a runtime that is slow, is none.
+	unmeshedFor = 10 * time.Second
+	// unmeshedAgain is how often it is told: control shows what was told in the last hour.
+	unmeshedAgain = 10 * time.Minute
+)
+
+// tellUnmeshed makes findings of pods that cannot be meshed, until ctx ends.
+func (a *Agent) tellUnmeshed(ctx context.Context) {
+	told := map[string]time.Time{}
+	tick := time.NewTicker(unmeshedLook)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		list, now := a.cfg.Pods.Unmeshed(), time.Now()
+		for id := range told {
+			if !slices.ContainsFunc(list, func(u Unmeshed) bool { return u.Pod == id }) {
+				delete(told, id)
+			}
+		}
+		for _, u := range list {
+			if now.Sub(u.Since) < unmeshedFor || now.Sub(told[u.Pod]) < unmeshedAgain {
+				continue
+			}
+			told[u.Pod] = now
+			f := assay.Finding{Time: now, Workload: u.Pod, Kind: "pod-not-meshed", Subject: u.Namespace + "/" + u.Name, Detail: u.Err.Error()}
+			if e, ok := errors.AsType[*assay.Error](u.Err); ok {
+				f.Remedy = e.Remedy
+			}
+			a.outbox.finding(&f)
+		}
+	}
 }
 
 // Sandbox is the network of a pod, as a container runtime's plugin tells it.

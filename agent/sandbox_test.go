@@ -41,6 +41,8 @@ func (p plugged) Ready(ctx context.Context) error                { return p.s.Re
 // listedPods is a source of pods, by name.
 type listedPods map[string]Pod
 
+func (l listedPods) Unmeshed() []Unmeshed { return nil }
+
 func (l listedPods) Pod(_ context.Context, namespace, name, uid string) (Pod, bool, error) {
 	if name == "unknown" {
 		return Pod{}, false, &assay.Error{Kind: assay.Unavailable, Op: "find pod " + name, Err: errors.New("the API server is away")}

@@ -210,7 +210,7 @@ func (w *workload) remove() error {
 	} else if host := w.a.hostNetwork(); host != nil {
 		failed = host.Detach(port)
 	}
-	failed = errors.Join(failed, os.RemoveAll(w.a.runDir(w.id)), w.forgetRecord())
+	failed = errors.Join(failed, w.outside().removeGroup(w.id), os.RemoveAll(w.a.runDir(w.id)), w.forgetRecord())
 	w.letGo()
 	w.a.releaseAddrs(w.addrs)
 	return failed
