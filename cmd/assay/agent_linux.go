@@ -28,12 +28,13 @@ type agentOptions struct {
 	metrics   string
 	advertise string
 	accessLog string
+	node      nodeOptions
 }
 
 func agentCommand() *cobra.Command {
 	var o agentOptions
 	cmd := &cobra.Command{
-		Use:   "agent --control ADDRESS [--token-file FILE]",
+		Use:   "agent --control ADDRESS [--token-file FILE | --node NAME]",
 		Short: "Run the agent of this host",
 		Long: `Agent joins this host to a mesh whose control runs on another machine, and places
 the workloads that 'assay run' starts here. The token is needed once; make one with
@@ -41,7 +42,13 @@ the workloads that 'assay run' starts here. The token is needed once; make one w
 
 Workloads and their proxies outlive the agent: the next one continues with them. At
 SIGUSR2, and when it starts, it replaces the proxies that do not execute what
-assay-proxy is now, without losing a connection (see 'assay up --help').`,
+assay-proxy is now, without losing a connection (see 'assay up --help').
+
+With --node it is the agent of a Kubernetes node: the pods of the node that are labelled
+assay.dev/mesh: enabled, or whose namespace is, are in the mesh. It joins with its
+service account's token, keeps a network plugin chained after the cluster's own, and
+puts proxies where they outlive its container. It needs root, hostPID, hostNetwork and,
+each at its own path, the node's /run, --data, --cni-conf, --cni-bin and --cgroup.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runAgent(cmd.Context(), &o) },
 	}
@@ -61,6 +68,7 @@ assay-proxy is now, without losing a connection (see 'assay up --help').`,
 	f.DurationVar(&o.config.ProxyDrain, "proxy-drain", agent.DefaultProxyDrain, "how long a proxy that was upgraded goes on with what cannot move")
 	f.StringVar(&o.metrics, "metrics", "127.0.0.1:9181", "where Prometheus finds metrics; \"\" for nowhere")
 	cmd.MarkFlagRequired("control")
+	o.node.flags(f)
 	return cmd
 }
 
@@ -77,6 +85,9 @@ func runAgent(ctx context.Context, o *agentOptions) error {
 		o.config.RuntimeDir = defaultRuntime()
 	}
 	o.config.Hidden = []string{o.data, o.config.RuntimeDir} // control's are there too, if it runs here
+	if o.node.release {
+		return releaseNode(ctx, o, log)
+	}
 	if o.tokenFile != "" {
 		b, err := os.ReadFile(o.tokenFile)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -89,7 +100,13 @@ func runAgent(ctx context.Context, o *agentOptions) error {
 	if err := checkZone(o.config.Zone); err != nil {
 		return err
 	}
-	if o.config.Advertise, err = advertised(o.advertise, o.remote.Address); err != nil {
+	var n *node
+	if o.node.name != "" {
+		if n, err = openNode(o, log); err != nil {
+			return err
+		}
+		defer n.close()
+	} else if o.config.Advertise, err = advertised(o.advertise, o.remote.Address); err != nil {
 		return err
 	}
 	if o.metrics != "" {
@@ -114,6 +131,10 @@ func runAgent(ctx context.Context, o *agentOptions) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return remote.Run(ctx) })
 	group.Go(func() error { return a.Run(ctx) })
+	if n != nil {
+		n.host.agent = a
+		group.Go(func() error { return n.run(ctx) })
+	}
 	return group.Wait()
 }
 

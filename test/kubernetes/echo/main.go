@@ -3,6 +3,8 @@
 //
 //	echo serve [ADDRESS]      HTTP, on :8080 if nothing is said
 //	echo get URL [TIMES]      prints the answers
+//	echo load URL             asks for ever, by new connections and by one that stays open,
+//	                          and prints what fails
 //	echo lookup NAME          prints the addresses of a name
 //	echo cat FILE             prints a file
 //	echo sleep                waits for its end
@@ -15,6 +17,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"os"
 	"os/signal"
 	"slices"
@@ -39,6 +42,8 @@ func run(ctx context.Context, args []string) error {
 		return serve(ctx, args[1])
 	case "get":
 		return get(ctx, args[1], args[2])
+	case "load":
+		return load(ctx, args[1])
 	case "lookup":
 		addrs, err := net.DefaultResolver.LookupHost(ctx, args[1])
 		slices.Sort(addrs)
@@ -77,6 +82,63 @@ func serve(ctx context.Context, address string) error {
 	fmt.Printf("%s serves on %s\n", host, address)
 	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
 		return err
+	}
+	return nil
+}
+
+// load asks every few milliseconds, in turn by a new connection and by one that is kept,
+// says FAILED and why for each request that was not answered, and every second how many
+// were.
+func load(ctx context.Context, url string) error {
+	kept, fresh := &http.Transport{}, &http.Transport{DisableKeepAlives: true}
+	tick, second := time.NewTicker(5*time.Millisecond), time.NewTicker(time.Second)
+	defer tick.Stop()
+	defer second.Stop()
+	answered, conns := 0, map[string]bool{}
+	for turn := 0; ; turn++ {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-second.C:
+			fmt.Printf("answered %d\n", answered)
+		case <-tick.C:
+		}
+		client := http.Client{Transport: fresh, Timeout: 20 * time.Second}
+		if turn%2 == 0 {
+			client.Transport = kept
+		}
+		trace := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
+			if turn%2 == 0 {
+				conns[info.Conn.LocalAddr().String()] = true
+			}
+		}})
+		if err := ask(trace, &client, url); err != nil && ctx.Err() == nil {
+			fmt.Printf("FAILED after %d: %v\n", answered, err)
+			continue
+		}
+		answered++
+		if len(conns) > 1 { // once it was answered, it should have stayed
+			fmt.Printf("FAILED after %d: the connection that was kept is another one\n", answered)
+			clear(conns)
+		}
+	}
+}
+
+func ask(ctx context.Context, client *http.Client, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return errors.New(resp.Status)
 	}
 	return nil
 }

@@ -1,0 +1,569 @@
+package kubernetes_test
+
+import (
+	"crypto/tls"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"assay.dev"
+	"assay.dev/kube/node"
+	"assay.dev/test/kubernetes"
+	"assay.dev/test/lab"
+)
+
+const bankManifest = `apiVersion: v1
+kind: Namespace
+metadata: {name: bank}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: robot, namespace: bank}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, namespace: bank}
+spec:
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      serviceAccountName: robot
+      initContainers:
+      - {name: before, image: assay.test/echo:init, args: [lookup, localhost]}
+      - {name: beside, image: assay.test/echo:beside, args: [sleep], restartPolicy: Always}
+      containers:
+      - name: echo
+        image: assay.test/echo:1
+        args: [serve]
+        ports: [{name: http, containerPort: 8080}]
+        resources: {requests: {memory: 64Mi}}
+        readinessProbe: {httpGet: {path: /ready, port: http}, periodSeconds: 1, timeoutSeconds: 20}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: bank}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: client, image: assay.test/echo:1, args: [sleep]}]
+`
+
+// loadManifest is a client that never stops asking.
+const loadManifest = `apiVersion: v1
+kind: Pod
+metadata: {name: load, namespace: bank}
+spec:
+  terminationGracePeriodSeconds: 1
+  restartPolicy: Never
+  containers: [{name: client, image: assay.test/echo:1, args: [load, "http://%s/load"]}]
+`
+
+// freshManifest is a pod whose first container asks before anything else of it runs.
+const freshManifest = `apiVersion: v1
+kind: Pod
+metadata: {name: fresh, namespace: bank}
+spec:
+  terminationGracePeriodSeconds: 1
+  initContainers: [{name: first, image: assay.test/echo:init, args: [get, "http://%s/from-the-first-packet"]}]
+  containers: [{name: client, image: assay.test/echo:1, args: [sleep]}]
+`
+
+// mesh is the mesh of a cluster of one node, as processes of its machines.
+type mesh struct {
+	t     *testing.T
+	c     *kubernetes.Cluster
+	node  *kubernetes.Machine
+	agent *lab.Process
+	args  []string // of agents
+}
+
+// programs is where the commands are in the machines.
+const programs = "/usr/local/assay"
+
+// put copies a program of this machine into one of the cluster's.
+func put(t *testing.T, m *kubernetes.Machine, from, to string) {
+	t.Helper()
+	b, err := os.ReadFile(from)
+	if err == nil {
+		err = os.MkdirAll(m.Path(filepath.Dir(to)), 0o755)
+	}
+	if err == nil {
+		err = os.WriteFile(m.Path(to), b, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// account writes a kubeconfig into the node that may do what agents may and nothing else.
+func (m *mesh) account() {
+	m.t.Helper()
+	rules, err := json.Marshal(node.Rules())
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	local, err := json.Marshal(node.SystemRules())
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.c.Apply(m.t, fmt.Sprintf(`apiVersion: v1
+kind: Namespace
+metadata: {name: assay-system}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: assay-agent, namespace: assay-system}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: assay-agent}
+rules: %s
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: assay-agent}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: assay-agent}
+subjects: [{kind: ServiceAccount, name: assay-agent, namespace: assay-system}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: assay-agent, namespace: assay-system}
+rules: %s
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: assay-agent, namespace: assay-system}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: assay-agent}
+subjects: [{kind: ServiceAccount, name: assay-agent, namespace: assay-system}]
+`, rules, local))
+	authority := strings.TrimSpace(m.c.Kubectl(m.t, "config", "view", "--raw", "-o", "jsonpath={.clusters[0].cluster.certificate-authority-data}"))
+	token := strings.TrimSpace(m.c.Kubectl(m.t, "create", "token", "assay-agent", "-n", "assay-system", "--duration=2h"))
+	write(m.t, m.node, "/etc/assay/kubeconfig", fmt.Sprintf(`apiVersion: v1
+kind: Config
+clusters: [{name: c, cluster: {server: "https://%s:6443", certificate-authority-data: %s}}]
+users: [{name: agent, user: {token: %s}}]
+contexts: [{name: c, context: {cluster: c, user: agent}}]
+current-context: c
+`, m.c.Control.IPv4, authority, token))
+}
+
+// roots are those that control shows to whoever dials it.
+func (m *mesh) roots() string {
+	m.t.Helper()
+	var text []byte
+	lab.Eventually(m.t, time.Minute, "control answers", func() error {
+		raw, err := m.node.Dial(netip.AddrPortFrom(m.c.Control.IPv4, 7400))
+		if err != nil {
+			return err
+		}
+		defer raw.Close()
+		conn := tls.Client(raw, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+		if err := conn.HandshakeContext(m.t.Context()); err != nil {
+			return err
+		}
+		chain := conn.ConnectionState().PeerCertificates
+		text = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: chain[len(chain)-1].Raw})
+		return nil
+	})
+	return string(text)
+}
+
+func write(t *testing.T, m *kubernetes.Machine, file, text string) {
+	t.Helper()
+	err := os.MkdirAll(m.Path(filepath.Dir(file)), 0o700)
+	if err == nil {
+		err = os.WriteFile(m.Path(file), []byte(text), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// startMesh starts control on the control plane's machine and an agent on the node.
+func startMesh(t *testing.T, c *kubernetes.Cluster) *mesh {
+	t.Helper()
+	m := &mesh{t: t, c: c, node: c.Nodes[0]}
+	command, proxy := kubernetes.BuildStatic(t, "assay.dev/cmd/assay"), kubernetes.BuildStatic(t, "assay.dev/cmd/assay-proxy")
+	put(t, c.Control, command, programs+"/assay")
+	put(t, m.node, command, programs+"/assay")
+	put(t, m.node, proxy, programs+"/assay-proxy")
+	admin, err := os.ReadFile(c.Kubeconfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	api := "https://" + c.Control.IPv4.String() + ":6443"
+	write(t, c.Control, "/etc/assay/kubeconfig", regexp.MustCompile(`server: \S+`).ReplaceAllString(string(admin), "server: "+api))
+	c.Control.Start(t, "env", programs+"/assay", "control", "--kubernetes", "--kubeconfig", "/etc/assay/kubeconfig", "--data", "/var/lib/assay/control", "--listen", c.Control.IPv4.String()+":7400")
+	m.account()
+	write(m.t, m.node, "/etc/assay/token", c.Kubectl(t, "create", "token", "assay-agent", "-n", "assay-system", "--audience=assay", "--bound-object-kind=Node", "--bound-object-name="+m.node.Name))
+	write(m.t, m.node, "/etc/assay/roots.pem", m.roots())
+	m.args = []string{
+		"agent", "--node", m.node.Name, "--control", c.Control.IPv4.String() + ":7400", "--kubeconfig", "/etc/assay/kubeconfig",
+		"--node-token", "/etc/assay/token", "--trust", "/etc/assay/roots.pem",
+	}
+	m.startAgent(programs)
+	return m
+}
+
+// startAgent starts an agent out of a folder. Of the cgroups it sees what programs of the
+// node see.
+func (m *mesh) startAgent(folder string) {
+	m.t.Helper()
+	m.agent = m.node.Start(m.t, append([]string{"nsenter", "--cgroup=/proc/1/ns/cgroup", folder + "/assay"}, m.args...)...)
+}
+
+// list is what control has of a kind.
+func (m *mesh) list(kind string, into any) error {
+	out, err := m.c.Control.Try(m.t.Context(), "env", programs+"/assay", "get", kind, "-o", "json")
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal([]byte(out), into)
+}
+
+// workloads are those that control knows, by ID.
+func (m *mesh) workloads() (map[string]assay.Workload, error) {
+	var items []assay.Workload
+	if err := m.list("workloads", &items); err != nil {
+		return nil, err
+	}
+	list := map[string]assay.Workload{}
+	for _, w := range items {
+		list[w.ID] = w
+	}
+	return list, nil
+}
+
+// pod is what the API server has of one.
+type pod struct {
+	Name, UID, IP string
+	Restarts      int
+	Ready         bool
+}
+
+func (m *mesh) pods() map[string]pod {
+	m.t.Helper()
+	var list struct {
+		Items []struct {
+			Metadata struct{ Name, UID, DeletionTimestamp string }
+			Status   struct {
+				PodIP             string
+				ContainerStatuses []struct {
+					RestartCount int
+					Ready        bool
+				}
+			}
+		}
+	}
+	m.c.Get(m.t, "/api/v1/namespaces/bank/pods", &list)
+	pods := map[string]pod{}
+	for _, p := range list.Items {
+		if p.Metadata.DeletionTimestamp != "" {
+			continue
+		}
+		x := pod{Name: p.Metadata.Name, UID: p.Metadata.UID, IP: p.Status.PodIP, Ready: true}
+		for _, s := range p.Status.ContainerStatuses {
+			x.Restarts += s.RestartCount
+			x.Ready = x.Ready && s.Ready
+		}
+		name, _, _ := strings.Cut(x.Name, "-")
+		pods[name] = x
+	}
+	return pods
+}
+
+// certified waits until control has workloads of all these pods, with artifacts.
+func (m *mesh) certified(pods ...pod) map[string]assay.Workload {
+	m.t.Helper()
+	var list map[string]assay.Workload
+	lab.Eventually(m.t, 2*time.Minute, "the pods are meshed and attested", func() (err error) {
+		if m.agent.Ended() {
+			m.t.Fatal("the agent has ended")
+		}
+		if list, err = m.workloads(); err != nil {
+			return err
+		}
+		for _, p := range pods {
+			if w, ok := list[p.UID]; !ok || len(w.Artifacts) == 0 || w.MeshedSince.IsZero() {
+				return fmt.Errorf("of %s control knows %+v", p.Name, w)
+			}
+		}
+		return nil
+	})
+	return list
+}
+
+// get asks from a pod.
+func (m *mesh) get(from, url string) (string, error) {
+	return m.c.TryKubectl(m.t.Context(), "", "exec", "-n", "bank", from, "-c", "client", "--", "/bin/echo", "get", url)
+}
+
+// proxy is the number, on the node, of a pod's proxy.
+func (m *mesh) proxy(uid string) string {
+	m.t.Helper()
+	out, _ := m.node.Try(m.t.Context(), "pgrep", "-f", "^assay-proxy "+uid)
+	if list := strings.Fields(out); len(list) == 1 {
+		return list[0]
+	}
+	return ""
+}
+
+// left is what there still is of a pod on the node.
+func (m *mesh) left(uid string) string {
+	var left []string
+	if out, _ := m.node.Try(m.t.Context(), "pgrep", "-f", "^assay-proxy "+uid); out != "" {
+		left = append(left, "process "+out)
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup/assay/" + uid, "/sys/fs/cgroup/*/assay/" + uid, "/var/lib/assay/agent/workloads/" + uid + ".*", "/run/assay/workloads/" + uid} {
+		files, _ := filepath.Glob(m.node.Path(pattern))
+		left = append(left, files...)
+	}
+	return strings.Join(left, " ")
+}
+
+// load asks for ever from a pod of its own; failures returns what was not answered so far.
+func (m *mesh) startLoad(at string) (failures func() string) {
+	m.t.Helper()
+	m.c.Apply(m.t, fmt.Sprintf(loadManifest, at))
+	logs := func() string { return m.c.Kubectl(m.t, "logs", "-n", "bank", "load", "--tail=-1") }
+	m.c.Kubectl(m.t, "wait", "-n", "bank", "pod/load", "--for=condition=Ready", "--timeout=120s")
+	said := 0
+	return func() string {
+		m.t.Helper()
+		m.c.Eventually(m.t, "the load goes on", func() error {
+			if now := strings.Count(logs(), "answered"); now > said+1 {
+				said = now
+				return nil
+			}
+			return fmt.Errorf("it has said nothing more")
+		})
+		var failed []string
+		for line := range strings.Lines(logs()) {
+			if strings.HasPrefix(line, "FAILED") {
+				failed = append(failed, line)
+			}
+		}
+		return strings.Join(failed, "")
+	}
+}
+
+// TestNode: the pods of a namespace join the mesh by a label, as they run, and leave it
+// the same way; new ones are in it from their first packet; agents and proxies come and
+// go; and of a pod that ends nothing is left.
+func TestNode(t *testing.T) {
+	kubernetes.Require(t)
+	c := kubernetes.Up(t, 1)
+	digests := map[string]string{}
+	for _, tag := range []string{"1", "init", "beside"} {
+		d := c.Import(t, echoImage(t, "assay.test/echo:"+tag, tag))
+		digests[d.Manifest] = tag
+	}
+	c.Apply(t, bankManifest)
+	c.Rollout(t, "bank", "deployment/web")
+	c.Kubectl(t, "wait", "-n", "bank", "pod/client", "--for=condition=Ready", "--timeout=120s")
+	m := startMesh(t, c)
+	before := m.pods()
+	at := before["web"].IP + ":8080"
+	failures := m.startLoad(at)
+	check := func(when string) {
+		t.Helper()
+		if failed := failures(); failed != "" {
+			t.Fatalf("%s: the load was not answered:\n%s", when, failed)
+		}
+	}
+	check("at first")
+	wire := m.node.Capture(t, "GET /plain")
+	if out, err := m.get("client", "http://"+at+"/plain"); err != nil {
+		t.Fatal(err, out)
+	}
+	lab.Eventually(t, time.Minute, "what is not meshed is on the wire", func() error {
+		if _, found, _ := wire.Seen(); found == 0 {
+			return fmt.Errorf("nothing was seen")
+		}
+		return nil
+	})
+
+	began := time.Now()
+	c.Kubectl(t, "label", "namespace", "bank", node.MeshLabel+"="+node.Enabled)
+	pods := m.pods()
+	list := m.certified(pods["web"], pods["client"], pods["load"])
+	t.Logf("three pods meshed and attested in %s", time.Since(began).Round(time.Millisecond))
+	for name, old := range before {
+		if now := pods[name]; now.UID != old.UID || now.Restarts != old.Restarts {
+			t.Errorf("%s was %+v and is %+v", name, old, now)
+		}
+	}
+	web := list[pods["web"].UID]
+	var set []string
+	for _, a := range web.Artifacts {
+		set = append(set, digests[string(a.Digest)])
+	}
+	if slices.Sort(set); !slices.Equal(set, []string{"1", "beside", "init"}) {
+		t.Errorf("the set of web is %v: %v", set, web.Artifacts)
+	}
+	if !strings.HasSuffix(web.Identity.String(), "/ns/bank/sa/robot") {
+		t.Errorf("web is %s", web.Identity)
+	}
+	check("meshed")
+	secret := m.node.Capture(t, "GET /secret")
+	crosses := func(when string) {
+		t.Helper()
+		c.Eventually(t, "a request crosses, "+when, func() error {
+			out, err := m.get("client", "http://"+at+"/secret")
+			if err == nil && !strings.Contains(out, "client="+pods["client"].IP+" ") {
+				err = fmt.Errorf("the server says %s", out)
+			}
+			return err
+		})
+		secret.ExpectNone(t)
+	}
+	crosses("as the pods run")
+	confined(t, m, pods["web"])
+
+	t.Run("first packet", func(t *testing.T) {
+		first := m.node.Capture(t, "GET /from-the-first-packet")
+		c.Apply(t, fmt.Sprintf(freshManifest, at))
+		c.Kubectl(t, "wait", "-n", "bank", "pod/fresh", "--for=condition=Ready", "--timeout=150s")
+		first.ExpectNone(t)
+		m.certified(m.pods()["fresh"])
+		if out := c.Kubectl(t, "logs", "-n", "bank", "fresh", "-c", "first"); !strings.Contains(out, "path=/from-the-first-packet") {
+			t.Errorf("its first container says %q", out)
+		}
+	})
+
+	t.Run("agents come and go", func(t *testing.T) {
+		old := m.proxy(pods["web"].UID)
+		if old == "" {
+			t.Fatal("web has no proxy")
+		}
+		m.agent.Kill()
+		crosses("without an agent")
+		check("without an agent")
+		// A pod that ends meanwhile.
+		fresh := m.pods()["fresh"].UID
+		c.Kubectl(t, "delete", "pod", "-n", "bank", "fresh", "--grace-period=1")
+		const elsewhere = "/opt/next/assay"
+		put(t, m.node, kubernetes.BuildStatic(t, "assay.dev/cmd/assay"), elsewhere+"/assay")
+		put(t, m.node, kubernetes.BuildStatic(t, "assay.dev/cmd/assay-proxy"), elsewhere+"/assay-proxy")
+		m.startAgent(elsewhere)
+		m.certified(pods["web"], pods["client"])
+		crosses("with the next agent")
+		check("with the next agent")
+		if now := m.proxy(pods["web"].UID); now != old {
+			t.Errorf("web's proxy was %s and is %s", old, now)
+		}
+		c.Eventually(t, "nothing is left of a pod that ended without an agent", func() error {
+			if left := m.left(fresh); left != "" {
+				return fmt.Errorf("left: %s", left)
+			}
+			return nil
+		})
+	})
+
+	t.Run("a proxy dies", func(t *testing.T) {
+		old := m.proxy(pods["client"].UID)
+		m.node.MustExec(t, "kill", "-9", old)
+		crosses("with another proxy")
+		if now := m.proxy(pods["client"].UID); now == "" || now == old {
+			t.Errorf("client's proxy was %s and is %s", old, now)
+		}
+		check("while another pod's proxy died")
+	})
+
+	t.Run("labels of pods", func(t *testing.T) {
+		c.Kubectl(t, "label", "pod", "-n", "bank", "client", node.MeshLabel+"="+node.Disabled)
+		c.Eventually(t, "a pod leaves by its own word", func() error { return m.gone(pods["client"]) })
+		c.Kubectl(t, "label", "pod", "-n", "bank", "client", node.MeshLabel+"-")
+		m.certified(pods["client"])
+		crosses("when it is back")
+	})
+
+	t.Run("a pod ends", func(t *testing.T) {
+		uid := pods["client"].UID
+		c.Kubectl(t, "delete", "pod", "-n", "bank", "client", "--grace-period=1")
+		c.Eventually(t, "nothing is left of it", func() error {
+			if left := m.left(uid); left != "" {
+				return fmt.Errorf("left: %s", left)
+			}
+			list, err := m.workloads()
+			if _, ok := list[uid]; err == nil && ok {
+				err = fmt.Errorf("control still knows it")
+			}
+			return err
+		})
+		check("afterwards")
+	})
+
+	t.Run("release", func(t *testing.T) {
+		c.Kubectl(t, "label", "namespace", "bank", node.MeshLabel+"-")
+		c.Eventually(t, "control has forgotten web", func() error {
+			list, err := m.workloads()
+			if _, ok := list[pods["web"].UID]; err == nil && ok {
+				err = fmt.Errorf("control still knows it")
+			}
+			return err
+		})
+		check("released")
+		c.Kubectl(t, "delete", "pod", "-n", "bank", "load", "--grace-period=1") // it holds a connection through both proxies
+		c.Eventually(t, "nothing is left in a pod that was released", func() error { return m.gone(pods["web"]) })
+		if now := m.pods()["web"]; now.UID != pods["web"].UID || now.Restarts != 0 {
+			t.Errorf("web was %+v and is %+v", pods["web"], now)
+		}
+	})
+}
+
+// gone says what of the mesh is still in a pod that runs.
+func (m *mesh) gone(p pod) error {
+	if left := m.left(p.UID); left != "" {
+		return fmt.Errorf("left: %s", left)
+	}
+	out, err := m.node.Try(m.t.Context(), "sh", "-c", `for n in /run/netns/*; do if ip netns exec ${n##*/} ip -br addr | grep -q "`+p.IP+`/"; then ip netns exec ${n##*/} nft list tables; fi; done`)
+	if err == nil && strings.Contains(out, "assay") {
+		err = fmt.Errorf("in the pod there is %s", out)
+	}
+	return err
+}
+
+// confined: a pod's proxy is where it outlives the agent's container, and where it can
+// harm nobody when memory is short.
+func confined(t *testing.T, m *mesh, p pod) {
+	t.Helper()
+	pid := m.proxy(p.UID)
+	if pid == "" {
+		t.Fatalf("%s has no proxy", p.Name)
+	}
+	groups := m.node.MustExec(t, "cat", "/proc/"+pid+"/cgroup")
+	for line := range strings.Lines(groups) {
+		if !strings.HasSuffix(strings.TrimSpace(line), "/assay/"+p.UID) {
+			t.Errorf("its control group is %s", line)
+		}
+	}
+	limits, _ := filepath.Glob(m.node.Path("/sys/fs/cgroup/memory/assay/" + p.UID + "/memory.limit_in_bytes"))
+	limits2, _ := filepath.Glob(m.node.Path("/sys/fs/cgroup/assay/" + p.UID + "/memory.max"))
+	if limits = append(limits, limits2...); len(limits) != 1 {
+		t.Fatalf("limits of memory: %v", limits)
+	}
+	if b, err := os.ReadFile(limits[0]); err != nil || strings.TrimSpace(string(b)) != fmt.Sprint(256<<20) {
+		t.Errorf("its memory is bounded by %s (%v)", b, err)
+	}
+	if score := strings.TrimSpace(m.node.MustExec(t, "cat", "/proc/"+pid+"/oom_score_adj")); score == "0" || score == "1000" || strings.HasPrefix(score, "-") {
+		t.Errorf("its oom_score_adj is %s: a burstable pod's is wanted", score)
+	}
+	if mounts, first := m.node.MustExec(t, "readlink", "/proc/"+pid+"/ns/mnt"), m.node.MustExec(t, "readlink", "/proc/1/ns/mnt"); mounts != first {
+		t.Errorf("its mounts are %s, the runtime's %s", mounts, first)
+	}
+	if exe := strings.TrimSpace(m.node.MustExec(t, "readlink", "/proc/"+pid+"/exe")); !strings.HasPrefix(exe, "/var/lib/assay/bin/assay-proxy-") {
+		t.Errorf("it executes %s", exe)
+	}
+	if st := m.node.MustExec(t, "cat", "/proc/"+pid+"/status"); !strings.Contains(st, "NoNewPrivs:\t1") || !strings.Contains(st, "CapBnd:\t0000000000002000") {
+		t.Errorf("its status is %s", st)
+	}
+}
