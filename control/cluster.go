@@ -455,12 +455,22 @@ func (m *model) goneNodes() []string {
 	return out
 }
 
-// forgetNodes removes the hosts whose nodes are gone. With the store away it is tried
-// again.
-func (c *Control) forgetNodes(ctx context.Context) {
-	for _, id := range c.model.goneNodes() {
-		if err := c.forgetNode(ctx, id); err != nil && ctx.Err() == nil {
-			c.log.Error("the host of a node that is gone stays", "host", id, "err", err)
+// forgetNodes removes the hosts whose nodes are gone, until ctx ends. With the store away it
+// is tried again.
+func (c *Control) forgetNodes(ctx context.Context) error {
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+		for _, id := range c.model.goneNodes() {
+			if err := c.forgetNode(ctx, id); err != nil && ctx.Err() == nil {
+				c.log.Error("the host of a node that is gone stays", "host", id, "err", err)
+				break
+			}
 		}
 	}
 }

@@ -320,6 +320,9 @@ func (c *Control) Run(ctx context.Context) error {
 	if c.cfg.Intent != "" {
 		group.Go(func() error { return c.watch(ctx, c.cfg.Intent) })
 	}
+	if c.cfg.Cluster != nil {
+		group.Go(func() error { return c.forgetNodes(ctx) })
+	}
 	group.Go(func() error {
 		server := c.server(localPeer{localHost})
 		api.RegisterHostsServer(server, c)
@@ -340,7 +343,6 @@ func (c *Control) tick(ctx context.Context) error {
 		case <-c.rotateSoon:
 		}
 		c.model.tick()
-		c.forgetNodes(ctx)
 		var e identity.Event = identity.Tick{}
 		if c.authority.Waiting() {
 			e = identity.Acknowledged{Least: c.model.leastAcknowledged()}

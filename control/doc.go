@@ -26,7 +26,7 @@
 // and is ready nowhere; a method without a line in the access table is denied.
 //
 // Goroutines: Run owns the writer to the store, the clock's tick, the watcher of
-// the intent folder and the server of the local host. Each Sync stream has two:
+// the intent folder, the end of nodes and the server of the local host. Each Sync stream has two:
 // gRPC's own, which sends, and one that receives, which ends with the stream.
 // Serve functions block until their context ends.
 //

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -56,7 +57,7 @@ It stops at SIGTERM; connections of workloads do not need it.`,
 	flags.StringVar(&f.viewers, "viewers", "", "group whose members may look through --socket")
 	flags.BoolVar(&f.kubernetes, "kubernetes", false, "be the control of a Kubernetes cluster")
 	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "how to reach its API server (default: as the pod that this runs in)")
-	flags.StringVar(&f.namespace, "namespace", "assay-system", "the mesh's own namespace there, with the agents' service account")
+	flags.StringVar(&f.namespace, "namespace", cmp.Or(os.Getenv("POD_NAMESPACE"), "assay-system"), "the mesh's own namespace there, with the agents' service account (default: $POD_NAMESPACE, or assay-system)")
 	c.MarkFlagsMutuallyExclusive("kubernetes", "config")
 	flags.DurationVar(&f.lease, "lease", 30*time.Second, "how long the workloads of a host that is away stay ready")
 	flags.DurationVar(&f.leafLife, "leaf-life", identity.WorkloadLife, "how long workloads' certificates live; renewed at half of it")
