@@ -3,6 +3,7 @@ package install
 import (
 	"bytes"
 	"flag"
+	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	rbacv1 "k8s.io/api/rbac/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
@@ -175,11 +177,47 @@ func TestGenerated(t *testing.T) {
 		}
 		same(t, filepath.Join(chart, "templates", name), append([]byte(header), text...))
 	}
+	document(t)
 	for name := range limits {
 		if !w.used[name] {
 			t.Errorf("there is no %s", name)
 		}
 	}
+}
+
+// document writes what the accounts may do between two marks of the documentation.
+func document(t *testing.T) {
+	const file, begin, end = "../../docs/kubernetes.md", "<!-- accounts: written by go generate ./kube/install -->\n", "<!-- /accounts -->"
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, ok := strings.Cut(string(text), begin)
+	_, after, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		t.Fatalf("%s has no marks", file)
+	}
+	var b strings.Builder
+	b.WriteString("| account | where | what | verbs |\n|---|---|---|---|\n")
+	for _, x := range []struct {
+		account, where string
+		rules          []rbacv1.PolicyRule
+	}{
+		{ControlName, "every namespace", ControlRules()}, {ControlName, DefaultNamespace, ControlLocalRules()},
+		{AgentName, "every namespace", AgentRules()}, {AgentName, DefaultNamespace, AgentLocalRules()},
+	} {
+		for _, r := range x.rules {
+			what := strings.Join(r.Resources, ", ")
+			if group := strings.Join(r.APIGroups, ", "); group != "" {
+				what += " of " + group
+			}
+			if r.ResourceNames != nil {
+				what += " named " + strings.Join(r.ResourceNames, ", ")
+			}
+			fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", x.account, x.where, what, strings.Join(r.Verbs, ", "))
+		}
+	}
+	same(t, file, []byte(before+begin+b.String()+end+after))
 }
 
 func (w *writer) definition(k kindOf) *apiextensionsv1.CustomResourceDefinition {
