@@ -149,7 +149,6 @@ func releasePod(agents *appsv1.DaemonSet, node string, drain time.Duration) *cor
 	spec.NodeName = node
 	spec.NodeSelector = nil
 	spec.RestartPolicy = corev1.RestartPolicyOnFailure
-	spec.AutomountServiceAccountToken = new(false)
 	c := &spec.Containers[0]
 	c.Args = append(c.Args, "--release", "--proxy-drain="+drain.String())
 	c.ReadinessProbe, c.LivenessProbe, c.StartupProbe = nil, nil, nil

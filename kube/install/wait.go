@@ -113,7 +113,7 @@ func trouble(p *corev1.Pod, events []corev1.Event) string {
 		return "is ending"
 	}
 	for _, c := range p.Status.ContainerStatuses {
-		if end := cmp.Or(c.State.Terminated, c.LastTerminationState.Terminated); end != nil {
+		if end := cmp.Or(c.State.Terminated, c.LastTerminationState.Terminated); end != nil && end.ExitCode != 0 {
 			return "ended with exit code " + strconv.Itoa(int(end.ExitCode)) + said(end.Message)
 		}
 		if w := c.State.Waiting; w != nil && w.Reason != "ContainerCreating" && w.Reason != "PodInitializing" {
