@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -368,15 +369,38 @@ func (m *person) failures(t *testing.T) (list []string) {
 	return list
 }
 
-// asBefore: the pods talk, were not restarted, and have nothing of the mesh; of requests no
-// more failed than before the mesh.
+// answered is how many answers the client has had.
+func (m *person) answered(t *testing.T) int {
+	t.Helper()
+	found := regexp.MustCompile(`answered (\d+)\n`).FindAllStringSubmatch(m.cluster.Kubectl(t, "logs", "-n", "try", "deployment/client"), -1)
+	if len(found) == 0 {
+		return 0
+	}
+	n, err := strconv.Atoi(found[len(found)-1][1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// asBefore: the pods talk, were not restarted, and have nothing of the mesh. failed are
+// the requests that failed before the mesh came.
 func (m *person) asBefore(t *testing.T, failed int) {
 	c := m.cluster
 	if out := c.Kubectl(t, "get", "pods", "-n", "try", "-o", "jsonpath={range .items[*]}{.status.containerStatuses[0].restartCount} {end}"); strings.TrimSpace(out) != "0 0 0" {
 		t.Errorf("restarts: %s", out)
 	}
-	if out := m.failures(t); len(out) > failed {
-		t.Errorf("requests failed:\n%s", strings.Join(out[failed:], "\n"))
+	now := m.failures(t)
+	t.Logf("%d requests failed while the mesh came, was there and went:\n%s", len(now)-failed, strings.Join(now[failed:], "\n"))
+	answered := m.answered(t)
+	c.Eventually(t, "the client is answered as before", func() error {
+		if n := m.answered(t); n <= answered+100 {
+			return fmt.Errorf("%d answers, and %d a while ago", n, answered)
+		}
+		return nil
+	})
+	if out := m.failures(t); len(out) > len(now) {
+		t.Errorf("requests fail without the mesh:\n%s", strings.Join(out[len(now):], "\n"))
 	}
 	node := c.Nodes[0]
 	if out := node.MustExec(t, "ps", "-eo", "args"); strings.Contains(out, "assay") && strings.Contains(out, "assay-proxy") {
