@@ -219,7 +219,21 @@ func releaseNode(ctx context.Context, o *agentOptions, log *slog.Logger) error {
 		return &assay.Error{Op: op, Err: err}
 	}
 	log.Info("nothing of the mesh is left on this node")
-	return errors.Join(os.RemoveAll(o.config.DataDir), os.RemoveAll(filepath.Join(o.data, "bin")))
+	return errors.Join(os.RemoveAll(o.config.DataDir), os.RemoveAll(filepath.Join(o.data, "bin")), os.RemoveAll(o.config.RuntimeDir), removeGroups(o.node.cgroup))
+}
+
+// removeGroups removes the folders of the pods' control groups, of which none is left.
+func removeGroups(root string) error {
+	if root == "" {
+		return nil
+	}
+	groups, err := filepath.Glob(filepath.Join(root, "*", "assay")) // version 1
+	for _, dir := range append(groups, filepath.Join(root, "assay")) {
+		if e := os.Remove(dir); !errors.Is(e, os.ErrNotExist) {
+			err = errors.Join(err, e)
+		}
+	}
+	return err
 }
 
 // releaseAll releases every pod and waits for the last connection through a proxy, which

@@ -8,6 +8,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"assay.dev/kube/cluster"
+	"assay.dev/kube/node"
 	"assay.dev/kube/publish"
 	"assay.dev/kube/review"
 )
@@ -21,18 +22,10 @@ func ControlRules() []rbacv1.PolicyRule {
 func ControlLocalRules() []rbacv1.PolicyRule { return publish.LocalRules() }
 
 // AgentRules are what agents may do in every namespace.
-func AgentRules() []rbacv1.PolicyRule {
-	return []rbacv1.PolicyRule{
-		{APIGroups: []string{""}, Resources: []string{"pods", "namespaces"}, Verbs: []string{"get", "list", "watch"}},
-	}
-}
+func AgentRules() []rbacv1.PolicyRule { return node.Rules() }
 
 // AgentLocalRules are what agents may do in the namespace of the mesh.
-func AgentLocalRules() []rbacv1.PolicyRule {
-	return []rbacv1.PolicyRule{
-		{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{TrustName}, Verbs: []string{"get", "list", "watch"}},
-	}
-}
+func AgentLocalRules() []rbacv1.PolicyRule { return node.SystemRules() }
 
 // accounts are the two service accounts and what they may do.
 func accounts(o *Options) []Object {
