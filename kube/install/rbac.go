@@ -8,7 +8,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"assay.dev/kube/cluster"
-	"assay.dev/kube/node"
+	knode "assay.dev/kube/node"
 	"assay.dev/kube/publish"
 	"assay.dev/kube/review"
 )
@@ -22,10 +22,10 @@ func ControlRules() []rbacv1.PolicyRule {
 func ControlLocalRules() []rbacv1.PolicyRule { return publish.LocalRules() }
 
 // AgentRules are what agents may do in every namespace.
-func AgentRules() []rbacv1.PolicyRule { return node.Rules() }
+func AgentRules() []rbacv1.PolicyRule { return knode.Rules() }
 
 // AgentLocalRules are what agents may do in the namespace of the mesh.
-func AgentLocalRules() []rbacv1.PolicyRule { return node.SystemRules() }
+func AgentLocalRules() []rbacv1.PolicyRule { return knode.SystemRules() }
 
 // accounts are the two service accounts and what they may do.
 func accounts(o *Options) []Object {
