@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -61,9 +62,14 @@ func expectTimeout(t *testing.T, c io.Reader) {
 // TestWhatMayTakeLong: timeouts end nothing that makes progress, and no silence of an
 // application.
 func TestWhatMayTakeLong(t *testing.T) {
+	const pace = time.Second // far more than a busy machine holds up what must be in time
 	each(t, func(t *testing.T, mode string) {
-		quick := hurried(Timeouts{Head: short, Body: short, Stall: short})
-		t.Run("trickle", func(t *testing.T) {
+		quick := hurried(Timeouts{Head: pace, Body: pace, Stall: pace})
+		t.Parallel()
+		var all sync.WaitGroup // at once: they wait, and do not work
+		defer all.Wait()
+		run := func(name string, f func(t *testing.T)) { all.Go(func() { t.Run(name, f) }) }
+		run("trickle", func(t *testing.T) {
 			app := newScript(t)
 			c := newWorld(t, mode, app.addr, quick).dial()
 			const head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\n\r\n"
@@ -71,14 +77,14 @@ func TestWhatMayTakeLong(t *testing.T) {
 			a := app.accept()
 			expect(t, a, head)
 			for range 12 {
-				wait(t, c, short/3)
+				wait(t, c, pace/3)
 				say(t, c, "x")
 				expect(t, a, "x")
 			}
 			say(t, a, okay)
 			expect(t, c, okay)
 		})
-		t.Run("response moves, request does not", func(t *testing.T) {
+		run("response moves, request does not", func(t *testing.T) {
 			app := newScript(t)
 			c := newWorld(t, mode, app.addr, quick).dial()
 			const head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\n\r\n"
@@ -88,31 +94,31 @@ func TestWhatMayTakeLong(t *testing.T) {
 			say(t, a, "HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n")
 			expect(t, c, "HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n")
 			for range 12 {
-				wait(t, a, short/3)
+				wait(t, a, pace/3)
 				say(t, a, "y")
 				expect(t, c, "y")
 			}
 			say(t, c, strings.Repeat("x", 12))
 			expect(t, a, strings.Repeat("x", 12))
 		})
-		t.Run("silent application", func(t *testing.T) {
+		run("silent application", func(t *testing.T) {
 			app := newScript(t)
 			c := newWorld(t, mode, app.addr, quick).dial()
 			say(t, c, getA)
 			a := app.accept()
 			expect(t, a, getA)
-			wait(t, c, 3*short) // long poll
+			wait(t, c, 2*pace) // long poll
 			say(t, a, "HTTP/1.1 200 OK\r\n\r\n")
 			expect(t, c, "HTTP/1.1 200 OK\r\n\r\n")
-			for range 3 { // an event stream
-				wait(t, c, 2*short)
+			for range 2 { // an event stream
+				wait(t, c, 2*pace)
 				say(t, a, "data: x\n\n")
 				expect(t, c, "data: x\n\n")
 			}
 			a.Close()
 			expectEnd(t, c)
 		})
-		t.Run("idle client", func(t *testing.T) {
+		run("idle client", func(t *testing.T) {
 			app := newScript(t)
 			c := newWorld(t, mode, app.addr, quick).dial()
 			for range 2 {
@@ -121,10 +127,10 @@ func TestWhatMayTakeLong(t *testing.T) {
 				expect(t, a, getA)
 				say(t, a, okay)
 				expect(t, c, okay)
-				wait(t, c, 2*short)
+				wait(t, c, 2*pace)
 			}
 		})
-		t.Run("silent tunnel", func(t *testing.T) {
+		run("silent tunnel", func(t *testing.T) {
 			app := newScript(t)
 			c := newWorld(t, mode, app.addr, quick).dial()
 			say(t, c, upgrade)
@@ -138,7 +144,7 @@ func TestWhatMayTakeLong(t *testing.T) {
 				_, err := io.WriteString(a, piece)
 				done <- err
 			}()
-			time.Sleep(3 * short) // nobody reads
+			time.Sleep(3 * pace) // nobody reads
 			expect(t, c, piece)
 			if err := <-done; err != nil {
 				t.Error(err)
@@ -146,7 +152,7 @@ func TestWhatMayTakeLong(t *testing.T) {
 			say(t, c, "still")
 			expect(t, a, "still")
 		})
-		t.Run("slow reader", func(t *testing.T) {
+		run("slow reader", func(t *testing.T) {
 			app := newScript(t)
 			c := newWorld(t, mode, app.addr, quick).dial()
 			say(t, c, getA)
@@ -159,7 +165,7 @@ func TestWhatMayTakeLong(t *testing.T) {
 			go fill(a, size)
 			for left := int64(size); left > 0; left -= 2 << 20 {
 				zeros(t, c, 2<<20)
-				time.Sleep(short / 3)
+				time.Sleep(pace / 3)
 			}
 		})
 	})
