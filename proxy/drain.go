@@ -2,13 +2,13 @@ package proxy
 
 import (
 	"context"
-	"net"
 	"os"
 	"time"
 
 	"assay.dev"
 	"assay.dev/link"
 	"assay.dev/proxy/http1"
+	"assay.dev/proxy/nowait"
 	"golang.org/x/sys/unix"
 )
 
@@ -108,7 +108,7 @@ func (s *session) drain() {
 
 // give sends connections of one listener to the heir.
 func (p *Proxy) give(role string) http1.Give {
-	return func(tcp *net.TCPConn, first []byte) bool {
+	return func(tcp nowait.Conn, first []byte) bool {
 		raw, err := tcp.SyscallConn()
 		if err != nil {
 			return false
@@ -158,18 +158,11 @@ func (p *Proxy) take(ctx context.Context, m *link.Message) error {
 	if m.Kind != link.KindConnection || len(m.Files) != 1 {
 		return os.ErrInvalid
 	}
-	file := os.NewFile(uintptr(m.Take()[0]), c.Role)
-	conn, err := net.FileConn(file)
-	file.Close()
+	tcp, err := nowait.NewTCP(m.Take()[0])
 	if err != nil {
 		return err
 	}
-	tcp, ok := conn.(*net.TCPConn)
-	if !ok {
-		conn.Close()
-		return os.ErrInvalid
-	}
-	p.serveConn(tcp, func() {
+	p.serveConn(func() {
 		defer tcp.Close()
 		stop := context.AfterFunc(ctx, func() { abort(tcp) })
 		defer stop()

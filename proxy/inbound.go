@@ -16,6 +16,7 @@ import (
 	"assay.dev/proxy/detect"
 	"assay.dev/proxy/mtls"
 	"assay.dev/proxy/mux"
+	"assay.dev/proxy/nowait"
 )
 
 const (
@@ -33,7 +34,7 @@ const (
 type inbound struct {
 	p           *Proxy
 	ctx         context.Context
-	conn        *net.TCPConn
+	conn        *nowait.TCP
 	raw         syscall.RawConn
 	remote, dst netip.AddrPort
 	snap        *snapshot
@@ -47,7 +48,7 @@ type inbound struct {
 }
 
 // serveInbound carries one connection from its beginning to its end.
-func (p *Proxy) serveInbound(ctx context.Context, c *net.TCPConn) {
+func (p *Proxy) serveInbound(ctx context.Context, c *nowait.TCP) {
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { abort(c) })
 	defer stop()
@@ -57,9 +58,8 @@ func (p *Proxy) serveInbound(ctx context.Context, c *net.TCPConn) {
 	}
 }
 
-func (p *Proxy) newInbound(ctx context.Context, c *net.TCPConn) *inbound {
-	c.SetKeepAliveConfig(keepalive)
-	return &inbound{p: p, ctx: ctx, conn: c, snap: p.snap.Load(), accepted: time.Now(), remote: addrPort(c.RemoteAddr())}
+func (p *Proxy) newInbound(ctx context.Context, c *nowait.TCP) *inbound {
+	return &inbound{p: p, ctx: ctx, conn: c, snap: p.snap.Load(), accepted: time.Now(), remote: c.Remote()}
 }
 
 func (i *inbound) serve() error {
@@ -94,7 +94,7 @@ func (i *inbound) identify() (err error) {
 
 // original learns which of the workload's ports is meant.
 func (i *inbound) original() (err error) {
-	local := addrPort(i.conn.LocalAddr())
+	local := i.conn.Local()
 	if i.dst, err = originalDst(i.conn); err != nil || i.dst == local {
 		return &refusal{refusedLoop, err}
 	}

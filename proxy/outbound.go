@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"net"
 	"net/netip"
 	"syscall"
 	"time"
@@ -16,6 +15,7 @@ import (
 	"assay.dev/proxy/golden"
 	"assay.dev/proxy/guard"
 	"assay.dev/proxy/mux"
+	"assay.dev/proxy/nowait"
 	"assay.dev/proxy/route"
 )
 
@@ -28,7 +28,7 @@ const (
 type outbound struct {
 	p        *Proxy
 	ctx      context.Context
-	conn     *net.TCPConn
+	conn     *nowait.TCP
 	raw      syscall.RawConn
 	src, dst netip.AddrPort
 	snap     *snapshot
@@ -69,7 +69,7 @@ type target struct {
 }
 
 // serveOutbound carries one connection from its beginning to its end.
-func (p *Proxy) serveOutbound(ctx context.Context, c *net.TCPConn) {
+func (p *Proxy) serveOutbound(ctx context.Context, c *nowait.TCP) {
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { abort(c) })
 	defer stop()
@@ -79,9 +79,8 @@ func (p *Proxy) serveOutbound(ctx context.Context, c *net.TCPConn) {
 	}
 }
 
-func (p *Proxy) newOutbound(ctx context.Context, c *net.TCPConn) *outbound {
-	c.SetKeepAlive(false) // the other end is in this kernel
-	return &outbound{p: p, ctx: ctx, conn: c, snap: p.snap.Load(), accepted: time.Now(), src: addrPort(c.RemoteAddr())}
+func (p *Proxy) newOutbound(ctx context.Context, c *nowait.TCP) *outbound {
+	return &outbound{p: p, ctx: ctx, conn: c, snap: p.snap.Load(), accepted: time.Now(), src: c.Remote()}
 }
 
 func (o *outbound) serve() (err error) {
@@ -123,7 +122,7 @@ func (o *outbound) serve() (err error) {
 
 // original learns where the application wanted to go.
 func (o *outbound) original() (err error) {
-	local := addrPort(o.conn.LocalAddr())
+	local := o.conn.Local()
 	if o.dst, err = originalDst(o.conn); err != nil || o.dst == local {
 		return &refusal{refusedLoop, err}
 	}

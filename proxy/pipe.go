@@ -3,7 +3,6 @@ package proxy
 import (
 	"errors"
 	"io"
-	"net"
 	"os"
 	"sync"
 	"syscall"
@@ -38,7 +37,7 @@ type pipe struct {
 	series *golden.Series
 
 	mu       sync.Mutex
-	conn     *net.TCPConn // nil until release, on the server's side
+	conn     nowait.Conn // nil until release, on the server's side
 	raw      syscall.RawConn
 	st       mux.Stream
 	held     bool
@@ -59,7 +58,7 @@ type pipe struct {
 	tries func(fd uintptr) bool
 }
 
-func newPipe(p *Proxy, conn *net.TCPConn) *pipe {
+func newPipe(p *Proxy, conn nowait.Conn) *pipe {
 	k := &pipe{p: p, conn: conn, held: true, done: make(chan struct{})}
 	k.tries = k.try
 	return k
@@ -129,7 +128,7 @@ func (k *pipe) over() {
 func (k *pipe) Writable(mux.Stream) {}
 
 // release lets the peer's bytes flow to conn.
-func (k *pipe) release(conn *net.TCPConn, raw syscall.RawConn, series *golden.Series) {
+func (k *pipe) release(conn nowait.Conn, raw syscall.RawConn, series *golden.Series) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.conn, k.raw, k.series = conn, raw, series
@@ -279,8 +278,8 @@ func (s *source) try(fd uintptr) bool {
 
 // wakeReads makes a pending and every later read of c return a deadline error,
 // until clearWake.
-func wakeReads(c *net.TCPConn) { c.SetReadDeadline(time.Unix(1, 0)) }
+func wakeReads(c nowait.Conn) { c.SetReadDeadline(time.Unix(1, 0)) }
 
-func clearWake(c *net.TCPConn) { c.SetReadDeadline(time.Time{}) }
+func clearWake(c nowait.Conn) { c.SetReadDeadline(time.Time{}) }
 
 func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }

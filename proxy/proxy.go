@@ -19,6 +19,7 @@ import (
 	"assay.dev/proxy/guard"
 	"assay.dev/proxy/http1"
 	"assay.dev/proxy/http2"
+	"assay.dev/proxy/nowait"
 	"golang.org/x/sys/unix"
 )
 
@@ -173,31 +174,26 @@ func (p *Proxy) accept(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("listener %s: %w", role, err)
 		}
-		f := os.NewFile(uintptr(fd), role)
-		defer f.Close()
 		switch role {
 		case link.ListenOutbound, link.ListenInbound, link.ListenDNSTCP:
-			l, err := net.FileListener(f)
-			if err != nil {
-				return fmt.Errorf("listener %s: %w", role, err)
-			}
-			tcp, ok := l.(*net.TCPListener)
-			if !ok {
-				l.Close()
-				return fmt.Errorf("listener %s: is for %s", role, l.Addr().Network())
-			}
-			serve := p.serveOutbound
+			serve, alive := p.serveOutbound, net.KeepAliveConfig{} // whose other end is in this kernel
 			switch role {
 			case link.ListenInbound:
-				serve = p.serveInbound
+				serve, alive = p.serveInbound, keepalive
 			case link.ListenDNSTCP:
 				serve = p.serveNames
 			}
-			p.wg.Go(func() { <-p.draining; tcp.Close() })
+			l, err := nowait.Listen(fd, alive)
+			if err != nil {
+				return fmt.Errorf("listener %s: %w", role, err)
+			}
+			p.wg.Go(func() { <-p.draining; l.Close() })
 			p.begin()
-			p.wg.Go(func() { p.acceptLoop(ctx, tcp, serve) })
+			p.wg.Go(func() { p.acceptLoop(ctx, role, l, serve) })
 		case link.ListenDNSUDP:
+			f := os.NewFile(uintptr(fd), role)
 			c, err := net.FilePacketConn(f)
+			f.Close()
 			if err != nil {
 				return fmt.Errorf("listener %s: %w", role, err)
 			}
@@ -214,6 +210,7 @@ func (p *Proxy) accept(ctx context.Context) error {
 				p.names.ServeUDP(ctx, udp)
 			})
 		default:
+			unix.Close(fd)
 			return fmt.Errorf("listener %s: unknown role", role)
 		}
 	}
@@ -221,7 +218,7 @@ func (p *Proxy) accept(ctx context.Context) error {
 	return nil
 }
 
-func (p *Proxy) serveNames(ctx context.Context, c *net.TCPConn) { p.names.ServeTCP(ctx, c) }
+func (p *Proxy) serveNames(ctx context.Context, c *nowait.TCP) { p.names.ServeTCP(ctx, c) }
 
 // closeListeners stops accepting. The sockets stay open: they are the agent's too.
 func (p *Proxy) closeListeners() { p.drain.Do(func() { close(p.draining) }) }

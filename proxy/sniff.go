@@ -1,10 +1,9 @@
 package proxy
 
 import (
-	"net"
-	"os"
 	"syscall"
 
+	"assay.dev/proxy/nowait"
 	"golang.org/x/sys/unix"
 )
 
@@ -12,7 +11,7 @@ import (
 // serves it reads them again. It borrows a buffer only while there is something to
 // look at.
 type sniffer struct {
-	conn *net.TCPConn
+	conn nowait.Conn
 	raw  syscall.RawConn
 	buf  *[relayBuffer]byte
 	n    int  // bytes in buf
@@ -21,7 +20,7 @@ type sniffer struct {
 	fn   func(fd uintptr) bool
 }
 
-func newSniffer(c *net.TCPConn, raw syscall.RawConn) *sniffer {
+func newSniffer(c nowait.Conn, raw syscall.RawConn) *sniffer {
 	s := &sniffer{conn: c, raw: raw}
 	s.fn = s.try
 	return s
@@ -65,32 +64,28 @@ func (s *sniffer) try(fd uintptr) bool {
 	if s.buf == nil {
 		s.buf = relayBuffers.Get().(*[relayBuffer]byte)
 	}
-	for {
-		n, _, err := unix.Recvfrom(int(fd), s.buf[:], unix.MSG_PEEK)
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err == unix.EAGAIN:
-			if s.n == 0 {
-				s.free()
-			}
-			return false
-		case err != nil:
-			s.err = os.NewSyscallError("recv", err)
-			return true
-		case n == 0:
-			s.end = true
-			return true
-		case n > s.n:
-			s.n = n
-			return true
-		}
-		// Woken without a new byte: the end may have come behind what is there.
-		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-		if err == nil && info.State == unix.BPF_TCP_CLOSE_WAIT {
-			s.end = true
-			return true
+	n, err := nowait.Peek(fd, s.buf[:])
+	switch {
+	case err == nowait.Again:
+		if s.n == 0 {
+			s.free()
 		}
 		return false
+	case err != nil:
+		s.err = err
+		return true
+	case n == 0:
+		s.end = true
+		return true
+	case n > s.n:
+		s.n = n
+		return true
 	}
+	// Woken without a new byte: the end may have come behind what is there.
+	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err == nil && info.State == unix.BPF_TCP_CLOSE_WAIT {
+		s.end = true
+		return true
+	}
+	return false
 }

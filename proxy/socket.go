@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"assay.dev/proxy/nowait"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,39 +20,11 @@ const ip6tOriginalDst = 80 // linux/netfilter_ipv6/ip6_tables.h
 var keepalive = net.KeepAliveConfig{Enable: true, Idle: 60 * time.Second, Interval: 15 * time.Second, Count: 4}
 
 // originalDst returns where a redirected connection was meant to go.
-func originalDst(c *net.TCPConn) (netip.AddrPort, error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return netip.AddrPort{}, err
+func originalDst(c *nowait.TCP) (netip.AddrPort, error) {
+	if c.Remote().Addr().Is4() {
+		return c.AddrOption(unix.SOL_IP, unix.SO_ORIGINAL_DST)
 	}
-	v4 := addrPort(c.RemoteAddr()).Addr().Is4()
-	var dst netip.AddrPort
-	var sockErr error
-	err = raw.Control(func(fd uintptr) {
-		// Both calls stand for getsockopt with a buffer of the right size: x/sys has
-		// none for socket addresses.
-		if v4 {
-			sa, err := unix.GetsockoptIPv6Mreq(int(fd), unix.SOL_IP, unix.SO_ORIGINAL_DST)
-			if err != nil {
-				sockErr = err
-				return
-			}
-			b := sa.Multiaddr // struct sockaddr_in: family, port, address
-			dst = netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[4:8])), uint16(b[2])<<8|uint16(b[3]))
-			return
-		}
-		info, err := unix.GetsockoptIPv6MTUInfo(int(fd), unix.SOL_IPV6, ip6tOriginalDst)
-		if err != nil {
-			sockErr = err
-			return
-		}
-		p := info.Addr.Port // in network order, read as the machine's
-		dst = netip.AddrPortFrom(netip.AddrFrom16(info.Addr.Addr), p<<8|p>>8)
-	})
-	if err == nil {
-		err = sockErr
-	}
-	return dst, err
+	return c.AddrOption(unix.SOL_IPV6, ip6tOriginalDst)
 }
 
 // addrPort is a TCP address without a zone and without IPv4 in IPv6.
@@ -129,28 +102,28 @@ func dial(ctx context.Context, to netip.AddrPort, mark uint32, from net.Addr, al
 
 // abort ends a connection with a reset, so that the application sees that it did
 // not end well.
-func abort(c *net.TCPConn) {
+func abort(c nowait.Conn) {
 	c.SetLinger(0)
 	c.Close()
 }
 
 // acceptLoop accepts until the listener is closed. Running out of descriptors is
 // waited out: what cannot be accepted stays in the backlog.
-func (p *Proxy) acceptLoop(ctx context.Context, l *net.TCPListener, serve func(context.Context, *net.TCPConn)) {
+func (p *Proxy) acceptLoop(ctx context.Context, role string, l *nowait.Listener, serve func(context.Context, *nowait.TCP)) {
 	defer p.end() // of accept's begin
 	pause := time.Duration(0)
 	for {
-		c, err := l.AcceptTCP()
+		c, err := l.Accept()
 		if err == nil {
 			pause = 0
-			p.serveConn(c, func() { serve(ctx, c) })
+			p.serveConn(func() { serve(ctx, c) })
 			continue
 		}
 		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 			return
 		}
 		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-		p.log.Warn("accept", "listener", l.Addr().String(), "error", err, "pause", pause)
+		p.log.Warn("accept", "listener", role, "error", err, "pause", pause)
 		select {
 		case <-ctx.Done():
 			return
@@ -160,7 +133,7 @@ func (p *Proxy) acceptLoop(ctx context.Context, l *net.TCPListener, serve func(c
 }
 
 // serveConn runs serve for a connection, which counts as work from this moment on.
-func (p *Proxy) serveConn(c *net.TCPConn, serve func()) {
+func (p *Proxy) serveConn(serve func()) {
 	p.begin()
 	p.wg.Go(func() {
 		defer p.end()

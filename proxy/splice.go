@@ -1,18 +1,18 @@
 package proxy
 
 import (
-	"net"
 	"os"
 	"syscall"
 
 	"assay.dev/proxy/golden"
+	"assay.dev/proxy/nowait"
 	"golang.org/x/sys/unix"
 )
 
 // splice carries bytes between two plain connections until both directions ended,
 // by splice(2): they never enter this process. Ends are passed on one by one, and a
 // reset on one side becomes a reset on the other. It reports whether both ended well.
-func (p *Proxy) splice(app, peer *net.TCPConn, series *golden.Series) bool {
+func (p *Proxy) splice(app, peer nowait.Conn, series *golden.Series) bool {
 	back := make(chan error, 1)
 	p.wg.Go(func() { back <- p.carry(app, peer, series.In) })
 	err := p.carry(peer, app, series.Out)
@@ -26,7 +26,7 @@ func (p *Proxy) splice(app, peer *net.TCPConn, series *golden.Series) bool {
 
 // carry copies one direction. When it fails both connections are aborted, which
 // ends the other direction too.
-func (p *Proxy) carry(to, from *net.TCPConn, count func(int)) error {
+func (p *Proxy) carry(to, from nowait.Conn, count func(int)) error {
 	err := p.spliceAll(to, from, count)
 	if err == nil {
 		err = to.CloseWrite()
@@ -97,7 +97,7 @@ type mover struct {
 	err      error
 }
 
-func (p *Proxy) spliceAll(to, from *net.TCPConn, count func(int)) error {
+func (p *Proxy) spliceAll(to, from nowait.Conn, count func(int)) error {
 	src, err := from.SyscallConn()
 	if err != nil {
 		return err

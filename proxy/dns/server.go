@@ -110,7 +110,7 @@ func (s *Server) forwardUDP(ctx context.Context, c *net.UDPConn, from netip.Addr
 }
 
 // ServeTCP answers the queries of one connection in order, and closes it.
-func (s *Server) ServeTCP(ctx context.Context, c *net.TCPConn) {
+func (s *Server) ServeTCP(ctx context.Context, c net.Conn) {
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()

@@ -109,6 +109,10 @@ func (x *exchange) receive(p []byte, fin bool) {
 		return
 	}
 	if end > 0 {
+		if r.whole() && !x.keepable() {
+			c.w.hold()
+			defer c.w.push()
+		}
 		n, err := 0, error(nil)
 		if r.headDone && (x.Plan.edits() || x.endUnsaid()) {
 			n, err = x.writeEdited(p[:end])

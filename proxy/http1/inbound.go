@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"assay.dev/proxy/mux"
+	"assay.dev/proxy/nowait"
 	"assay.dev/proxy/route"
 )
 
@@ -157,7 +158,7 @@ func (in *Inbound) accept(o Origin, st stream) *served {
 // Serve carries the requests of a client outside the mesh, whose connection came in
 // plaintext, to the application; first are the bytes that were read from it already.
 // The contract is Outbound.Serve's.
-func (in *Inbound) Serve(ctx context.Context, tcp *net.TCPConn, first []byte, o Origin) error {
+func (in *Inbound) Serve(ctx context.Context, tcp nowait.Conn, first []byte, o Origin) error {
 	c := &client{direct: in, origin: o}
 	if err := c.init(ctx, &in.direct, tcp, first); err != nil {
 		return err
@@ -168,7 +169,7 @@ func (in *Inbound) Serve(ctx context.Context, tcp *net.TCPConn, first []byte, o 
 // ServeRouted is Serve for requests that d may plan: what has no plan, or a local one,
 // goes to the application here, and is told to o.Observer; all else is dispatched. d is
 // told of every exchange.
-func (in *Inbound) ServeRouted(ctx context.Context, tcp *net.TCPConn, first []byte, o Origin, d Dispatcher) error {
+func (in *Inbound) ServeRouted(ctx context.Context, tcp nowait.Conn, first []byte, o Origin, d Dispatcher) error {
 	c := &client{direct: in, origin: o, d: d, observer: d}
 	c.planner, _ = d.(Planner)
 	if err := c.init(ctx, &in.direct, tcp, first); err != nil {

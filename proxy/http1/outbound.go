@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"os"
 	"sync"
 	"syscall"
@@ -29,7 +28,7 @@ type Outbound struct {
 // Give hands an application's connection to another process between two requests:
 // first are the bytes that were read of the next one. It reports whether that one has
 // it now; then it is not touched here any more.
-type Give func(tcp *net.TCPConn, first []byte) bool
+type Give func(tcp nowait.Conn, first []byte) bool
 
 // ErrStopped is returned by Serve when its context ended.
 var ErrStopped = errors.New("http1: stopped")
@@ -41,7 +40,7 @@ const lingerTime = 2 * time.Second
 // Serve carries tcp's requests until it ends, and closes it. first are the bytes
 // that were read from it already. It returns nil when the connection ended as HTTP
 // lets it end, and otherwise why it did not: a *Refusal among others. The end of ctx resets it.
-func (o *Outbound) Serve(ctx context.Context, tcp *net.TCPConn, first []byte, d Dispatcher) error {
+func (o *Outbound) Serve(ctx context.Context, tcp nowait.Conn, first []byte, d Dispatcher) error {
 	c := &client{d: d, observer: d}
 	c.planner, _ = d.(Planner)
 	if err := c.init(ctx, o, tcp, first); err != nil {
@@ -87,7 +86,7 @@ type client struct {
 	direct   *Inbound // instead of d: the application is here
 	origin   Origin
 	ctx      context.Context
-	tcp      *net.TCPConn
+	tcp      nowait.Conn
 	raw      syscall.RawConn
 	lim      Limits
 	timeouts Timeouts
@@ -136,7 +135,7 @@ func (c *client) live(o *Outbound) error {
 	return err
 }
 
-func (c *client) init(ctx context.Context, o *Outbound, tcp *net.TCPConn, first []byte) (err error) {
+func (c *client) init(ctx context.Context, o *Outbound, tcp nowait.Conn, first []byte) (err error) {
 	if c.raw, err = tcp.SyscallConn(); err != nil {
 		tcp.Close()
 		return err

@@ -21,7 +21,7 @@ type outlet struct {
 	flushed func(n int)
 
 	mu        sync.Mutex
-	tcp       *net.TCPConn
+	tcp       nowait.Conn
 	raw       syscall.RawConn
 	try, drip func(fd uintptr) bool // bound once: a closure would escape
 	p         []byte                // argument and results of try
@@ -32,6 +32,7 @@ type outlet struct {
 	draining    bool
 	stall       time.Duration // how long the kernel may take nothing of the queue; 0: for ever
 	until       time.Time     // the deadline for that
+	held        bool          // what is written may wait in the kernel for what follows
 	fin         bool          // shut down once the queue is empty
 	err         error         // the socket takes nothing any more
 	wg          sync.WaitGroup
@@ -43,7 +44,7 @@ func (o *outlet) init(flushed func(n int), stall time.Duration) {
 }
 
 // open connects the outlet. What was queued before leaves now.
-func (o *outlet) open(tcp *net.TCPConn, raw syscall.RawConn) {
+func (o *outlet) open(tcp nowait.Conn, raw syscall.RawConn) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.tcp, o.raw = tcp, raw
@@ -56,7 +57,7 @@ func (o *outlet) open(tcp *net.TCPConn, raw syscall.RawConn) {
 
 // flush writes what was queued before open without a goroutine, if the kernel takes
 // it.
-func (o *outlet) flush(tcp *net.TCPConn, raw syscall.RawConn) {
+func (o *outlet) flush(tcp nowait.Conn, raw syscall.RawConn) {
 	n := 0
 	raw.Write(func(fd uintptr) bool {
 		n, _ = o.writeQueued(fd)
@@ -97,8 +98,30 @@ func (o *outlet) write(p []byte) (int, error) {
 	return n, nil
 }
 
+// hold has what is written wait in the kernel for the shutdown that is likely to follow:
+// both then leave as one segment. Whoever calls it calls push afterwards.
+func (o *outlet) hold() {
+	o.mu.Lock()
+	o.held = true
+	o.mu.Unlock()
+}
+
+// push has bytes leave that hold kept, if no shutdown followed.
+func (o *outlet) push() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.held = false
+	if !o.fin && o.raw != nil {
+		o.raw.Control(func(fd uintptr) { nowait.Push(fd) })
+	}
+}
+
 func (o *outlet) tryFD(fd uintptr) bool {
-	o.n, o.tryErr = nowait.Write(fd, o.p)
+	if o.held {
+		o.n, o.tryErr = nowait.WriteMore(fd, o.p)
+	} else {
+		o.n, o.tryErr = nowait.Write(fd, o.p)
+	}
 	return true
 }
 

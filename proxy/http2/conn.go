@@ -96,7 +96,7 @@ type conn struct {
 	idle    int // sweeps without a stream; Inbound.mu
 
 	mu       sync.Mutex
-	tcp      *net.TCPConn // nil while it is dialled
+	tcp      nowait.Conn // nil while it is dialled
 	raw      syscall.RawConn
 	end      error // why it ends; nil while it lives
 	stopped  bool
@@ -222,7 +222,7 @@ func newConn(ctx context.Context, server bool, cfg Config) *conn {
 }
 
 // open gives the connection its socket.
-func (c *conn) open(tcp *net.TCPConn) error {
+func (c *conn) open(tcp nowait.Conn) error {
 	raw, err := tcp.SyscallConn()
 	if err != nil {
 		return err

@@ -2,10 +2,10 @@ package http2
 
 import (
 	"context"
-	"net"
 	"sync"
 
 	"assay.dev/proxy/mux"
+	"assay.dev/proxy/nowait"
 )
 
 // Outbound serves an application's own HTTP/2 connections: each request becomes a stream
@@ -21,7 +21,7 @@ type Outbound struct {
 // Serve carries tcp's requests until it ends, and closes it. The connection begins with
 // the client's preface. It returns nil when the connection ended as HTTP/2 lets it end,
 // and otherwise why it did not: a *Refusal among others. The end of ctx resets it.
-func (o *Outbound) Serve(ctx context.Context, tcp *net.TCPConn, d Dispatcher) error {
+func (o *Outbound) Serve(ctx context.Context, tcp nowait.Conn, d Dispatcher) error {
 	c := newConn(ctx, true, o.Config)
 	c.d, c.faults = d, d
 	if err := c.open(tcp); err != nil {

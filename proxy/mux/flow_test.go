@@ -62,7 +62,7 @@ func TestBothSidesBulk(t *testing.T) {
 
 func tcpUnder(c net.Conn) *net.TCPConn {
 	if k := socketUnder(c); k != nil {
-		return k.TCP()
+		return k.Conn.(*net.TCPConn)
 	}
 	if p, ok := c.(plain); ok {
 		return p.Conn.(*net.TCPConn)

@@ -75,7 +75,7 @@ var errLeft = errors.New("mux: peer does not read")
 
 // NewSocket prepares a TCP connection for tls.Client or tls.Server and New. Until
 // New its writes block as usual.
-func NewSocket(c *net.TCPConn) *Socket {
+func NewSocket(c nowait.Conn) *Socket {
 	k := &Socket{Conn: c}
 	k.raw, _ = c.SyscallConn() // fails for a nil connection alone
 	k.tries, k.drips, k.reads = k.try, k.drip, k.readFD
@@ -94,9 +94,6 @@ func socketUnder(conn net.Conn) *Socket {
 	}
 	return nil
 }
-
-// TCP returns the connection below.
-func (k *Socket) TCP() *net.TCPConn { return k.Conn.(*net.TCPConn) }
 
 // Read waits for bytes. One goroutine reads at a time.
 //
