@@ -19,7 +19,7 @@ const long = 20 * time.Second
 
 // listen returns a Listener and its address; the socket itself stays the test's, as the
 // agent's stays the agent's.
-func listen(t *testing.T, address string, alive net.KeepAliveConfig) (*Listener, netip.AddrPort) {
+func listen(t testing.TB, address string, alive net.KeepAliveConfig) (*Listener, netip.AddrPort) {
 	t.Helper()
 	inner, err := net.Listen("tcp", address)
 	if err != nil {
