@@ -50,8 +50,9 @@ var (
 
 // Mesh joins a pod, which may run already: connections that it has are left alone. It
 // returns when the rules are installed and the proxy accepts; the certificate comes when
-// the artifacts are known (Attest). A pod that is meshed already is not touched; one whose
-// namespace is another than before has begun anew.
+// the artifacts are known (Attest). A pod that is meshed already is not touched, also when
+// control does not take it any more, which is the error; one whose namespace is another
+// than before has begun anew.
 func (a *Agent) Mesh(ctx context.Context, p Pod) error {
 	op := "mesh pod " + p.ID
 	if p.Link == "" {
@@ -69,11 +70,16 @@ func (a *Agent) Mesh(ctx context.Context, p Pod) error {
 	if err != nil {
 		return &assay.Error{Kind: assay.KindOf(err), Op: op, Err: err}
 	}
-	w, err := a.podIn(ctx, ns, p)
+	w, made, err := a.podIn(ctx, ns, p)
 	if err == nil {
-		if err = w.settle(ctx); err != nil && w.life.Err() == nil {
+		err = w.settle(ctx)
+		switch {
+		case err == nil || w.life.Err() != nil:
+		case made:
 			w.end(err)
 			<-w.done
+		default: // it goes on as it is, and control is asked again
+			a.outbox.workloadUp(w.id)
 		}
 	}
 	if err == nil {
@@ -100,25 +106,25 @@ func (a *Agent) namespaceAt(path string) (ns *netns.Namespace, err error) {
 
 // podIn returns the workload of a pod in a namespace, which it takes over, and makes it if
 // there is none.
-func (a *Agent) podIn(ctx context.Context, ns *netns.Namespace, p Pod) (*workload, error) {
+func (a *Agent) podIn(ctx context.Context, ns *netns.Namespace, p Pod) (_ *workload, made bool, _ error) {
 	a.meshing.Lock() // a runtime and whoever looks after pods may ask for the same one
 	defer a.meshing.Unlock()
 	if self, err := hostNamespace(); err != nil || self == ns.Inode() {
 		ns.Close()
-		return nil, errors.Join(errors.New("it shares the host's network, which cannot be captured"), err)
+		return nil, false, errors.Join(errors.New("it shares the host's network, which cannot be captured"), err)
 	}
 	if w := a.workload(p.ID); w != nil {
 		switch {
 		case !w.given || w.ns.Inode() == ns.Inode() && w.life.Err() == nil:
 			ns.Close()
-			return w, nil
+			return w, false, nil
 		case w.ns.Inode() == ns.Inode():
 			ns.Close()
-			return nil, &assay.Error{Kind: assay.Unavailable, Err: errors.New("it is leaving the mesh, and connections still go through its proxy"), Remedy: "try again when they have ended, or restart the pod"}
+			return nil, false, &assay.Error{Kind: assay.Unavailable, Err: errors.New("it is leaving the mesh, and connections still go through its proxy"), Remedy: "try again when they have ended, or restart the pod"}
 		}
 		if err := a.PodEnded(ctx, p.ID); err != nil {
 			ns.Close()
-			return nil, err
+			return nil, false, err
 		}
 	}
 	if a.cfg.Kubelet != 0 {
@@ -127,15 +133,15 @@ func (a *Agent) podIn(ctx context.Context, ns *netns.Namespace, p Pod) (*workloa
 	rec, err := a.reservePod(p)
 	if err != nil {
 		ns.Close()
-		return nil, err
+		return nil, false, err
 	}
 	w, err := a.preparePod(rec, ns)
 	if err != nil {
 		a.releaseAddrs(rec.Workload.Addrs)
-		return nil, err
+		return nil, false, err
 	}
 	w.start()
-	return w, nil
+	return w, true, nil
 }
 
 func (p *Pod) check() error {

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -308,4 +309,33 @@ func TestPodsThatCannotBeMeshed(t *testing.T) {
 	if got := p.ruleset(t); got != "" {
 		t.Errorf("rules are left: %s", got)
 	}
+}
+
+// TestPodThatControlRefuses: control does not take a pod that it took before, as one does
+// that knows nothing yet. The pod stays as it is, and is taken when control does.
+func TestPodThatControlRefuses(t *testing.T) {
+	c := newTestControl(t)
+	var takes atomic.Bool
+	takes.Store(true)
+	c.covers = func(string, string) bool { return takes.Load() }
+	c.start(t)
+	cfg := testConfig(t.TempDir(), logs(t))
+	cfg.Hosts = c.client(t)
+	a := startAgent(t, cfg)
+	p, far := newPod(t, cfg), client(t, cfg)
+	if err := a.Mesh(t.Context(), p.spec()); err != nil {
+		t.Fatal(err)
+	}
+	through := hold(t, far)
+	a.stop()
+	takes.Store(false)
+	a = startAgent(t, cfg)
+	lab.Eventually(t, "the next agent is told that control refuses", func() bool { return a.Mesh(t.Context(), p.spec()) != nil })
+	through.ping(t, "though control refuses the pod")
+	if got := a.Pods(); len(got) != 1 {
+		t.Errorf("meshed are %v", got)
+	}
+	takes.Store(true)
+	lab.Eventually(t, "control takes it again", func() bool { return a.Mesh(t.Context(), p.spec()) == nil })
+	through.ping(t, "afterwards")
 }
