@@ -10,7 +10,9 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/txtar"
+	gateway "sigs.k8s.io/gateway-api/apis/v1"
 
+	"assay.dev"
 	"assay.dev/discovery"
 )
 
@@ -72,6 +74,52 @@ func TestConditions(t *testing.T) {
 				t.Errorf("got:\n%s\nwant:\n%s", got, want)
 			}
 		})
+	}
+}
+
+// TestEveryReason: of each condition each reason that the specification names for routes is
+// in testdata/conditions/reasons.txtar, for each kind that can be given it.
+func TestEveryReason(t *testing.T) {
+	a, err := txtar.ParseFile("testdata/conditions/reasons.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text := inputs(a)
+	want := map[gateway.RouteConditionType][]gateway.RouteConditionReason{
+		gateway.RouteConditionAccepted: {
+			gateway.RouteReasonAccepted, gateway.RouteReasonNoMatchingParent, gateway.RouteReasonUnsupportedValue,
+			gateway.RouteReasonIncompatibleFilters, gateway.RouteReasonInvalidKind,
+			// There are no listeners here, and nothing is pending: NotAllowedByListeners,
+			// NoMatchingListenerHostname, Pending.
+		},
+		gateway.RouteConditionResolvedRefs: {
+			gateway.RouteReasonResolvedRefs, gateway.RouteReasonRefNotPermitted, gateway.RouteReasonInvalidKind,
+			gateway.RouteReasonBackendNotFound, gateway.RouteReasonUnsupportedProtocol,
+		},
+		gateway.RouteConditionPartiallyInvalid: {gateway.RouteReasonUnsupportedValue},
+	}
+	for _, kind := range []assay.RouteKind{assay.HTTPRoute, assay.GRPCRoute, assay.TLSRoute} {
+		said := map[string]bool{}
+		mine := false
+		for line := range strings.Lines(text) {
+			if line[0] != ' ' {
+				mine = strings.HasPrefix(line, string(kind)+"/")
+			}
+			condition, rest, ok := strings.Cut(strings.TrimSpace(line), "=")
+			if reason, _, _ := strings.Cut(rest, ":"); mine && ok {
+				_, reason, _ = strings.Cut(reason, " ")
+				said[condition+" "+reason] = true
+			}
+		}
+		for condition, reasons := range want {
+			for _, reason := range reasons {
+				cannot := kind == assay.TLSRoute && (condition == gateway.RouteConditionPartiallyInvalid || reason == gateway.RouteReasonIncompatibleFilters) || // it has one rule, and no filters
+					kind == assay.GRPCRoute && reason == gateway.RouteReasonIncompatibleFilters // it has no redirects
+				if key := string(condition) + " " + string(reason); said[key] == cannot {
+					t.Errorf("%s: %s is there: %v", kind, key, said[key])
+				}
+			}
+		}
 	}
 }
 
