@@ -40,7 +40,7 @@ func (ended) Reset(mux.Stream, mux.Code) {}
 func (ended) Writable(mux.Stream)        {}
 
 // sessions makes two ends of a session that run until the test ends.
-func sessions(t testing.TB) (client *mux.Session) {
+func sessions(t testing.TB, server mux.Config) (client *mux.Session) {
 	fd, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -54,11 +54,11 @@ func sessions(t testing.TB) (client *mux.Session) {
 		f.Close()
 	}
 	client = mux.New(ends[0], true, mux.Config{}, nil)
-	server := mux.New(ends[1], false, mux.Config{}, func(mux.Stream, []byte) (mux.Handler, mux.Code) { return drain{}, 0 })
+	far := mux.New(ends[1], false, server, func(mux.Stream, []byte) (mux.Handler, mux.Code) { return drain{}, 0 })
 	var wg sync.WaitGroup
 	wg.Go(func() { client.Run() })
-	wg.Go(func() { server.Run() })
-	t.Cleanup(func() { client.Close(nil); server.Close(nil); wg.Wait() })
+	wg.Go(func() { far.Run() })
+	t.Cleanup(func() { client.Close(nil); far.Close(nil); wg.Wait() })
 	return client
 }
 
@@ -78,7 +78,7 @@ func oneService(t testing.TB) *dispatcher {
 		}},
 	}
 	p.snap.Store(p.snap.Load().withServices(link.Services{Version: 1, Full: true, Upsert: []assay.Service{svc}}, p))
-	s := &session{p: p, mux: sessions(t), security: assay.MutualTLS, born: time.Now(), life: time.Hour}
+	s := &session{p: p, mux: sessions(t, mux.Config{}), security: assay.MutualTLS, born: time.Now(), life: time.Hour}
 	e := p.snap.Load().services["bank/web"].ports[0].v4.Endpoints()[0]
 	e.Value.(*peer).sessions.Store(&[]*session{s})
 	o := &outbound{p: p, snap: p.snap.Load(), src: netip.MustParseAddrPort("10.181.7.2:40000"), dst: netip.MustParseAddrPort("10.182.0.1:80"), protocol: assay.HTTP1}
@@ -112,6 +112,32 @@ func TestRequestAllocatesNothing(t *testing.T) {
 	}
 	if e := d.calls[0].endpoint; e.InFlight() != 0 {
 		t.Errorf("%d in flight at the endpoint", e.InFlight())
+	}
+}
+
+// TestBusyIsNoFault: who has as many requests under way as a session takes is told so, and
+// the endpoint is not blamed for it.
+func TestBusyIsNoFault(t *testing.T) {
+	d := oneService(t)
+	e := d.o.set.Endpoints()[0]
+	s := &session{p: d.o.p, mux: sessions(t, mux.Config{MaxStreams: 1}), security: assay.MutualTLS, born: time.Now(), life: time.Hour}
+	e.Value.(*peer).sessions.Store(&[]*session{s})
+	refused := 0
+	for deadline := time.Now().Add(time.Minute); refused < 10; { // until the peer's limit is known there is one of the protocol's
+		x := &http1.Exchange{}
+		d.Begin(x)
+		_, _, err := d.Dispatch(context.Background(), x, []byte("POST / HTTP/1.1\r\n"), false, make(ended, 1))
+		if f, ok := err.(*http1.Failure); ok {
+			refused++
+			if f.Reason != refusedHeldBack || f.RetryAfter == 0 {
+				t.Fatalf("%+v", f)
+			}
+		} else if err != nil || time.Now().After(deadline) {
+			t.Fatalf("%d were refused: %v", refused, err)
+		}
+	}
+	if list := d.o.p.unfit(); len(list) > 0 {
+		t.Errorf("%+v", list)
 	}
 }
 

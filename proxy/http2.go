@@ -202,11 +202,10 @@ func (p *Proxy) openWay(ctx context.Context, w *way, payload, data []byte, fin b
 		if err == nil {
 			return e, s, st, n, nil
 		}
-		last = err
+		last = failedOpen(e, err)
 		if e == nil {
 			break
 		}
-		e.Failed(time.Now())
 		e.Done()
 		w.tried = append(w.tried[:len(w.tried):len(w.tried)], e)
 	}

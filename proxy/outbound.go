@@ -314,9 +314,8 @@ func (o *outbound) openAny(ctx context.Context, payload, data []byte, fin bool, 
 			o.attempts++
 			return e, s, st, n, nil
 		}
-		last = err
+		last = failedOpen(e, err)
 		if e != nil {
-			e.Failed(time.Now())
 			e.Done()
 		}
 	}
@@ -331,6 +330,23 @@ func (o *outbound) openAny(ctx context.Context, payload, data []byte, fin bool, 
 		last = &refusal{refusedUnreachable, last}
 	}
 	return nil, nil, mux.Stream{}, 0, last
+}
+
+// failedOpen tells the endpoint, if there is one, why no stream could be opened to it. That
+// we have as many under way there as a session takes is no fault of its.
+func failedOpen(e *balance.Endpoint, err error) error {
+	busy := errors.Is(err, mux.ErrBusy)
+	switch now := time.Now(); {
+	case e == nil:
+	case busy:
+		e.Avoid(now)
+	default:
+		e.Failed(now)
+	}
+	if busy {
+		return errHeldBack
+	}
+	return err
 }
 
 // errNobody says that every endpoint was tried before.

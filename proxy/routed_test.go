@@ -11,6 +11,7 @@ import (
 	"assay.dev"
 	"assay.dev/link"
 	"assay.dev/proxy/http1"
+	"assay.dev/proxy/mux"
 )
 
 // routedServices is a dispatcher for bank/web with routes, where bank/web and the other
@@ -45,7 +46,7 @@ func routedServices(t testing.TB, dst string, routes []assay.Route, others ...st
 	p.snap.Store(p.snap.Load().withServices(d, p))
 	for _, svc := range p.snap.Load().services {
 		for _, e := range svc.ports[0].v4.Endpoints() {
-			s := &session{p: p, mux: sessions(t), security: assay.MutualTLS, born: time.Now(), life: time.Hour}
+			s := &session{p: p, mux: sessions(t, mux.Config{}), security: assay.MutualTLS, born: time.Now(), life: time.Hour}
 			e.Value.(*peer).sessions.Store(&[]*session{s})
 		}
 	}
@@ -342,7 +343,7 @@ func TestGuestsFollowRoutes(t *testing.T) {
 	}
 	// A client of HTTP/2 gets the same, and hears of routes that come later.
 	o := i.asOutbound(assay.HTTP2)
-	g2 := &guests2{streams: streams{dispatcher: dispatcher{o: o, astray: o.route(), payload: o.header(assay.HTTP2).AppendTo(nil)}}, session: sessions(t), series: d.o.p.rec.Series(assay.SignalKey{Service: "here"})}
+	g2 := &guests2{streams: streams{dispatcher: dispatcher{o: o, astray: o.route(), payload: o.header(assay.HTTP2).AppendTo(nil)}}, session: sessions(t, mux.Config{}), series: d.o.p.rec.Series(assay.SignalKey{Service: "here"})}
 	here, there = 0, 0
 	for range 1000 {
 		p, err := ask2(g2, "/", done)

@@ -84,16 +84,23 @@ func (a *alive) answered(c *conn, p []byte) {
 	a.asked = 0
 }
 
+// scarceTime is how long a reader may take nothing while others are refused for it.
+const scarceTime = 10 * time.Second
+
 // stalls resets streams whose reader has not opened its windows for long, when what waits
-// for such readers is more than the connection may hold, or new streams are refused.
+// for such readers is more than the connection may hold; and as many of those that have not
+// for a while as make room when new streams are refused.
 func (c *conn) stalls(t time.Duration) {
+	if c.greedy() {
+		c.shed(c.enough()/3*2, ErrWindowStall, func(x *stream) bool { return x.since != 0 && t-x.since >= min(scarceTime, c.cfg.StallTime) })
+	}
 	waiting := 0
 	c.streams.each(func(x *stream) {
 		if x.since != 0 {
 			waiting += len(x.down.b)
 		}
 	})
-	if waiting <= c.cfg.StallBytes && !c.greedy() {
+	if waiting <= c.cfg.StallBytes {
 		return
 	}
 	c.streams.each(func(x *stream) {

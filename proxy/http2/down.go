@@ -376,7 +376,7 @@ func (x *stream) downRequest(fields []Field, last bool) outcome {
 		c.lastID += 2
 	}
 	x.id = c.lastID
-	x.sendWin = c.peerWindow
+	x.sendWin, x.recvWin = c.peerWindow, c.window // which may have changed while it waited
 	c.streams.put(x)
 	if x.edit != nil {
 		fields = c.edit(fields, x.edit)

@@ -148,9 +148,15 @@ func (c *conn) weigh() {
 }
 
 // greedy reports whether c begins no new stream.
-func (c *conn) greedy() bool {
-	held, m := int(c.told.Load()), c.cfg.Memory
-	return held > c.cfg.ConnMemory/4*3 || m.uses(3) && held > min(m.share(), c.cfg.ConnMemory)/2
+func (c *conn) greedy() bool { return int(c.told.Load()) > c.enough() }
+
+// enough is what c may hold and still begin new streams.
+func (c *conn) enough() int {
+	most, m := c.cfg.ConnMemory/4*3, c.cfg.Memory
+	if m.uses(3) {
+		most = min(most, m.share()/2, c.cfg.ConnMemory/2)
+	}
+	return most
 }
 
 // relieve brings what c holds, and may come to hold, in line with what there is; mu is
@@ -166,7 +172,7 @@ func (c *conn) relieve(x *stream) {
 		m.ask()
 	}
 	if c.held > most {
-		c.shed(most / 8 * 7)
+		c.shed(most/8*7, ErrMemory, nil)
 	}
 	// A stream of which no whole head has come is in no table. One that is over, and may be
 	// in the pool, has nothing.
@@ -181,19 +187,20 @@ func (c *conn) giveUp() {
 	m := c.cfg.Memory
 	c.mu.Lock()
 	if c.end == nil && m.uses(4) {
-		c.shed(max(c.held-int(m.held.Load()-m.limit/8*7), 0))
+		c.shed(max(c.held-int(m.held.Load()-m.limit/8*7), 0), ErrMemory, nil)
 		c.flush()
 	}
 	c.mu.Unlock()
 }
 
-// shed resets streams, those that hold most first, until c holds no more than goal.
-func (c *conn) shed(goal int) {
+// shed resets streams, those that hold most first, until c holds no more than goal; only
+// those that may says so of, unless it is nil.
+func (c *conn) shed(goal int, why *Refusal, may func(x *stream) bool) {
 	for c.held > goal {
 		var most *stream
 		size := 0
 		weigh := func(x *stream) {
-			if n := x.size(); n > size && !x.rst && !x.waiting && !x.fresh {
+			if n := x.size(); n > size && !x.rst && !x.waiting && !x.fresh && (may == nil || may(x)) {
 				most, size = x, n
 			}
 		}
@@ -202,7 +209,7 @@ func (c *conn) shed(goal int) {
 		if most == nil {
 			break
 		}
-		most.refuse(ErrMemory)
+		most.refuse(why)
 		most.up.release()
 		most.down.release()
 	}

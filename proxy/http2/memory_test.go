@@ -325,6 +325,59 @@ func TestPoolsWhatIsOver(t *testing.T) {
 	}
 }
 
+// TestWindowOfLateStream: a stream has the window that holds when it begins, not that of when
+// its place was taken: it may have waited for long.
+func TestWindowOfLateStream(t *testing.T) {
+	c := newConn(t.Context(), false, Config{})
+	defer c.cancel()
+	c.window = leastWindow
+	x := c.newStream()
+	x.opened = true
+	c.asked, c.acks = initialWindow, 1
+	c.mu.Lock()
+	c.onAck()
+	c.mu.Unlock()
+	var b buffer
+	b.appendFields(blockHead, []Field{{Name: ":method", Value: "GET"}, {Name: ":scheme", Value: "http"}, {Name: ":path", Value: "/"}, {Name: ":authority", Value: "a.test"}})
+	x.Received(mux.Stream{}, b.b, true)
+	if x.id == 0 || x.recvWin != initialWindow {
+		t.Errorf("stream %d may be sent %d bytes, and the application thinks %d", x.id, x.recvWin, initialWindow)
+	}
+}
+
+// TestScarceStalls: when new streams are refused, those that nobody reads make room, the
+// largest first and no more of them than it takes.
+func TestScarceStalls(t *testing.T) {
+	c := newConn(t.Context(), false, Config{ConnMemory: 1 << 20})
+	defer c.cancel()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	const at = time.Hour
+	add := func(size int, stalled time.Duration) *stream {
+		x := c.newStream()
+		c.lastID += 2
+		x.id, x.opened = c.lastID, true
+		x.down.append(make([]byte, size))
+		if stalled > 0 {
+			x.since = at - stalled
+		}
+		c.streams.put(x)
+		return x
+	}
+	large, small := add(600<<10, scarceTime+time.Second), add(16<<10, scarceTime+time.Second)
+	read, recent := add(64<<10, 0), add(256<<10, scarceTime/2)
+	if !c.greedy() {
+		t.Fatalf("%d bytes are not too many: the test shows nothing", c.held)
+	}
+	c.stalls(at)
+	if !large.rst || large.Failure != ErrWindowStall.Reason {
+		t.Errorf("the largest of those that nobody reads goes on: %q", large.Failure)
+	}
+	if small.rst || read.rst || recent.rst || c.greedy() {
+		t.Errorf("reset: one more %v, one that is read %v, one that was a moment ago %v; too much is held: %v", small.rst, read.rst, recent.rst, c.greedy())
+	}
+}
+
 // TestAsksNext: who holds most may have nothing to give, as all of it is queued for a peer
 // that does not read. Then others are asked.
 func TestAsksNext(t *testing.T) {
