@@ -227,7 +227,7 @@ func (d *streams) refuse(err error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	f, _ := errors.AsType[*http1.Failure](d.failure(err))
-	return &http2.Failure{Status: f.Status, Code: grpcUnavailable, Reason: f.Reason, Text: f.Text}
+	return &http2.Failure{Status: f.Status, Code: grpcUnavailable, Reason: f.Reason, Text: f.Text, RetryAfter: f.RetryAfter}
 }
 
 const grpcUnavailable = 14

@@ -12,26 +12,8 @@ import (
 	"assay.dev"
 	"assay.dev/proxy/golden"
 	"assay.dev/proxy/mux"
+	"assay.dev/proxy/pairtest"
 )
-
-// tcpPair connects two sockets.
-func tcpPair(t testing.TB) (a, b *net.TCPConn) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	x, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	y, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { x.Close(); y.Close() })
-	return x.(*net.TCPConn), y.(*net.TCPConn)
-}
 
 // opaque is n opaque connections through two proxies' pipes and one session without TLS,
 // to an application that sends everything back.
@@ -67,7 +49,7 @@ func opaque(t testing.TB, n int) (users []*net.TCPConn) {
 	var all []*net.TCPConn
 	var fars []*net.TCPConn // the server's side, in the order in which streams come
 	for range n {
-		far, app := tcpPair(t)
+		far, app := pairtest.TCP(t)
 		fars, all = append(fars, far), append(all, far, app)
 		running.Go(func() { echo(app) })
 	}
@@ -79,13 +61,13 @@ func opaque(t testing.TB, n int) (users []*net.TCPConn) {
 		running.Go(func() { pump(from, st) })
 		return k, 0
 	}
-	a, b := tcpPair(t)
+	a, b := pairtest.TCP(t)
 	client, server := mux.New(mux.NewSocket(a), true, mux.Config{}, nil), mux.New(mux.NewSocket(b), false, mux.Config{}, accept)
 	for _, s := range []*mux.Session{client, server} {
 		running.Go(func() { s.Run() })
 	}
 	for range n {
-		user, near := tcpPair(t)
+		user, near := pairtest.TCP(t)
 		users, all = append(users, user), append(all, user, near)
 		k := newPipe(p, near)
 		st, _, err := client.Open(nil, nil, false, k)

@@ -2,13 +2,7 @@ package http1
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
-	"math/big"
 	"net"
 	"net/netip"
 	"sync"
@@ -17,6 +11,7 @@ import (
 
 	"assay.dev/proxy/guard"
 	"assay.dev/proxy/mux"
+	"assay.dev/proxy/pairtest"
 	"go.uber.org/goleak"
 )
 
@@ -114,9 +109,10 @@ func newWorld(t testing.TB, mode string, app string, options ...option) *world {
 	var running sync.WaitGroup
 	running.Go(func() { w.in.Run(ctx) })
 	if mode != plain {
-		a, b := tcpPair(t)
+		c, s := pairtest.TCP(t)
+		a, b := net.Conn(mux.NewSocket(c)), net.Conn(mux.NewSocket(s))
 		if mode == meshed {
-			a, b = tlsPair(t, a.(*mux.Socket), b.(*mux.Socket))
+			a, b = pairtest.TLS(t, a, b)
 		}
 		w.sessions[0] = mux.New(a, true, mux.Config{}, nil)
 		w.sessions[1] = mux.New(b, false, mux.Config{}, w.accept)
@@ -220,52 +216,4 @@ func (w *world) dial() *net.TCPConn {
 	w.t.Cleanup(func() { c.Close() })
 	c.SetDeadline(time.Now().Add(20 * time.Second))
 	return c.(*net.TCPConn)
-}
-
-// tcpPair connects two ends over loopback.
-func tcpPair(t testing.TB) (client, server net.Conn) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	dialled, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	accepted, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return mux.NewSocket(dialled.(*net.TCPConn)), mux.NewSocket(accepted.(*net.TCPConn))
-}
-
-// tlsPair puts TLS over two ends, as two proxies do.
-func tlsPair(t testing.TB, a, b *mux.Socket) (client, server net.Conn) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"peer"}}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, _ := x509.ParseCertificate(der)
-	roots := x509.NewCertPool()
-	roots.AddCert(leaf)
-	cert := tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
-	conf := &tls.Config{MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true, RootCAs: roots, ServerName: "peer", Certificates: []tls.Certificate{cert}}
-	ca, cb := tls.Client(a, conf), tls.Server(b, conf)
-	done := make(chan error, 1)
-	go func() { done <- ca.Handshake() }()
-	if err := cb.Handshake(); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
-	return ca, cb
 }

@@ -121,7 +121,7 @@ func (x *stream) headFields() (fields []Field) {
 func (x *stream) fail(f *Failure) {
 	x.failure(f.Reason)
 	x.resetMesh(mux.Cancelled)
-	x.answer(f.Status, f.Code, f.Reason, f.Text)
+	x.answer(f)
 }
 
 // cut ends a response that has begun. A gRPC client is told so in its own way, unless a
@@ -147,37 +147,37 @@ func (x *stream) cut(f *Failure) {
 }
 
 // answer sends a response of our own, and takes no more of the request.
-func (x *stream) answer(code, grpc int, reason, text string) {
+func (x *stream) answer(f *Failure) {
 	c := x.c
 	if x.sentEnd || x.rst {
 		return
 	}
-	text = "assay: " + text
-	x.Status = code
+	text := "assay: " + f.Text
+	x.Status = f.Status
 	switch {
 	case x.GRPC:
-		x.Status, x.Code = 200, grpc
+		x.Status, x.Code = 200, f.Code
 		c.appendFields(x.id, []Field{
 			{Name: ":status", Value: "200"},
 			{Name: "content-type", Value: "application/grpc"},
-			{Name: "grpc-status", Value: strconv.Itoa(grpc)},
+			{Name: "grpc-status", Value: strconv.Itoa(f.Code)},
 			{Name: "grpc-message", Value: percent(text)},
-			{Name: "assay-error", Value: reason},
+			{Name: "assay-error", Value: f.Reason},
 		}, nil, true)
 	default:
 		text += "\n"
 		body := !x.isHead && min(x.sendWin, c.sendWin) >= len(text)
 		fields := []Field{
-			{Name: ":status", Value: status(code)},
-			{Name: "assay-error", Value: reason},
+			{Name: ":status", Value: status(f.Status)},
+			{Name: "assay-error", Value: f.Reason},
 			{Name: "content-type", Value: "text/plain; charset=utf-8"},
 			{Name: "content-length", Value: strconv.Itoa(len(text))},
 		}
-		if reason == failOverloaded.Reason || reason == failLimited.Reason {
-			fields = append(fields, Field{Name: "retry-after", Value: "1"})
-		}
 		if !body && !x.isHead {
 			fields = fields[:2]
+		}
+		if f.RetryAfter > 0 {
+			fields = append(fields, Field{Name: "retry-after", Value: strconv.Itoa(f.RetryAfter)})
 		}
 		c.appendFields(x.id, fields, nil, !body)
 		if body {

@@ -425,7 +425,7 @@ func (x *stream) downEnd() {
 	case x.left > 0:
 		x.badMesh()
 	case !x.mesh.begun && x.c.server:
-		x.fail(&Failure{502, 14, failNoResponse, "the upstream ended the stream without a response"})
+		x.fail(&Failure{Status: 502, Code: 14, Reason: failNoResponse, Text: "the upstream ended the stream without a response"})
 	case !x.mesh.begun:
 		x.badMesh()
 	default:

@@ -110,25 +110,27 @@ type Failure struct {
 	Code   int    // grpc-status of the same
 	Reason string // a stable short word, for the metric and Assay-Error
 	Text   string // what was refused, why, and what would allow it
+	// RetryAfter is when the client may come again, in seconds; 0 for not saying.
+	RetryAfter int
 }
 
 func (f *Failure) Error() string { return f.Text }
 
 // Failures by how the stream ended. Reasons are stable.
 var (
-	failRefused     = &Failure{503, 14, "refused", "no upstream accepted the request, and none has read it; it can be sent again when one is ready"}
-	failOverloaded  = &Failure{503, 14, "overloaded", "the upstream is at its limit and has not read the request; it can be sent again later"}
-	failLimited     = &Failure{429, 14, "rate-limited", "the upstream takes no more requests in a second and has not read this one; a higher rateLimit in its TrafficPolicy would allow it"}
-	failDenied      = &Failure{403, 7, "denied", "a rule at the upstream forbids this client; a rule that names its identity would allow it"}
-	failBroken      = &Failure{502, 14, "broken", "the connection to the upstream's proxy broke before a response; the request may have been acted on"}
-	failBadRequest  = &Failure{502, 13, "bad-request", "the upstream's proxy, or the application, read the exchange as malformed; the proxies differ, or the application does not speak HTTP/2"}
-	failUnreachable = &Failure{503, 14, "unreachable", "the application refused the connection; it can be sent again when the application listens"}
-	failAppReset    = &Failure{502, 14, "app-reset", "the application ended its connection before a response; the request may have been acted on"}
-	failDispatch    = &Failure{503, 14, "unavailable", "no upstream is available; it can be sent again when one is ready"}
-	failTimeout     = &Failure{504, 4, "timeout", "there was no whole response within the request's time; the request may have been acted on; a longer timeout in its route or TrafficPolicy would allow it"}
-	failTryTimeout  = &Failure{504, 14, "try-timeout", "no upstream began to answer within the time of one try; the request may have been acted on; a longer tryTimeout in its route or TrafficPolicy would allow it"}
-	failStalled     = &Failure{504, 14, "stalled", "the application or its proxy took no byte of the request for too long; it may have been acted on"}
-	failUnknown     = &Failure{502, 2, "unknown", "the upstream's proxy ended the request for a reason that this version does not know"}
+	failRefused     = &Failure{Status: 503, Code: 14, Reason: "refused", Text: "no upstream accepted the request, and none has read it; it can be sent again when one is ready"}
+	failOverloaded  = &Failure{Status: 503, Code: 14, Reason: "overloaded", Text: "the upstream is at its limit and has not read the request; it can be sent again later", RetryAfter: 1}
+	failLimited     = &Failure{Status: 429, Code: 14, Reason: "rate-limited", Text: "the upstream takes no more requests in a second and has not read this one; a higher rateLimit in its TrafficPolicy would allow it", RetryAfter: 1}
+	failDenied      = &Failure{Status: 403, Code: 7, Reason: "denied", Text: "a rule at the upstream forbids this client; a rule that names its identity would allow it"}
+	failBroken      = &Failure{Status: 502, Code: 14, Reason: "broken", Text: "the connection to the upstream's proxy broke before a response; the request may have been acted on"}
+	failBadRequest  = &Failure{Status: 502, Code: 13, Reason: "bad-request", Text: "the upstream's proxy, or the application, read the exchange as malformed; the proxies differ, or the application does not speak HTTP/2"}
+	failUnreachable = &Failure{Status: 503, Code: 14, Reason: "unreachable", Text: "the application refused the connection; it can be sent again when the application listens"}
+	failAppReset    = &Failure{Status: 502, Code: 14, Reason: "app-reset", Text: "the application ended its connection before a response; the request may have been acted on"}
+	failDispatch    = &Failure{Status: 503, Code: 14, Reason: "unavailable", Text: "no upstream is available; it can be sent again when one is ready"}
+	failTimeout     = &Failure{Status: 504, Code: 4, Reason: "timeout", Text: "there was no whole response within the request's time; the request may have been acted on; a longer timeout in its route or TrafficPolicy would allow it"}
+	failTryTimeout  = &Failure{Status: 504, Code: 14, Reason: "try-timeout", Text: "no upstream began to answer within the time of one try; the request may have been acted on; a longer tryTimeout in its route or TrafficPolicy would allow it"}
+	failStalled     = &Failure{Status: 504, Code: 14, Reason: "stalled", Text: "the application or its proxy took no byte of the request for too long; it may have been acted on"}
+	failUnknown     = &Failure{Status: 502, Code: 2, Reason: "unknown", Text: "the upstream's proxy ended the request for a reason that this version does not know"}
 )
 
 // failures are in the order of docs/http2.md.

@@ -3,13 +3,7 @@ package http2
 import (
 	"cmp"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
-	"math/big"
 	"net"
 	"net/netip"
 	"sync"
@@ -18,6 +12,7 @@ import (
 
 	"assay.dev/proxy/guard"
 	"assay.dev/proxy/mux"
+	"assay.dev/proxy/pairtest"
 	"go.uber.org/goleak"
 )
 
@@ -193,9 +188,10 @@ func newWorld(t testing.TB, app string, options ...option) *world {
 
 // connect makes the session between the two.
 func (w *world) connect(running *sync.WaitGroup, plain bool) {
-	a, b := tcpPair(w.t)
+	c, s := pairtest.TCP(w.t)
+	a, b := net.Conn(mux.NewSocket(c)), net.Conn(mux.NewSocket(s))
 	if !plain {
-		a, b = tlsPair(w.t, a.(*mux.Socket), b.(*mux.Socket))
+		a, b = pairtest.TLS(w.t, a, b)
 	}
 	w.sessions[0] = mux.New(a, true, mux.Config{}, nil)
 	w.sessions[1] = mux.New(b, false, mux.Config{}, w.accept)
@@ -286,52 +282,4 @@ func (w *world) dial() *net.TCPConn {
 	w.t.Cleanup(func() { c.Close() })
 	c.SetDeadline(time.Now().Add(patience))
 	return c.(*net.TCPConn)
-}
-
-// tcpPair connects two ends over loopback.
-func tcpPair(t testing.TB) (client, server net.Conn) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	dialled, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	accepted, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return mux.NewSocket(dialled.(*net.TCPConn)), mux.NewSocket(accepted.(*net.TCPConn))
-}
-
-// tlsPair puts TLS over two ends, as two proxies do.
-func tlsPair(t testing.TB, a, b *mux.Socket) (client, server net.Conn) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"peer"}}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, _ := x509.ParseCertificate(der)
-	roots := x509.NewCertPool()
-	roots.AddCert(leaf)
-	cert := tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
-	conf := &tls.Config{MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true, RootCAs: roots, ServerName: "peer", Certificates: []tls.Certificate{cert}}
-	ca, cb := tls.Client(a, conf), tls.Server(b, conf)
-	done := make(chan error, 1)
-	go func() { done <- ca.Handshake() }()
-	if err := cb.Handshake(); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
-	return ca, cb
 }

@@ -40,7 +40,7 @@ func TestPlans(t *testing.T) {
 			case "/moved":
 				return &Plan{Answer: &Answer{Status: 302, Fields: []assay.HeaderField{{Name: "Location", Value: "/there"}}}}
 			case "/bad":
-				return &Plan{Failure: &Failure{Status: 500, Code: 14, Reason: "invalid-rule", Text: "x"}}
+				return &Plan{Failure: &Failure{Status: 500, Code: 14, Reason: "invalid-rule", Text: "x", RetryAfter: 7}}
 			case "/plain":
 				return nil
 			}
@@ -103,7 +103,7 @@ func TestPlans(t *testing.T) {
 	if resp := ask("POST", "/moved", large); resp.StatusCode != 302 {
 		t.Errorf("%d %v", resp.StatusCode, resp.Header)
 	}
-	if resp := ask("GET", "/bad", ""); resp.StatusCode != 500 || resp.Header.Get("Assay-Error") != "invalid-rule" {
+	if resp := ask("GET", "/bad", ""); resp.StatusCode != 500 || resp.Header.Get("Assay-Error") != "invalid-rule" || resp.Header.Get("Retry-After") != "7" {
 		t.Errorf("%d %v", resp.StatusCode, resp.Header)
 	}
 	if resp := ask("GET", "/plain", ""); resp.Header.Get("X-Drop") != "1" || !strings.HasSuffix(resp.Header.Get("X-Seen"), "/plain 0 00") {

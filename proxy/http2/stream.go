@@ -245,7 +245,7 @@ func (x *stream) refuse(why *Refusal) *Refusal {
 		x.resetMesh(mux.BadRequest)
 	}
 	if why.Status != 0 && c.server && !x.passed && !x.sentEnd {
-		x.answer(why.Status, 13, why.Reason, "the request was refused: "+why.Error())
+		x.answer(&Failure{Status: why.Status, Code: 13, Reason: why.Reason, Text: "the request was refused: " + why.Error()})
 	} else {
 		x.resetApp(why.Code)
 	}

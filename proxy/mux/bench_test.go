@@ -95,7 +95,7 @@ type discard struct{ waiter }
 func BenchmarkBulk(b *testing.B) {
 	for _, streams := range []int{1, 8} {
 		b.Run(fmt.Sprintf("streams=%d", streams), func(b *testing.B) {
-			c, s := tlsPair(b)
+			c, s := secure(b)
 			w := &discard{waiter{done: make(chan struct{}, streams)}}
 			p := start(b, c, s, Config{}, Config{}, func(Stream, []byte) (Handler, Code) { return w, 0 }, nil)
 			chunk := make([]byte, 64<<10)
@@ -164,7 +164,7 @@ func perEnd(t testing.TB, size int) float64 {
 	runtime.GC()
 	runtime.ReadMemStats(&before)
 	for range pairs {
-		c, s := tlsPair(t)
+		c, s := secure(t)
 		conns = append(conns, c, s)
 		if size == 0 {
 			continue

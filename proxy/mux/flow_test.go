@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync"
 	"testing"
+
+	"assay.dev/proxy/pairtest"
 )
 
 // TestBothSidesBulk: both peers write as much as they can through tiny socket
@@ -307,7 +309,7 @@ func TestAllocations(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
 	}
-	a, b := tcpPair(t)
+	a, b := pairtest.TCP(t)
 	p := start(t, NewSocket(a), NewSocket(b), Config{}, Config{}, answering(200), nil)
 	w := &waiter{done: make(chan struct{}, 1)}
 	open, request, bulk := make([]byte, 40), make([]byte, 150), make([]byte, 100<<10)

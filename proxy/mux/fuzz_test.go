@@ -6,6 +6,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"assay.dev/proxy/pairtest"
 )
 
 // side is one end of one stream in the model: what was asked of it and what it saw.
@@ -158,7 +160,7 @@ func FuzzSession(f *testing.F) {
 		}
 		var a, b net.Conn
 		if script[0]%2 == 0 {
-			x, y := tcpPair(t)
+			x, y := pairtest.TCP(t)
 			a, b = NewSocket(x), NewSocket(y)
 		} else {
 			a, b = net.Pipe()

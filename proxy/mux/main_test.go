@@ -1,12 +1,15 @@
 package mux
 
 import (
+	"crypto/tls"
 	"net"
 	"sync"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+
+	"assay.dev/proxy/pairtest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -21,13 +24,19 @@ type pair struct {
 // transports are the connections that every test of behaviour runs over.
 var transports = map[string]func(t testing.TB) (client, server net.Conn){
 	"pipe":   func(testing.TB) (net.Conn, net.Conn) { a, b := net.Pipe(); return a, b },
-	"tcp":    func(t testing.TB) (net.Conn, net.Conn) { a, b := tcpPair(t); return plain{a}, plain{b} },
-	"socket": func(t testing.TB) (net.Conn, net.Conn) { a, b := tcpPair(t); return NewSocket(a), NewSocket(b) },
-	"tls":    func(t testing.TB) (net.Conn, net.Conn) { return tlsPair(t) },
+	"tcp":    func(t testing.TB) (net.Conn, net.Conn) { a, b := pairtest.TCP(t); return plain{a}, plain{b} },
+	"socket": func(t testing.TB) (net.Conn, net.Conn) { a, b := pairtest.TCP(t); return NewSocket(a), NewSocket(b) },
+	"tls":    func(t testing.TB) (net.Conn, net.Conn) { return secure(t) },
 }
 
 // plain hides that a connection is TCP, so that writes may block.
 type plain struct{ net.Conn }
+
+// secure is TLS over a Socket, as between two proxies.
+func secure(t testing.TB) (client, server *tls.Conn) {
+	a, b := pairtest.TCP(t)
+	return pairtest.TLS(t, NewSocket(a), NewSocket(b))
+}
 
 func overAll(t *testing.T, f func(t *testing.T, client, server net.Conn)) {
 	for name, dial := range transports {
@@ -36,25 +45,6 @@ func overAll(t *testing.T, f func(t *testing.T, client, server net.Conn)) {
 			f(t, c, s)
 		})
 	}
-}
-
-func tcpPair(t testing.TB) (*net.TCPConn, *net.TCPConn) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	c, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close(); s.Close() })
-	return c.(*net.TCPConn), s.(*net.TCPConn)
 }
 
 func start(t testing.TB, c, s net.Conn, ccfg, scfg Config, accept, clientAccept Accept) *pair {

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"assay.dev/proxy/pairtest"
 )
 
 // raw is a peer made by hand: it says what the test wants and keeps what it hears.
@@ -108,7 +110,7 @@ func TestViolations(t *testing.T) {
 		"open after goodbye":      {frames(hi(), open(1, 0), appendGoaway(nil, 0, 0, ""), open(3, 0)), "open-after-goaway"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a, b := tcpPair(t)
+			a, b := pairtest.TCP(t)
 			s := New(NewSocket(b), false, Config{Window: 16 << 10}, func(Stream, []byte) (Handler, Code) {
 				h := newCall()
 				h.hold = true
@@ -168,7 +170,7 @@ func TestFloods(t *testing.T) {
 					return appendCredit(nil, 1, minCredit)
 				}
 			}
-			a, b := tcpPair(t)
+			a, b := pairtest.TCP(t)
 			s := New(NewSocket(b), false, Config{MaxStreams: 1}, func(st Stream, open []byte) (Handler, Code) {
 				if string(open) == "refuse" {
 					st.Reset(Denied) // by the application: not counted as refused
@@ -200,7 +202,7 @@ func TestFloods(t *testing.T) {
 
 // TestLastWord: what the peer never looked at may be tried elsewhere.
 func TestLastWord(t *testing.T) {
-	a, b := tcpPair(t)
+	a, b := pairtest.TCP(t)
 	s := New(NewSocket(a), true, Config{}, nil)
 	var h [2]*call
 	for i := range h {

@@ -7,25 +7,9 @@ import (
 	"net"
 	"syscall"
 	"testing"
-)
 
-func pair(t *testing.T) (a, b *net.TCPConn) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	x, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	y, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { x.Close(); y.Close() })
-	return x.(*net.TCPConn), y.(*net.TCPConn)
-}
+	"assay.dev/proxy/pairtest"
+)
 
 // on runs f once with c's descriptor.
 func on(t *testing.T, c *net.TCPConn, f func(fd uintptr)) {
@@ -40,7 +24,7 @@ func on(t *testing.T, c *net.TCPConn, f func(fd uintptr)) {
 }
 
 func TestTransfer(t *testing.T) {
-	a, b := pair(t)
+	a, b := pairtest.TCP(t)
 	buf := make([]byte, 1<<20)
 	on(t, a, func(fd uintptr) {
 		if n, err := Read(fd, buf); n != 0 || err != Again {
@@ -88,7 +72,7 @@ func TestTransfer(t *testing.T) {
 }
 
 func TestReset(t *testing.T) {
-	a, b := pair(t)
+	a, b := pairtest.TCP(t)
 	b.SetLinger(0)
 	b.Close()
 	raw, _ := a.SyscallConn()
@@ -108,7 +92,7 @@ func TestReset(t *testing.T) {
 }
 
 func TestAllocations(t *testing.T) {
-	a, _ := pair(t)
+	a, _ := pairtest.TCP(t)
 	buf := make([]byte, 16)
 	on(t, a, func(fd uintptr) {
 		if n := testing.AllocsPerRun(100, func() { Read(fd, buf); Write(fd, buf) }); n != 0 {
