@@ -160,7 +160,7 @@ func unmeshedService(t testing.TB) *dispatcher {
 	}
 	e := p.snap.Load().services["bank/web"].ports[0].v4.Endpoints()[0]
 	e.Value.(*peer).sessions.Store(&[]*session{{
-		p: p, mux: sessions(t), security: assay.Plaintext, reason: assay.ReasonUnmeshed, local: e.Addr, born: time.Now(), life: time.Hour,
+		p: p, mux: sessions(t, mux.Config{}), security: assay.Plaintext, reason: assay.ReasonUnmeshed, local: e.Addr, born: time.Now(), life: time.Hour,
 	}})
 	return d
 }
