@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"assay.dev/proxy/pairtest"
 )
 
 // long bounds what cannot fail but by not happening.
@@ -224,7 +226,7 @@ func TestNotListening(t *testing.T) {
 
 // TestTakenOver: a descriptor of another process becomes a connection.
 func TestTakenOver(t *testing.T) {
-	a, b := pair(t)
+	a, b := pairtest.TCP(t)
 	var fd int
 	on(t, a, func(from uintptr) { fd, _ = unix.FcntlInt(from, unix.F_DUPFD_CLOEXEC, 0) })
 	s, err := NewTCP(fd)
@@ -252,7 +254,7 @@ func TestWriteMore(t *testing.T) {
 		"push": {Push, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a, b := pair(t)
+			a, b := pairtest.TCP(t)
 			on(t, a, func(fd uintptr) {
 				Push(fd) // no delay, as all of ours
 				segments := func() uint32 {
@@ -285,7 +287,7 @@ func TestWriteMore(t *testing.T) {
 }
 
 func TestPeek(t *testing.T) {
-	a, b := pair(t)
+	a, b := pairtest.TCP(t)
 	buf := make([]byte, 10)
 	on(t, a, func(fd uintptr) {
 		if n, err := Peek(fd, buf); n != 0 || err != Again {
