@@ -37,6 +37,12 @@ soak: ## every protocol on a bad network, beside clients that misbehave, for hal
 test-kubernetes: packages ## a Kubernetes of our own in this machine, of one node and of three; compiles it the first time
 	ASSAY_E2E=1 ASSAY_KUBERNETES=1 $(GO) test -count=1 -v -timeout 60m ./test/kubernetes/...
 
+CONFORMANCE = docs/conformance/gateway-api-v1.6.3-mesh.yaml
+
+.PHONY: conformance
+conformance: packages ## Gateway API's conformance suite, profiles MESH-HTTP and MESH-GRPC, against a cluster of one node; writes the report
+	ASSAY_E2E=1 ASSAY_KUBERNETES=1 $(GO) test -count=1 -v -timeout 40m ./test/kubernetes/conformance -report $(CURDIR)/$(CONFORMANCE)
+
 .PHONY: trap
 trap: ## the end-to-end suites with proxies that die of a refused system call and show where it came from
 	GOFLAGS=-tags=assay_trap test/e2e.sh

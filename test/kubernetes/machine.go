@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"assay.dev/agent/netns"
 	"assay.dev/test/lab"
 )
 
@@ -79,7 +79,7 @@ func (m *Machine) boot(s seat) error {
 	if m.birth, err = m.group.open(); err != nil {
 		return err
 	}
-	if err := onThread(func() error {
+	if err := netns.OnThread(func() error {
 		if err := m.group.enter(); err != nil {
 			return err
 		}
@@ -151,7 +151,7 @@ func (m *Machine) shutDown() {
 
 // inside runs fn on a thread whose children are born in the machine.
 func (m *Machine) inside(fn func() error) error {
-	return onThread(func() error {
+	return netns.OnThread(func() error {
 		if err := m.group.enter(); err != nil {
 			return err
 		}
@@ -165,16 +165,6 @@ func (m *Machine) inside(fn func() error) error {
 		}
 		return fn()
 	})
-}
-
-// onThread runs fn on a thread that ends with it.
-func onThread(fn func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the runtime ends the thread
-		done <- fn()
-	}()
-	return <-done
 }
 
 // Path is where this process sees a path of the machine.

@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"assay.dev/agent/netns"
 )
 
 // The addresses of every cluster: they exist in its own namespaces only.
@@ -41,7 +43,7 @@ func podRanges(node int) []netip.Prefix {
 // plugged into.
 func newSwitch() (*os.File, error) {
 	var file *os.File
-	err := onThread(func() error {
+	err := netns.OnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("network namespace: %w", err)
 		}
@@ -71,7 +73,7 @@ func plugIn(sw *os.File, m *Machine) error {
 			space = m.spaces[i]
 		}
 	}
-	err := onThread(func() error {
+	err := netns.OnThread(func() error {
 		if err := unix.Setns(int(sw.Fd()), unix.CLONE_NEWNET); err != nil {
 			return err
 		}

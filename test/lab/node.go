@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"assay.dev/agent/netns"
 )
 
 // interfaceAddrs lists the addresses of the thread's network namespace.
@@ -56,7 +58,7 @@ func (l *Lab) Node(t TB, name string) *Node {
 func (l *Lab) addNode(node *Node, link string) error {
 	// The namespace is made by a thread that ends at once; the open file keeps it.
 	var file *os.File
-	err := onThread(func() error {
+	err := netns.OnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("network namespace: %w", err)
 		}

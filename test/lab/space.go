@@ -4,9 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"assay.dev/agent/netns"
 )
 
 // Space is a set of namespaces that code and programs can be run in.
@@ -58,7 +59,7 @@ func (s *Space) NetInode() (uint64, error) {
 // belong there for ever. fn must not start goroutines that make sockets and must
 // not end the test; names are to be resolved elsewhere.
 func (s *Space) In(fn func() error) error {
-	return onThread(func() error {
+	return netns.OnThread(func() error {
 		if err := unix.Setns(int(s.net.Fd()), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter network namespace: %w", err)
 		}
@@ -69,7 +70,7 @@ func (s *Space) In(fn func() error) error {
 // inAll runs fn on a thread whose children are born in all of the space's
 // namespaces.
 func (s *Space) inAll(fn func() error) error {
-	return onThread(func() error {
+	return netns.OnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
 			return fmt.Errorf("unshare: %w", err)
 		}
@@ -83,14 +84,4 @@ func (s *Space) inAll(fn func() error) error {
 		}
 		return fn()
 	})
-}
-
-// onThread runs fn on a thread that ends with it.
-func onThread(fn func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the runtime ends the thread
-		done <- fn()
-	}()
-	return <-done
 }
