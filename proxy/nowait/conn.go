@@ -22,7 +22,7 @@ type Conn interface {
 	SetLinger(seconds int) error
 }
 
-// TCP is a connection that a Listener has accepted. Of the twelve calls with which
+// TCP is a connection that a Listener has accepted. Of the ten calls with which
 // package net accepts and ends one it makes five, and announces one. Whoever moves bytes
 // does so with SyscallConn, as with a net.TCPConn; its Read and Write are announced, for
 // what is seldom.
