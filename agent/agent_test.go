@@ -180,8 +180,8 @@ func startAgent(t testing.TB, cfg Config) *running {
 	case err := <-done:
 		done <- nil
 		t.Fatal("agent:", err)
-	case <-time.After(10 * time.Second):
-		t.Fatal("the agent is not ready within ten seconds")
+	case <-time.After(30 * time.Second):
+		t.Fatal("the agent is not ready within 30 seconds")
 	}
 	return &running{a, stop}
 }
@@ -246,10 +246,10 @@ func startApp(t testing.TB, socket string, req RunRequest, listen string) *app {
 		once.Do(func() {
 			a.cmd.Process.Kill()
 			a.cmd.Wait()
-			end, stop := context.WithTimeout(context.Background(), 10*time.Second)
+			end, stop := context.WithTimeout(context.Background(), 30*time.Second)
 			p.Ended(end)
 			if end.Err() != nil {
-				t.Error("the agent did not remove the workload within ten seconds")
+				t.Error("the agent did not remove the workload within 30 seconds")
 			}
 			stop()
 			cancel()
@@ -269,7 +269,7 @@ func talk(ns *netns.Namespace, addr string) (string, error) {
 		return "", err
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(5 * time.Second))
+	c.SetDeadline(time.Now().Add(20 * time.Second))
 	return bufio.NewReader(c).ReadString('\n')
 }
 

@@ -113,12 +113,12 @@ func Dial(ns *netns.Namespace, addr string) (net.Conn, error) {
 }
 
 // Eventually waits until ok, which is asked again and again, and fails the test
-// after ten seconds.
+// after 30 seconds.
 func Eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within ten seconds: %s", what)
+			t.Fatalf("not within 30 seconds: %s", what)
 		}
 	}
 }
