@@ -13,7 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// helm runs the tool that `make bin/tools/helm` compiles; without it, the test is skipped.
+// helm runs the tool that `make chart` compiles; without it, the test is skipped.
 func helm(t *testing.T, args ...string) (string, error) {
 	t.Helper()
 	tool, err := filepath.Abs("../../bin/tools/helm")
@@ -21,7 +21,7 @@ func helm(t *testing.T, args ...string) (string, error) {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(tool); err != nil {
-		t.Skip("skipped: no bin/tools/helm: make bin/tools/helm compiles it")
+		t.Skip("skipped: no bin/tools/helm: make chart compiles it")
 	}
 	cmd := exec.CommandContext(t.Context(), tool, args...)
 	home := t.TempDir()
