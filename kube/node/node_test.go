@@ -178,7 +178,11 @@ func TestBackoff(t *testing.T) {
 	if got := strings.Join(waits, " "); got != "250ms 500ms 1s 2s 4s 8s 16s 30s 30s 30s" {
 		t.Error(got)
 	}
-	if p.failures != 10 || p.since != now {
+	p.failed(&assay.Error{Kind: assay.Unavailable, Err: errors.New("control is away")}, now)
+	if wait := p.next.Sub(now); wait != retrySoon {
+		t.Errorf("what passes by itself is tried again after %s", wait)
+	}
+	if p.failures != 11 || p.since != now {
 		t.Errorf("%+v", p)
 	}
 }

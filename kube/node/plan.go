@@ -51,6 +51,7 @@ type progress struct {
 const (
 	retryFirst = 250 * time.Millisecond
 	retryMost  = 30 * time.Second
+	retrySoon  = 2 * time.Second // at most, for what passes by itself: control is away, the node has not joined
 )
 
 // failed counts a failure and says when to try again.
@@ -58,7 +59,11 @@ func (p *progress) failed(err error, now time.Time) {
 	if p.failures == 0 {
 		p.since = now
 	}
-	p.next = now.Add(min(retryFirst<<min(p.failures, 10), retryMost))
+	most := retryMost
+	if assay.KindOf(err) == assay.Unavailable {
+		most = retrySoon
+	}
+	p.next = now.Add(min(retryFirst<<min(p.failures, 10), most))
 	p.failures++
 	p.err = err
 }

@@ -1,11 +1,8 @@
 package kubernetes_test
 
 import (
-	"crypto/tls"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -49,11 +46,36 @@ spec:
         readinessProbe: {httpGet: {path: /ready, port: http}, periodSeconds: 1, timeoutSeconds: 20}
 ---
 apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: bank}
+spec:
+  selector: {app: web}
+  ports: [{name: http, port: 80, targetPort: http}]
+---
+apiVersion: v1
 kind: Pod
 metadata: {name: client, namespace: bank}
 spec:
   terminationGracePeriodSeconds: 1
   containers: [{name: client, image: assay.test/echo:1, args: [sleep]}]
+`
+
+// manyManifest is an application of forty pods.
+const manyManifest = `apiVersion: v1
+kind: Namespace
+metadata: {name: many}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: many, namespace: many}
+spec:
+  replicas: 40
+  selector: {matchLabels: {app: many}}
+  template:
+    metadata: {labels: {app: many}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers: [{name: echo, image: assay.test/echo:1, args: [serve], ports: [{containerPort: 8080}]}]
 `
 
 // loadManifest is a client that never stops asking.
@@ -122,6 +144,10 @@ apiVersion: v1
 kind: ServiceAccount
 metadata: {name: assay-agent, namespace: assay-system}
 ---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: assay-trust, namespace: assay-system}
+---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata: {name: assay-agent}
@@ -155,27 +181,6 @@ current-context: c
 `, m.c.Control.IPv4, authority, token))
 }
 
-// roots are those that control shows to whoever dials it.
-func (m *mesh) roots() string {
-	m.t.Helper()
-	var text []byte
-	lab.Eventually(m.t, time.Minute, "control answers", func() error {
-		raw, err := m.node.Dial(netip.AddrPortFrom(m.c.Control.IPv4, 7400))
-		if err != nil {
-			return err
-		}
-		defer raw.Close()
-		conn := tls.Client(raw, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
-		if err := conn.HandshakeContext(m.t.Context()); err != nil {
-			return err
-		}
-		chain := conn.ConnectionState().PeerCertificates
-		text = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: chain[len(chain)-1].Raw})
-		return nil
-	})
-	return string(text)
-}
-
 func write(t *testing.T, m *kubernetes.Machine, file, text string) {
 	t.Helper()
 	err := os.MkdirAll(m.Path(filepath.Dir(file)), 0o700)
@@ -200,14 +205,13 @@ func startMesh(t *testing.T, c *kubernetes.Cluster) *mesh {
 		t.Fatal(err)
 	}
 	api := "https://" + c.Control.IPv4.String() + ":6443"
+	m.account()
 	write(t, c.Control, "/etc/assay/kubeconfig", regexp.MustCompile(`server: \S+`).ReplaceAllString(string(admin), "server: "+api))
 	c.Control.Start(t, "env", programs+"/assay", "control", "--kubernetes", "--kubeconfig", "/etc/assay/kubeconfig", "--data", "/var/lib/assay/control", "--listen", c.Control.IPv4.String()+":7400")
-	m.account()
 	write(m.t, m.node, "/etc/assay/token", c.Kubectl(t, "create", "token", "assay-agent", "-n", "assay-system", "--audience=assay", "--bound-object-kind=Node", "--bound-object-name="+m.node.Name))
-	write(m.t, m.node, "/etc/assay/roots.pem", m.roots())
 	m.args = []string{
 		"agent", "--node", m.node.Name, "--control", c.Control.IPv4.String() + ":7400", "--kubeconfig", "/etc/assay/kubeconfig",
-		"--node-token", "/etc/assay/token", "--trust", "/etc/assay/roots.pem",
+		"--node-token", "/etc/assay/token",
 	}
 	m.startAgent(programs)
 	return m
@@ -426,6 +430,11 @@ func TestNode(t *testing.T) {
 		secret.ExpectNone(t)
 	}
 	crosses("as the pods run")
+	c.Eventually(t, "a request to the service crosses", func() error {
+		_, err := m.get("client", "http://web.bank.svc.cluster.local/secret")
+		return err
+	})
+	secret.ExpectNone(t)
 	confined(t, m, pods["web"])
 
 	t.Run("first packet", func(t *testing.T) {
@@ -517,6 +526,53 @@ func TestNode(t *testing.T) {
 		if now := m.pods()["web"]; now.UID != pods["web"].UID || now.Restarts != 0 {
 			t.Errorf("web was %+v and is %+v", pods["web"], now)
 		}
+	})
+}
+
+// TestFortyPods: an application of forty pods is meshed as it runs, and leaves again.
+func TestFortyPods(t *testing.T) {
+	kubernetes.Require(t)
+	c := kubernetes.Up(t, 1)
+	c.Import(t, echoImage(t, "assay.test/echo:1", "1"))
+	c.Apply(t, manyManifest)
+	c.Rollout(t, "many", "deployment/many")
+	m := startMesh(t, c)
+	counted := func(n int) {
+		t.Helper()
+		lab.Eventually(t, 3*time.Minute, fmt.Sprintf("control has %d workloads that are attested", n), func() error {
+			list, err := m.workloads()
+			if err != nil {
+				return err
+			}
+			attested := 0
+			for _, w := range list {
+				if len(w.Artifacts) > 0 && !w.MeshedSince.IsZero() {
+					attested++
+				}
+			}
+			if attested != n {
+				return fmt.Errorf("there are %d", attested)
+			}
+			return nil
+		})
+	}
+	counted(0)
+	began := time.Now()
+	c.Kubectl(t, "label", "namespace", "many", node.MeshLabel+"="+node.Enabled)
+	counted(40)
+	t.Logf("40 pods meshed and attested in %s", time.Since(began).Round(time.Millisecond))
+	if restarts := c.Kubectl(t, "get", "pods", "-n", "many", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}"); strings.Trim(restarts, "0 ") != "" {
+		t.Errorf("pods were restarted: %s", restarts)
+	}
+	began = time.Now()
+	c.Kubectl(t, "label", "namespace", "many", node.MeshLabel+"-")
+	counted(0)
+	t.Logf("and released in %s", time.Since(began).Round(time.Millisecond))
+	lab.Eventually(t, 2*time.Minute, "no proxy is left", func() error {
+		if out, _ := m.node.Try(t.Context(), "pgrep", "-fc", "^assay-proxy "); strings.TrimSpace(out) != "0" {
+			return fmt.Errorf("there are %s", out)
+		}
+		return nil
 	})
 }
 
