@@ -31,6 +31,7 @@ type Pod struct {
 	Sandbox   string       // the runtime's name of what holds the namespace; another one follows if it dies
 	NetNS     string       // a path of the namespace
 	Link      string       // its link ("eth0")
+	Running   bool         // and has clients, perhaps, which have not heard that it joins
 }
 
 // given is what a record holds of a pod.
@@ -140,6 +141,7 @@ func (a *Agent) podIn(ctx context.Context, ns *netns.Namespace, p Pod) (_ *workl
 		a.releaseAddrs(rec.Workload.Addrs)
 		return nil, false, err
 	}
+	w.transition = p.Running
 	w.start()
 	return w, true, nil
 }
@@ -285,6 +287,12 @@ func (a *Agent) pod(op, id string) (*workload, error) {
 		return nil, &assay.Error{Kind: assay.NotFound, Op: op, Err: errors.New("it is not meshed on this host")}
 	}
 	return w, nil
+}
+
+func (w *workload) isReleased() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.rec.Given != nil && w.rec.Given.Released
 }
 
 // release begins a pod's way out of the mesh: on disk, in its rules, and for its proxy.

@@ -188,7 +188,7 @@ func (w *workload) configuration(withListeners bool) (link.Configure, []int, err
 		MeshPrefixes: mesh, Gateways: gateways, DNS: names, CertificateWait: cfg.CertificateWait, Zone: cfg.Zone,
 	}
 	if w.given {
-		c.Probes = w.rec.Given.Probes
+		c.Probes, c.Transition = w.rec.Given.Probes, w.transition
 	}
 	if cfg.Last {
 		c.AgentSocket = ""

@@ -74,7 +74,9 @@ type workload struct {
 	bundle    uint64    // in use by all its proxies
 	notAfter  time.Time // of the certificate that was issued last
 	withdrawn bool      // control was told that it is gone
-	reported  time.Time
+	// transition says that a pod has joined, or leaves, and not everybody has heard of it.
+	transition bool
+	reported   time.Time
 }
 
 func (a *Agent) newWorkload(rec record, ns *netns.Namespace) *workload {
@@ -111,6 +113,7 @@ func (w *workload) live(ctx context.Context) {
 	rest.Go(func() { w.distribute(ctx) })
 	rest.Go(func() { w.watchOwners(ctx) })
 	rest.Go(func() { w.pollReports(ctx) })
+	rest.Go(func() { w.arrive(ctx) })
 	<-ctx.Done()
 	cause := context.Cause(ctx)
 	rest.Wait()
@@ -121,7 +124,14 @@ func (w *workload) live(ctx context.Context) {
 		return
 	}
 	w.log.Info("workload ends", "reason", cause)
+	leaves := errors.Is(cause, errReleased) && !w.isReleased()
+	if leaves {
+		w.setTransition(true)
+	}
 	w.withdraw()
+	if leaves && !w.heard(w.a.workloads.ctx) && !w.gone.is() {
+		cause = context.Cause(w.a.workloads.ctx) // the next agent is asked once more to release it
+	}
 	if !w.given {
 		w.killAll()
 	}
@@ -154,10 +164,7 @@ func (w *workload) withdraw() {
 	w.a.outbox.workloadGone(w.id, w.reportMessage())
 	const most = 300 * time.Millisecond
 	for deadline := time.Now().Add(most); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		w.a.mu.Lock()
-		there := w.a.connected && w.a.snapshot.hasWorkload(w.id)
-		w.a.mu.Unlock()
-		if !there {
+		if !w.published() {
 			return
 		}
 	}

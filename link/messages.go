@@ -87,6 +87,9 @@ type Configure struct {
 	// CertificateWait bounds how long a mesh connection waits for the first
 	// certificate. 0 means 2 s.
 	CertificateWait time.Duration `json:"certificateWait,omitempty"`
+	// Transition says that not everybody has heard yet that the workload is in the mesh, or
+	// that it is not any more: plaintext of the mesh's own is served.
+	Transition bool `json:"transition,omitempty"`
 	// Successor says that another proxy accepts on the listeners still: accept when
 	// there is a certificate, not before.
 	Successor bool `json:"successor,omitempty"`

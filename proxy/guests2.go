@@ -37,7 +37,7 @@ func (i *inbound) serveGuestHTTP2() error {
 		i.app.Close()
 		i.app = nil
 	}
-	key := i.key(assay.ReasonOutside)
+	key := i.key(i.reason())
 	key.Protocol = assay.HTTP2
 	ends, err := socketPair()
 	if err != nil {

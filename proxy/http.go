@@ -378,7 +378,7 @@ func sameButClientPort(a, b []byte) bool {
 // serveGuestHTTP gives a plaintext client's connection to the engine, so that its
 // requests are counted like everybody's.
 func (i *inbound) serveGuestHTTP(first []byte) error {
-	key := i.key(assay.ReasonOutside)
+	key := i.key(i.reason())
 	key.Protocol = assay.HTTP1
 	series := i.p.rec.Series(key)
 	series.Opened(i.accepted)

@@ -108,7 +108,19 @@ func (i *inbound) original() (err error) {
 // know yet is none: its proxy may take a while to say hello, and an application that
 // speaks first would not wait for it.
 func (i *inbound) guest() bool {
-	return !i.meshed && !i.strange && i.snap.mode() == assay.Observe
+	return i.behind() || !i.meshed && !i.strange && i.snap.mode() == assay.Observe
+}
+
+// behind reports whether the client may not have heard that the workload has joined the
+// mesh, or has left it.
+func (i *inbound) behind() bool { return i.snap.Transition && (i.meshed || i.strange) }
+
+// reason is why plaintext that is served is not under mutual TLS.
+func (i *inbound) reason() string {
+	if i.behind() {
+		return assay.ReasonTransition
+	}
+	return assay.ReasonOutside
 }
 
 // sniff decides by the first bytes whether this is another proxy.
@@ -255,19 +267,19 @@ func (i *inbound) dial() (err error) {
 // plaintext serves a client from outside the mesh, or refuses it. first are bytes that
 // were read already, of HTTP/1.
 func (i *inbound) plaintext(first []byte) error {
-	if i.meshed {
+	if i.meshed && !i.behind() {
 		i.p.finding(refusedFromMeshed, i.remote.Addr().String(),
 			"plaintext to "+i.dst.String()+" from the address of "+i.who.Identity.String(),
 			"a process of that workload escaped its capture, or its port is excluded there")
 		return &refusal{refusedFromMeshed, nil}
 	}
-	if i.strange {
+	if i.strange && !i.behind() {
 		i.p.finding(refusedUnknown, i.remote.Addr().String(),
 			"plaintext to "+i.dst.String()+" from an address of the mesh that no workload is known to have",
 			"a process of a workload that has just started or ended escaped its capture")
 		return &refusal{refusedUnknown, nil}
 	}
-	if i.snap.mode() != assay.Observe {
+	if i.snap.mode() != assay.Observe && !i.behind() {
 		i.p.finding(refusedStrict, i.remote.Addr().String(),
 			"plaintext to "+i.dst.String()+" from outside the mesh, refused: namespace "+i.snap.Identity.Namespace+" is strict",
 			"run the client in the mesh (assay run), or set the namespace to observe")
@@ -294,7 +306,7 @@ func (i *inbound) plaintext(first []byte) error {
 			}
 		}
 	}
-	return i.pass(assay.ReasonOutside)
+	return i.pass(i.reason())
 }
 
 // pass carries plaintext to the application as it is.

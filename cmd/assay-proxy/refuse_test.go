@@ -53,6 +53,47 @@ func TestPlaintextFromMeshed(t *testing.T) {
 	}
 }
 
+// TestTransition: clients in the mesh which have not heard that a pod has joined, or has
+// left, are served, those outside as the namespace has it; and nobody is once it is over.
+func TestTransition(t *testing.T) {
+	w := newWorld(t)
+	client, outsider, server := w.workload("client"), w.outsider(), w.prepare("server")
+	target := netip.AddrPortFrom(server.Addrs[0], server.serve(0, echo))
+	server.transition = true
+	server.start()
+	server.awaitCertificate()
+	w.setMode(assay.Strict)
+	c := client.dialUncaptured(target)
+	if got := exchange(t, c, "still here"); got != "still here" {
+		t.Error(got)
+	}
+	c.Close()
+	outsider.dialExpectReset(target, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	through := client.mustDial(target) // has heard
+	if got := exchange(t, through, "hello"); got != "hello" {
+		t.Error(got)
+	}
+	r := server.report()
+	if s := sum(r, func(k assay.SignalKey) bool {
+		return k.Reason == assay.ReasonTransition && k.Security == assay.Plaintext
+	}); s.Requests != 1 || s.Failures != 0 {
+		t.Errorf("%d in plaintext, %d failed; want 1 and none", s.Requests, s.Failures)
+	}
+	if n := r.Counters.Refusals["plaintext-in-strict"]; n != 1 {
+		t.Errorf("%d refused from outside, want 1", n)
+	}
+	server.mu.Lock()
+	server.transition = false
+	conn := server.conn
+	server.mu.Unlock()
+	server.configure(conn, false)
+	server.report() // so it is configured
+	expectReset(t, client.dialUncaptured(target), "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	if got := exchange(t, through, "hello again"); got != "hello again" {
+		t.Error(got)
+	}
+}
+
 // TestPlaintextFromUnknown: an address of the mesh that the table does not know is a
 // workload's that has just started. It proves who it is, however late, or is refused;
 // an application that speaks first says nothing to it meanwhile.

@@ -90,9 +90,10 @@ type workload struct {
 	renewAt  func(notAfter time.Time) time.Time
 	identity assay.Identity // what certificates say; usually its own
 	// probes and nodes are configured; kubelet says who is one. nil: nothing is answered.
-	probes  []uint16
-	nodes   []netip.Addr
-	kubelet func(link.Probe) bool
+	transition bool
+	probes     []uint16
+	nodes      []netip.Addr
+	kubelet    func(link.Probe) bool
 	// published, when set, is who the mesh believes to be at its addresses.
 	published assay.Identity
 	reports   map[uint64]chan link.Report
@@ -369,7 +370,7 @@ func (m *workload) configure(conn *link.Conn, first bool) {
 	c := link.Configure{
 		Workload: m.ID, Identity: m.Identity, Addrs: m.Addrs, AgentSocket: m.sock.Addr().String(),
 		OwnMark: ownMark, ReturnMark: returnMark, MeshPrefixes: m.w.mesh, DNS: link.DNS{Domain: "mesh.test"},
-		Probes: m.probes, Gateways: m.nodes,
+		Probes: m.probes, Gateways: m.nodes, Transition: m.transition,
 	}
 	m.w.mu.Lock()
 	c.Config = m.w.settings

@@ -346,7 +346,7 @@ func (h *nodeHost) Meshed() []string { return h.agent.Pods() }
 
 func (h *nodeHost) Mesh(ctx context.Context, p knode.Placed) error {
 	x := podOf(&p.Pod)
-	x.Sandbox, x.NetNS, x.Link, x.Addrs = p.Sandbox, p.NetNS, p.Link, p.Addrs
+	x.Sandbox, x.NetNS, x.Link, x.Addrs, x.Running = p.Sandbox, p.NetNS, p.Link, p.Addrs, true
 	return h.agent.Mesh(ctx, x)
 }
 
