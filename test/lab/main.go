@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -29,6 +31,9 @@ type TB interface {
 // one, else it runs the suite and removes what was built for it.
 func Main(m interface{ Run() int }) {
 	Init()
+	if signal.Ignored(syscall.SIGHUP) { // by nohup: what is ignored here would be ignored by every program of a lab
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+	}
 	code := m.Run()
 	RemoveBuilds()
 	os.Exit(code)
