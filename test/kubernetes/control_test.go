@@ -113,15 +113,25 @@ func startControl(t *testing.T, c *kubernetes.Cluster) *controlling {
 	case <-time.After(2 * time.Minute):
 		t.Fatal("control is not ready")
 	}
-	c.Eventually(t, "control has published its roots", func() error {
-		roots := trusted(t, c)
-		r.pool = x509.NewCertPool()
-		if !r.pool.AppendCertsFromPEM(roots) {
-			return fmt.Errorf("roots are %q", roots)
+	c.Eventually(t, "control has published its roots", func() error { return r.trust(t, c) })
+	c.Eventually(t, "control has heard the API server", func() error {
+		if _, err := r.join(t, "nobody's token"); assay.KindOf(err) == assay.Unavailable {
+			return err
 		}
 		return nil
 	})
 	return r
+}
+
+// trust takes the roots that are published now.
+func (r *controlling) trust(t *testing.T, c *kubernetes.Cluster) error {
+	t.Helper()
+	roots, pool := trusted(t, c), x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(roots) {
+		return fmt.Errorf("roots are %q", roots)
+	}
+	r.pool = pool
+	return nil
 }
 
 // follow runs control, logs what it says, and tells where it listens.
@@ -541,6 +551,9 @@ func rootsAreKept(t *testing.T, c *kubernetes.Cluster, r *controlling) {
 
 // nodeGoes: with a node goes its host, and its agent's certificate is worth nothing.
 func nodeGoes(t *testing.T, c *kubernetes.Cluster, r *controlling) {
+	if err := r.trust(t, c); err != nil { // they may have been rotated
+		t.Fatal(err)
+	}
 	h, err := r.join(t, mounted(t, c, "node-2"))
 	if err != nil {
 		t.Fatal(err)

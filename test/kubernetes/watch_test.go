@@ -271,6 +271,12 @@ func installGatewayAPI(t *testing.T, c *kubernetes.Cluster) {
 	for _, resource := range []string{"httproutes", "grpcroutes", "tlsroutes", "referencegrants"} {
 		file := filepath.Join(strings.TrimSpace(string(dir)), "config/crd/experimental/gateway.networking.k8s.io_"+resource+".yaml")
 		c.Kubectl(t, "apply", "--server-side", "-f", file)
-		c.Kubectl(t, "wait", "crd/"+resource+".gateway.networking.k8s.io", "--for=condition=Established", "--timeout=120s")
+		c.Eventually(t, resource+" are established", func() error { // kubectl fails while there are no conditions at all
+			out, err := c.TryKubectl(t.Context(), "", "wait", "crd/"+resource+".gateway.networking.k8s.io", "--for=condition=Established", "--timeout=30s")
+			if err != nil {
+				return fmt.Errorf("%w: %s", err, out)
+			}
+			return nil
+		})
 	}
 }
