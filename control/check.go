@@ -156,8 +156,8 @@ func checkPlaintext(edges []assay.Edge, now time.Time) []assay.Finding {
 	endpoints, opened, first := map[to]int{}, map[to]uint64{}, map[to]int{}
 	for i := range edges {
 		e := &edges[i]
-		// What was refused did not pass, and what an Egress allows was meant to.
-		if e.Security != assay.Plaintext || assay.Beside(e.Reason) || e.Reason == assay.ReasonEgress || e.Opened+e.Requests <= e.Failures || now.Sub(e.LastSeen) >= time.Hour {
+		// What was refused did not pass, and what an Egress allows was meant to, as were probes.
+		if e.Security != assay.Plaintext || assay.Beside(e.Reason) || e.Reason == assay.ReasonEgress || e.Reason == assay.ReasonProbe || e.Opened+e.Requests <= e.Failures || now.Sub(e.LastSeen) >= time.Hour {
 			continue
 		}
 		f := assay.Finding{Time: e.LastSeen, Kind: "plaintext", Subject: end(e.Client, e.Remote) + " -> " + cmp.Or(e.Service, end(e.Server, e.Remote)),
