@@ -1,13 +1,15 @@
 // Command echo is what the cluster's suites run in pods: a server that tells who
 // asks whom, and a client.
 //
-//	echo serve [ADDRESS]      HTTP, on :8080 if nothing is said
+//	echo serve [ADDRESS]      HTTP, on :8080 if nothing is said; /slow/SECONDS answers a line in each
+//	echo health ADDRESS       gRPC's own health service
 //	echo get URL [TIMES]      prints the answers
 //	echo load URL             asks for ever, by new connections and by one that stays open,
 //	                          and prints what fails
 //	echo lookup NAME          prints the addresses of a name
 //	echo cat FILE             prints a file
 //	echo sleep                waits for its end
+//	tar cf - FILE             under that name: what kubectl copies files with
 package main
 
 import (
@@ -20,17 +22,26 @@ import (
 	"net/http/httptrace"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"google.golang.org/grpc"
+	grpchealth "google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	if err := run(ctx, append(os.Args[1:], "", "")); err != nil {
+	do := func() error { return run(ctx, append(os.Args[1:], "", "")) }
+	if filepath.Base(os.Args[0]) == "tar" {
+		do = func() error { return pack(os.Args[1:]) }
+	}
+	if err := do(); err != nil {
 		fmt.Fprintln(os.Stderr, "echo:", err)
 		os.Exit(1)
 	}
@@ -40,6 +51,8 @@ func run(ctx context.Context, args []string) error {
 	switch args[0] {
 	case "serve":
 		return serve(ctx, args[1])
+	case "health":
+		return health(ctx, args[1])
 	case "get":
 		return get(ctx, args[1], args[2])
 	case "load":
@@ -73,9 +86,14 @@ func serve(ctx context.Context, address string) error {
 		client, _, _ := net.SplitHostPort(r.RemoteAddr)
 		fmt.Printf("%s asks for %s\n", client, r.URL.Path)
 		fmt.Fprintf(w, "host=%s client=%s path=%s\n", host, client, r.URL.Path)
+		if seconds, slow := strings.CutPrefix(r.URL.Path, "/slow/"); slow {
+			drip(w, seconds)
+		}
 	})}
+	ended := make(chan struct{})
 	context.AfterFunc(ctx, func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer close(ended)
+		ctx, cancel := context.WithTimeout(context.Background(), shutdownWithin)
 		defer cancel()
 		server.Shutdown(ctx)
 	})
@@ -83,7 +101,33 @@ func serve(ctx context.Context, address string) error {
 	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
+	<-ended // with the last answer
 	return nil
+}
+
+// shutdownWithin is how long open requests are answered after the signal to end.
+const shutdownWithin = 55 * time.Second
+
+// drip answers a line each second, and then that it is all.
+func drip(w http.ResponseWriter, seconds string) {
+	n, _ := strconv.Atoi(seconds)
+	for i := range n {
+		time.Sleep(time.Second)
+		fmt.Fprintf(w, "second %d\n", i+1)
+		http.NewResponseController(w).Flush()
+	}
+	fmt.Fprintln(w, "that is all")
+}
+
+func health(ctx context.Context, address string) error {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	server := grpc.NewServer()
+	healthpb.RegisterHealthServer(server, grpchealth.NewServer())
+	context.AfterFunc(ctx, server.Stop)
+	return server.Serve(l)
 }
 
 // load asks every few milliseconds, in turn by a new connection and by one that is kept,
@@ -152,7 +196,7 @@ func get(ctx context.Context, url, times string) error {
 			return err
 		}
 	}
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 20 * time.Second}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 50 * time.Second}
 	for range n {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		if err != nil {

@@ -1,0 +1,637 @@
+package kubernetes_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"assay.dev"
+	"assay.dev/test/kubernetes"
+)
+
+// kindsManifest has a workload of every kind, in namespaces that are meshed and strict.
+const kindsManifest = `apiVersion: v1
+kind: Namespace
+metadata: {name: kinds, labels: {assay.dev/mesh: enabled}}
+---
+apiVersion: assay.dev/v1alpha1
+kind: MeshConfig
+metadata: {name: default, namespace: kinds}
+spec: {mode: strict}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: narrow, labels: {assay.dev/mesh: enabled, pod-security.kubernetes.io/enforce: restricted}}
+---
+apiVersion: assay.dev/v1alpha1
+kind: MeshConfig
+metadata: {name: default, namespace: narrow}
+spec: {mode: strict}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, namespace: kinds}
+spec:
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 60
+` + echoContainers + `---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: kinds}
+spec: {ipFamilyPolicy: RequireDualStack, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: probed, namespace: kinds}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: http
+    image: assay.test/echo:1
+    args: [serve]
+    ports: [{name: http, containerPort: 8080}]
+    startupProbe: {httpGet: {path: /start, port: http}, periodSeconds: 1, timeoutSeconds: 30, failureThreshold: 60}
+    livenessProbe: {httpGet: {path: /live, port: 8080}, periodSeconds: 1, timeoutSeconds: 30}
+    readinessProbe: {httpGet: {path: /ready, port: http}, periodSeconds: 1, timeoutSeconds: 30}
+    lifecycle: {postStart: {httpGet: {path: /hook, port: 8083}}}
+  - name: tcp
+    image: assay.test/echo:1
+    args: [serve, ":8081"]
+    livenessProbe: {tcpSocket: {port: 8081}, initialDelaySeconds: 2, periodSeconds: 1, timeoutSeconds: 30}
+    readinessProbe: {tcpSocket: {port: 8081}, periodSeconds: 1, timeoutSeconds: 30}
+  - name: grpc
+    image: assay.test/echo:1
+    args: [health, ":9090"]
+    livenessProbe: {grpc: {port: 9090}, initialDelaySeconds: 2, periodSeconds: 1, timeoutSeconds: 30}
+    readinessProbe: {grpc: {port: 9090}, periodSeconds: 1, timeoutSeconds: 30}
+  - name: other
+    image: assay.test/echo:1
+    args: [serve, ":8082"]
+    livenessProbe: {exec: {command: [/bin/echo, get, "http://127.0.0.1:8082/exec"]}, initialDelaySeconds: 2, periodSeconds: 1, timeoutSeconds: 30}
+    readinessProbe: {exec: {command: [/bin/echo, get, "http://127.0.0.1:8082/exec"]}, periodSeconds: 1, timeoutSeconds: 30}
+  initContainers:
+  - {name: hooked, image: assay.test/echo:1, args: [serve, ":8083"], restartPolicy: Always}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: db, namespace: kinds}
+spec: {clusterIP: None, selector: {app: db}, ports: [{name: http, port: 8080}]}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: db, namespace: kinds}
+spec:
+  serviceName: db
+  replicas: 2
+  podManagementPolicy: Parallel
+  selector: {matchLabels: {app: db}}
+  template:
+    metadata: {labels: {app: db}}
+    spec:
+      terminationGracePeriodSeconds: 1
+` + echoContainers + `---
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: each, namespace: kinds}
+spec:
+  selector: {matchLabels: {app: each}}
+  template:
+    metadata: {labels: {app: each}}
+    spec:
+      terminationGracePeriodSeconds: 1
+` + echoContainers + `---
+apiVersion: v1
+kind: Pod
+metadata: {name: host, namespace: kinds}
+spec:
+  hostNetwork: true
+  dnsPolicy: ClusterFirstWithHostNet
+  terminationGracePeriodSeconds: 1
+  containers: [{name: c, image: assay.test/echo:1, args: [serve, ":18080"]}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: narrow, namespace: narrow}
+spec:
+  dnsPolicy: None
+  dnsConfig: {nameservers: [10.96.0.10]}
+  terminationGracePeriodSeconds: 1
+  securityContext: {runAsNonRoot: true, seccompProfile: {type: RuntimeDefault}}
+  containers:
+  - name: c
+    image: assay.test/echo:1
+    args: [serve]
+    ports: [{containerPort: 8080}]
+    securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}, runAsUser: 65532}
+    readinessProbe: {httpGet: {path: /ready, port: 8080}, periodSeconds: 1, timeoutSeconds: 30}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: users, namespace: kinds}
+spec:
+  hostUsers: false
+  terminationGracePeriodSeconds: 1
+` + podContainers
+
+// clientsManifest are those that ask as soon as they start.
+const clientsManifest = `apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: kinds}
+spec:
+  terminationGracePeriodSeconds: 1
+  initContainers:
+  - {name: before, image: assay.test/echo:init, args: [get, "http://web/secret"]}
+  - {name: beside, image: assay.test/echo:beside, args: [serve, ":8085"], restartPolicy: Always}
+  containers: [{name: c, image: assay.test/echo:1, args: [sleep]}]
+---
+apiVersion: batch/v1
+kind: Job
+metadata: {name: once, namespace: kinds}
+spec:
+  completions: 2
+  parallelism: 2
+  template:
+    spec:
+      restartPolicy: Never
+      initContainers: [{name: first, image: assay.test/echo:init, args: [get, "http://web.kinds/secret"]}]
+      containers: [{name: c, image: assay.test/echo:1, args: [get, "http://web.kinds/secret", "5"]}]
+---
+apiVersion: batch/v1
+kind: CronJob
+metadata: {name: cron, namespace: kinds}
+spec:
+  schedule: "* * * * *"
+  concurrencyPolicy: Forbid
+  jobTemplate:
+    spec:
+      template:
+        spec:
+          restartPolicy: Never
+          containers: [{name: c, image: assay.test/echo:1, args: [get, "http://web.kinds/secret"]}]
+`
+
+// podContainers ends a pod that serves.
+const podContainers = `  containers:
+  - name: c
+    image: assay.test/echo:1
+    args: [serve]
+    ports: [{containerPort: 8080}]
+    readinessProbe: {httpGet: {path: /ready, port: 8080}, periodSeconds: 1, timeoutSeconds: 30}
+`
+
+// viaManifest is a pod by whose probes the kubelet is led to another one.
+const viaManifest = `apiVersion: v1
+kind: Pod
+metadata: {name: via, namespace: default}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: c
+    image: assay.test/echo:1
+    args: [sleep]
+    readinessProbe: {httpGet: {host: %s, path: /via, port: 8082}, periodSeconds: 1, timeoutSeconds: 30}
+`
+
+// kinds is a cluster with an installed mesh in which every kind of workload runs.
+type kinds struct {
+	c       *kubernetes.Cluster
+	node    *kubernetes.Machine
+	person  *person
+	digests map[string]string // manifest -> tag
+}
+
+// TestKinds: workloads of every kind, and what people and the kubelet do with them, are
+// in a strict mesh what they were without.
+func TestKinds(t *testing.T) {
+	c := kubernetes.Up(t, 1)
+	k := &kinds{c: c, node: c.Nodes[0], person: newPerson(t, c), digests: map[string]string{}}
+	for _, tag := range []string{"1", "init", "beside", "debug"} {
+		img := echoImage(t, "assay.test/echo:"+tag, tag)
+		img.Files["/bin/tar"] = kubernetes.File{From: img.Files["/bin/echo"].From}
+		img.Env = []string{"PATH=/bin"}
+		k.digests[c.Import(t, img).Manifest] = tag
+	}
+	if err := c.LoadAssay(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	k.person.must(t, "assay", installArgs...)
+	wire := k.node.Capture(t, "GET /secret")
+	c.Apply(t, kindsManifest)
+	c.Rollout(t, "kinds", "deployment/web")
+	c.Apply(t, clientsManifest)
+	c.Kubectl(t, "wait", "-n", "kinds", "pod/client", "pod/probed", "--for=condition=Ready", "--timeout=170s")
+	for _, o := range []string{"statefulset/db", "daemonset/each"} {
+		c.Rollout(t, "kinds", o)
+	}
+	t.Run("probes", k.probes)
+	t.Run("init, sidecar and ephemeral containers", k.containers)
+	t.Run("StatefulSet", k.stateful)
+	t.Run("DaemonSet", k.daemons)
+	t.Run("both families", k.families)
+	t.Run("restricted, no DNS policy", k.narrow)
+	t.Run("users of its own", k.users)
+	t.Run("host's network", k.host)
+	t.Run("kubectl", k.kubectl)
+	t.Run("Job", func(t *testing.T) { k.job(t, "once", "batch.kubernetes.io/job-name=once") })
+	t.Run("long shutdown", k.shutdown)
+	t.Run("CronJob", k.cron)
+	wire.ExpectNone(t)
+	k.quiet(t)
+}
+
+// get asks from a pod of a namespace.
+func (k *kinds) get(t *testing.T, pod, url string) (string, error) {
+	namespace := "kinds"
+	if pod == "narrow" {
+		namespace = "narrow"
+	}
+	return k.c.TryKubectl(t.Context(), "", "exec", "-n", namespace, pod, "--", "/bin/echo", "get", url)
+}
+
+// reaches asks from a pod until the answer is a server's that has the client's address.
+func (k *kinds) reaches(t *testing.T, from, url, server string) {
+	t.Helper()
+	k.c.Eventually(t, from+" reaches "+url, func() error {
+		out, err := k.get(t, from, url)
+		if err == nil && !strings.HasPrefix(out, "host="+server) {
+			err = fmt.Errorf("%s", out)
+		}
+		return err
+	})
+}
+
+func (k *kinds) read(t *testing.T, args ...string) string {
+	t.Helper()
+	return strings.TrimSpace(k.c.Kubectl(t, args...))
+}
+
+func (k *kinds) address(t *testing.T, pod string) string {
+	t.Helper()
+	return k.read(t, "get", "pod", "-n", "kinds", pod, "-o", "jsonpath={.status.podIP}")
+}
+
+func (k *kinds) uid(t *testing.T, pod string) string {
+	t.Helper()
+	return k.read(t, "get", "pod", "-n", "kinds", pod, "-o", "jsonpath={.metadata.uid}")
+}
+
+// workload is what control has of a pod.
+func (k *kinds) workload(t *testing.T, uid string) (w assay.Workload, err error) {
+	out, code := k.person.run(t, "kubectl", "assay", "get", "workloads", "-o", "json")
+	var list []assay.Workload
+	if err = json.Unmarshal([]byte(out), &list); err != nil || code != 0 {
+		return w, fmt.Errorf("exit code %d: %s (%v)", code, out, err)
+	}
+	i := slices.IndexFunc(list, func(w assay.Workload) bool { return w.ID == uid })
+	if i < 0 {
+		return w, fmt.Errorf("control does not know the pod")
+	}
+	return list[i], nil
+}
+
+// edges are those that contain every word, as people see them.
+func (k *kinds) edges(t *testing.T, words ...string) (list []string) {
+	out, _ := k.person.run(t, "kubectl", "assay", "edges")
+	for line := range strings.Lines(out) {
+		if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
+			list = append(list, line)
+		}
+	}
+	return list
+}
+
+// left is what there is on the node of a pod that has ended.
+func (k *kinds) left(t *testing.T, uid string) {
+	t.Helper()
+	m := &mesh{t: t, c: k.c, node: k.node}
+	k.c.Eventually(t, "nothing is left of the pod", func() error {
+		if left := m.left(uid); left != "" {
+			return fmt.Errorf("left: %s", left)
+		}
+		return nil
+	})
+}
+
+// probes: the kubelet's reach a strict pod, and nothing else of the node does; nor does the
+// kubelet where no probe is declared.
+func (k *kinds) probes(t *testing.T) {
+	at := k.address(t, "probed")
+	for _, port := range []string{"8080", "8081", "8082", "9090"} {
+		if out, err := k.node.Try(t.Context(), "curl", "-sS", "-m", "20", "http://"+at+":"+port+"/from-the-node"); err == nil || strings.Contains(out, "host=") {
+			t.Errorf("a process of the node was answered at port %s: %s", port, out)
+		}
+	}
+	k.c.Apply(t, fmt.Sprintf(viaManifest, at))
+	k.c.Eventually(t, "the kubelet is refused at a port without a probe", func() error {
+		out := k.c.Kubectl(t, "get", "events", "-n", "default", "--field-selector", "involvedObject.name=via,reason=Unhealthy", "-o", "jsonpath={.items[*].message}")
+		if !strings.Contains(out, at+":8082") || !strings.Contains(out, "connection reset by peer") {
+			return fmt.Errorf("events: %q", out)
+		}
+		return nil
+	})
+	k.c.Kubectl(t, "delete", "pod", "via")
+	answered := func() int {
+		return strings.Count(k.c.Kubectl(t, "logs", "-n", "kinds", "probed", "-c", "http", "--tail=-1"), "asks for /live")
+	}
+	n := answered()
+	k.c.Eventually(t, "it is probed on and on", func() error {
+		if now := answered(); now < n+5 {
+			return fmt.Errorf("%d times, and %d a while ago", now, n)
+		}
+		return nil
+	})
+	k.steady(t, "probed")
+	for _, c := range []string{"http", "tcp", "other"} {
+		if out := k.c.Kubectl(t, "logs", "-n", "kinds", "probed", "-c", c, "--tail=-1"); strings.Contains(out, "/via") || strings.Contains(out, "/from-the-node") {
+			t.Errorf("the application was asked by somebody else than the kubelet, or where it has no probe:\n%s", out)
+		}
+	}
+	if out := k.c.Kubectl(t, "logs", "-n", "kinds", "probed", "-c", "hooked", "--tail=-1"); !strings.Contains(out, "asks for /hook") {
+		t.Errorf("the hook was not called: %s", out)
+	}
+	k.c.Eventually(t, "probes are exceptions that are listed", func() error {
+		if len(k.edges(t, "probe", ":8080")) == 0 || len(k.edges(t, "probe", ":9090")) == 0 {
+			return fmt.Errorf("%s", k.edges(t))
+		}
+		return nil
+	})
+}
+
+// steady: a pod is ready, and none of its containers was started twice.
+func (k *kinds) steady(t *testing.T, pod string) {
+	t.Helper()
+	out := k.read(t, "get", "pod", "-n", "kinds", pod, "-o", "jsonpath={range .status.containerStatuses[*]}{.name}:{.ready}:{.restartCount} {end}")
+	for s := range strings.FieldsSeq(out) {
+		if !strings.HasSuffix(s, ":true:0") {
+			t.Errorf("%s: %s", pod, out)
+		}
+	}
+}
+
+// containers: whatever runs in a pod, and whenever, is in the mesh and in the pod's set.
+func (k *kinds) containers(t *testing.T) {
+	if out := k.c.Kubectl(t, "logs", "-n", "kinds", "client", "-c", "before"); !strings.Contains(out, "path=/secret") {
+		t.Errorf("the init container says %q", out)
+	}
+	k.reaches(t, "client", "http://"+k.address(t, "client")+":8085/itself", "client")
+	k.reaches(t, "db-0", "http://"+k.address(t, "client")+":8085/secret", "client")
+	k.c.Kubectl(t, "debug", "-n", "kinds", "client", "--image=assay.test/echo:debug", "--image-pull-policy=Never", "-c", "debugger", "--", "/bin/echo", "get", "http://web/secret")
+	k.c.Eventually(t, "the ephemeral container has asked", func() error {
+		out, err := k.c.TryKubectl(t.Context(), "", "logs", "-n", "kinds", "client", "-c", "debugger")
+		if err == nil && !strings.Contains(out, "path=/secret") {
+			err = fmt.Errorf("it says %q", out)
+		}
+		return err
+	})
+	uid := k.uid(t, "client")
+	k.c.Eventually(t, "every container is in the artifact set", func() error {
+		w, err := k.workload(t, uid)
+		var set []string
+		for _, a := range w.Artifacts {
+			set = append(set, k.digests[string(a.Digest)])
+		}
+		if slices.Sort(set); err == nil && !slices.Equal(set, []string{"1", "beside", "debug", "init"}) {
+			err = fmt.Errorf("it is %v: %+v", set, w.Artifacts)
+		}
+		return err
+	})
+}
+
+// stateful: a pod is reached by its own name, and is who it is.
+func (k *kinds) stateful(t *testing.T) {
+	for _, name := range []string{"db-0", "db-1"} {
+		for _, domain := range []string{"db", "db.kinds", "db.kinds.svc.cluster.local"} {
+			k.reaches(t, "client", "http://"+name+"."+domain+":8080/secret", name+" ")
+		}
+	}
+	k.c.Eventually(t, "they were asked under mutual TLS", func() error {
+		if list := k.edges(t, "kinds/db:8080", " mtls "); len(list) == 0 {
+			return fmt.Errorf("%s", k.edges(t))
+		}
+		return nil
+	})
+	// The next one of the name is another pod, at another address.
+	old := k.uid(t, "db-1")
+	k.c.Kubectl(t, "delete", "pod", "-n", "kinds", "db-1")
+	k.c.Rollout(t, "kinds", "statefulset/db")
+	k.reaches(t, "client", "http://db-1.db:8080/secret", "db-1 ")
+	k.left(t, old)
+}
+
+func (k *kinds) daemons(t *testing.T) {
+	name := k.read(t, "get", "pods", "-n", "kinds", "-l", "app=each", "-o", "jsonpath={.items[0].metadata.name}")
+	k.reaches(t, "client", "http://"+k.address(t, name)+":8080/secret", "each-")
+}
+
+func (k *kinds) families(t *testing.T) {
+	addrs := strings.Fields(k.read(t, "get", "service", "-n", "kinds", "web", "-o", "jsonpath={.spec.clusterIPs[*]}"))
+	if len(addrs) != 2 {
+		t.Fatalf("the service has the addresses %v", addrs)
+	}
+	for _, a := range addrs {
+		k.reaches(t, "client", "http://"+net.JoinHostPort(a, "80")+"/secret", "web-")
+	}
+}
+
+// narrow: a pod that may do nothing, of a namespace that lets nobody do more.
+func (k *kinds) narrow(t *testing.T) {
+	k.c.Kubectl(t, "wait", "-n", "narrow", "pod/narrow", "--for=condition=Ready", "--timeout=170s")
+	k.reaches(t, "narrow", "http://web.kinds.svc.cluster.local/secret", "web-")
+	at := k.read(t, "get", "pod", "-n", "narrow", "narrow", "-o", "jsonpath={.status.podIP}")
+	k.reaches(t, "client", "http://"+at+":8080/secret", "narrow ")
+}
+
+// users: a pod with a user namespace of its own.
+func (k *kinds) users(t *testing.T) {
+	if out, err := k.c.TryKubectl(t.Context(), "", "wait", "-n", "kinds", "pod/users", "--for=condition=Ready", "--timeout=120s"); err != nil {
+		events := k.c.Kubectl(t, "get", "events", "-n", "kinds", "--field-selector", "involvedObject.name=users", "-o", "jsonpath={.items[*].message}")
+		if why := regexp.MustCompile(`(?i)[^.;]*(user namespace|idmap|uid_map)[^.;]*`).FindString(events); why != "" {
+			t.Skipf("skipped: the kernel or the runtime has no user namespaces for pods: %s", strings.TrimSpace(why))
+		}
+		t.Fatalf("%v %s\n%s", err, out, events)
+	}
+	if m := strings.Fields(k.c.Kubectl(t, "exec", "-n", "kinds", "users", "--", "/bin/echo", "cat", "/proc/self/uid_map")); len(m) != 3 || m[1] == "0" {
+		t.Fatalf("its users are the node's: %v", m)
+	}
+	k.reaches(t, "users", "http://web/secret", "web-")
+	k.reaches(t, "client", "http://"+k.address(t, "users")+":8080/secret", "users ")
+	k.steady(t, "users")
+}
+
+// host: a pod in the node's network is never meshed. As a client it is refused by what is
+// strict, as a server it is outside, and listed.
+func (k *kinds) host(t *testing.T) {
+	k.c.Kubectl(t, "wait", "-n", "kinds", "pod/host", "--for=condition=Ready", "--timeout=120s")
+	if _, err := k.workload(t, k.uid(t, "host")); err == nil {
+		t.Error("it is a workload of the mesh")
+	}
+	if out, err := k.get(t, "host", "http://web.kinds/from-the-host"); err == nil {
+		t.Errorf("a strict service answered it: %s", out)
+	}
+	at := k.node.IPv4.String()
+	k.reaches(t, "client", "http://"+at+":18080/to-the-host", "")
+	k.c.Eventually(t, "both ways are listed", func() error {
+		if len(k.edges(t, "outside: "+at+":18080", "plaintext")) == 0 || len(k.edges(t, "(outside)", "plaintext-in-strict")) == 0 {
+			return fmt.Errorf("%s", k.edges(t))
+		}
+		return nil
+	})
+}
+
+// kubectl: what people do with a pod does not come from its network.
+func (k *kinds) kubectl(t *testing.T) {
+	if out := k.c.Kubectl(t, "exec", "-n", "kinds", "client", "-c", "c", "--", "/bin/echo", "lookup", "web"); !strings.Contains(out, "10.96.") {
+		t.Errorf("exec: %s", out)
+	}
+	if out := k.c.Kubectl(t, "logs", "-n", "kinds", "deployment/web", "--tail=-1"); !strings.Contains(out, "asks for /secret") {
+		t.Errorf("logs: %s", out)
+	}
+	file := filepath.Join(t.TempDir(), "note")
+	k.c.Kubectl(t, "cp", "-n", "kinds", "-c", "c", "client:/usr/share/doc/note", file)
+	if text, err := os.ReadFile(file); err != nil || string(text) != "1" {
+		t.Errorf("cp: %q, %v", text, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cmd := k.c.Command(ctx, "port-forward", "-n", "kinds", "pod/probed", ":8082", "--address", "127.0.0.1")
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cancel()
+	line, err := bufio.NewReader(out).ReadString('\n')
+	found := regexp.MustCompile(`127\.0\.0\.1:\d+`).FindString(line)
+	if err != nil || found == "" {
+		t.Fatalf("port-forward says %q, %v", line, err)
+	}
+	k.c.Eventually(t, "a forwarded port answers", func() error {
+		resp, err := http.Get("http://" + found + "/forwarded")
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		if err == nil && !strings.HasPrefix(string(text), "host=probed ") {
+			err = fmt.Errorf("%s", text)
+		}
+		return err
+	})
+}
+
+// job: it ends with its containers, and with it everything of the mesh.
+func (k *kinds) job(t *testing.T, name, pods string) {
+	k.c.Kubectl(t, "wait", "-n", "kinds", "job/"+name, "--for=condition=Complete", "--timeout=170s")
+	out := k.read(t, "get", "pods", "-n", "kinds", "-l", pods, "-o", `jsonpath={range .items[*]}{.metadata.uid} {.status.phase} {.status.containerStatuses[*].restartCount}{"\n"}{end}`)
+	for line := range strings.Lines(out) {
+		f := strings.Fields(line)
+		if len(f) != 3 || f[1] != "Succeeded" || f[2] != "0" {
+			t.Errorf("pod %q", line)
+			continue
+		}
+		k.left(t, f[0])
+		k.c.Eventually(t, "control has forgotten it", func() error {
+			if _, err := k.workload(t, f[0]); err == nil || !strings.Contains(err.Error(), "does not know") {
+				return fmt.Errorf("it has not (%v)", err)
+			}
+			return nil
+		})
+	}
+}
+
+// cron: the controller makes a Job in each minute.
+func (k *kinds) cron(t *testing.T) {
+	name := ""
+	k.c.Eventually(t, "the CronJob has a Job", func() error {
+		name = k.read(t, "get", "jobs", "-n", "kinds", "-o", `jsonpath={.items[?(@.metadata.ownerReferences[0].name=="cron")].metadata.name}`)
+		if name, _, _ = strings.Cut(name, " "); name == "" {
+			return fmt.Errorf("not yet")
+		}
+		return nil
+	})
+	k.c.Kubectl(t, "patch", "cronjob", "-n", "kinds", "cron", "-p", `{"spec":{"suspend":true}}`)
+	k.job(t, name, "batch.kubernetes.io/job-name="+name)
+}
+
+// shutdown: a server that ends slowly is answered for to its end: the proxy outlives the
+// last container.
+func (k *kinds) shutdown(t *testing.T) {
+	name := k.read(t, "get", "pods", "-n", "kinds", "-l", "app=web", "-o", "jsonpath={.items[0].metadata.name}")
+	uid, at := k.uid(t, name), k.address(t, name)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	cmd := k.c.Command(ctx, "exec", "-n", "kinds", "client", "-c", "c", "--", "/bin/echo", "get", "http://"+at+":8080/slow/25")
+	answer := make(chan string, 1)
+	go func() {
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			out = append(out, err.Error()...)
+		}
+		answer <- string(out)
+	}()
+	k.c.Eventually(t, "the request has begun", func() error {
+		if out := k.c.Kubectl(t, "logs", "-n", "kinds", name); !strings.Contains(out, "asks for /slow/25") {
+			return fmt.Errorf("it has not")
+		}
+		return nil
+	})
+	k.c.Kubectl(t, "delete", "pod", "-n", "kinds", name, "--wait=false")
+	k.reaches(t, "client", "http://web/secret", "web-")
+	m := &mesh{t: t, c: k.c, node: k.node}
+	proxies := 0
+	for open := true; open; {
+		select {
+		case out := <-answer:
+			open = false
+			if !strings.Contains(out, "second 25") || !strings.Contains(out, "that is all") {
+				t.Errorf("the answer was cut off: %s", out)
+			}
+		case <-time.After(time.Second):
+			if m.proxy(uid) != "" {
+				proxies++
+			}
+		}
+	}
+	if proxies == 0 {
+		t.Error("its proxy was not seen while the server ended")
+	}
+	k.c.Kubectl(t, "wait", "-n", "kinds", "pod/"+name, "--for=delete", "--timeout=120s")
+	k.left(t, uid)
+}
+
+// quiet: in a strict mesh with all of this, nothing is found but what was tried.
+func (k *kinds) quiet(t *testing.T) {
+	out, _ := k.person.run(t, "kubectl", "assay", "check", "-o", "json")
+	var list []assay.Finding
+	if err := json.Unmarshal([]byte(out), &list); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, f := range list {
+		switch f.Kind {
+		case "exceptions", "plaintext", "plaintext-in-strict": // DNS; to the node; from there
+		default:
+			t.Errorf("found: %+v", f)
+		}
+		if strings.Contains(f.Detail, "probe") {
+			t.Errorf("a probe is found: %+v", f)
+		}
+	}
+}
