@@ -48,6 +48,9 @@ type Remote struct {
 	cfg  RemoteConfig
 	look time.Duration // between looks at the clock
 	conn atomic.Pointer[grpc.ClientConn]
+	// doubts holds a token while an answer said that control does not know this host, or the
+	// two do not take each other's certificates. Of a node alone: it can do something about it.
+	doubts chan struct{}
 
 	mu   sync.Mutex
 	host hostCredentials
@@ -86,7 +89,7 @@ func Connect(ctx context.Context, cfg RemoteConfig) (*Remote, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	r := &Remote{cfg: cfg, look: renewalLook}
+	r := &Remote{cfg: cfg, look: renewalLook, doubts: make(chan struct{}, 1)}
 	dir := filepath.Join(cfg.DataDir, "host")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, &assay.Error{Op: "open " + dir, Err: err, Remedy: "run as root, or name a folder of your own"}
@@ -284,6 +287,11 @@ func (r *Remote) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-r.doubts:
+			if r.joinAnew(ctx) != nil {
+				return nil
+			}
+			continue
 		case <-time.After(wait):
 		}
 		if r.untilRenewal() > 0 {
@@ -370,7 +378,7 @@ func (r *Remote) redial() error {
 			return r.cert, nil
 		},
 		Now: r.cfg.Now,
-	}))...)
+	}), r.observers()...)...)
 	if err != nil {
 		return err
 	}
@@ -380,8 +388,8 @@ func (r *Remote) redial() error {
 	return nil
 }
 
-func options(t *tls.Config) []grpc.DialOption {
-	return []grpc.DialOption{
+func options(t *tls.Config, more ...grpc.DialOption) []grpc.DialOption {
+	return append([]grpc.DialOption{
 		grpc.WithTransportCredentials(credentials.NewTLS(t)),
 		// The library's own patience grows to two minutes: a host would hear that late
 		// of a control that is back.
@@ -391,7 +399,7 @@ func options(t *tls.Config) []grpc.DialOption {
 		}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
-	}
+	}, more...)
 }
 
 // Close ends the connection.

@@ -5,7 +5,12 @@ import (
 	"context"
 	"crypto/x509"
 	mathrand "math/rand/v2"
+	"strings"
 	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // NodeJoin is how a node of a cluster shows who it is, as often as it must: its agent
@@ -66,4 +71,87 @@ func (r *Remote) knows(roots []*x509.Certificate) bool {
 		}
 	}
 	return false
+}
+
+// rejoinEvery is the least time between two joins of a host that has a certificate: each costs
+// the API server a question.
+const rejoinEvery = 5 * time.Second
+
+// joinAnew joins though there is a certificate: control has said that it is of no host of
+// its, or neither takes the other's. It tries until that is done, or ctx ends.
+func (r *Remote) joinAnew(ctx context.Context) error {
+	r.cfg.Log.Warn("control does not take this node for one of its hosts; it joins anew")
+	said := ""
+	for retry := rejoinEvery; ; retry = min(2*retry, time.Minute) {
+		err := r.join(ctx)
+		if err == nil {
+			err = r.redial()
+		}
+		if err != nil && err.Error() != said && ctx.Err() == nil {
+			said = err.Error()
+			r.cfg.Log.Error("this node has not joined the mesh again; what runs goes on", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(retry/2 + mathrand.N(retry/2)):
+		}
+		if err != nil {
+			continue
+		}
+		select { // of calls of the connection before
+		case <-r.doubts:
+		default:
+		}
+		return nil
+	}
+}
+
+// observers look at how a node's calls end.
+func (r *Remote) observers() []grpc.DialOption {
+	if r.cfg.Node == nil {
+		return nil
+	}
+	return []grpc.DialOption{
+		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, in, out any, conn *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			err := call(ctx, method, in, out, conn, opts...)
+			r.observe(err)
+			return err
+		}),
+		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			s, err := open(ctx, desc, conn, method, opts...)
+			r.observe(err)
+			return &observed{s, r}, err
+		}),
+	}
+}
+
+// observed is a stream whose end is looked at.
+type observed struct {
+	grpc.ClientStream
+	r *Remote
+}
+
+func (s *observed) RecvMsg(m any) error {
+	err := s.ClientStream.RecvMsg(m)
+	s.r.observe(err)
+	return err
+}
+
+// observe doubts whether this host is one of control's. A host that was removed is denied
+// every call; one whose certificate was taken back, or who speaks with a control of another
+// authority, does not get through the handshake.
+func (r *Remote) observe(err error) {
+	st, ok := status.FromError(err)
+	if err == nil || !ok {
+		return
+	}
+	handshake := strings.Contains(st.Message(), "tls: ") || strings.Contains(st.Message(), "authentication handshake failed")
+	if st.Code() != codes.PermissionDenied && !(st.Code() == codes.Unavailable && handshake) {
+		return
+	}
+	select {
+	case r.doubts <- struct{}{}:
+	default:
+	}
 }

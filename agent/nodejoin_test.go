@@ -127,6 +127,13 @@ func TestNodeJoin(t *testing.T) {
 		t.Error("without a token")
 	}
 
+	was = tokens.Load()
+	c.remove(r.host.HostID)
+	lab.Eventually(t, "it joins again when its host was removed", welcomed)
+	if tokens.Load() == was {
+		t.Error("without a token")
+	}
+
 	stop()
 	set(theirs, other)
 	cfg.Address = other.address

@@ -32,6 +32,7 @@ type realControl struct {
 	address string
 	stop    func()
 	token   func() string
+	remove  func(host string)
 }
 
 func startControl(t *testing.T, dir, listen string, clock *shifted, log io.Writer) *realControl {
@@ -71,17 +72,30 @@ func startControl(t *testing.T, dir, listen string, clock *shifted, log io.Write
 		}
 	})
 	t.Cleanup(r.stop)
-	r.token = func() string {
+	operate := func(do func(api.OperatorClient)) {
 		conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		resp, err := api.NewOperatorClient(conn).CreateToken(t.Context(), &api.CreateTokenRequest{Covers: []string{"*/*"}, TtlSeconds: 3600})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return resp.GetToken()
+		do(api.NewOperatorClient(conn))
+	}
+	r.remove = func(host string) {
+		operate(func(o api.OperatorClient) {
+			if _, err := o.Delete(t.Context(), &api.DeleteRequest{Kind: "host", Name: host}); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	r.token = func() (token string) {
+		operate(func(o api.OperatorClient) {
+			resp, err := o.CreateToken(t.Context(), &api.CreateTokenRequest{Covers: []string{"*/*"}, TtlSeconds: 3600})
+			if err != nil {
+				t.Fatal(err)
+			}
+			token = resp.GetToken()
+		})
+		return token
 	}
 	return r
 }
