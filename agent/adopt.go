@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -104,6 +105,9 @@ func (a *Agent) continued(rec record, ns *netns.Namespace, p proxies) *workload 
 		}
 		a.log.Warn("listeners come when the proxy does", "workload", w.id, "err", err)
 	}
+	if p.current != nil && p.current.domain != rec.Workload.Identity.TrustDomain {
+		w.wantUpgrade()
+	}
 	if !rec.Workload.MeshedSince.IsZero() {
 		w.accepts.set() // its listeners never closed
 	}
@@ -129,7 +133,7 @@ func (p proxies) processes() (list []*attest.Process) {
 // adoptable returns the recorded proxies that still are that: same process, same
 // executable, same namespace. Anything else with its number is somebody else.
 func (a *Agent) adoptable(rec record) (p proxies) {
-	open := func(ref processRef, digest assay.Digest) *generation {
+	open := func(ref processRef, digest assay.Digest, domain string) *generation {
 		proc, err := ref.open()
 		if err != nil {
 			return nil
@@ -139,11 +143,11 @@ func (a *Agent) adoptable(rec record) (p proxies) {
 			proc.Close()
 			return nil
 		}
-		return newGeneration(proc, digest)
+		return newGeneration(proc, digest, cmp.Or(domain, rec.Workload.Identity.TrustDomain))
 	}
-	p.current = open(rec.Proxy, rec.ProxyExe)
+	p.current = open(rec.Proxy, rec.ProxyExe, rec.ProxyDomain)
 	if n := rec.Next; n != nil {
-		if p.next = open(n.Process, n.Exe); p.next != nil {
+		if p.next = open(n.Process, n.Exe, n.Domain); p.next != nil {
 			p.next.successor = true
 		}
 	}
@@ -151,7 +155,7 @@ func (a *Agent) adoptable(rec record) (p proxies) {
 		p.current, p.next = p.next, nil
 	}
 	for _, r := range rec.Older {
-		if g := open(r.Process, r.Exe); g != nil {
+		if g := open(r.Process, r.Exe, r.Domain); g != nil {
 			g.until = r.Until
 			p.older = append(p.older, g)
 		}

@@ -141,6 +141,9 @@ func (a *Agent) welcome(w *api.Welcome) error {
 		// Control can do nothing about it, and what runs goes on.
 		a.log.Error("the host's network could not be set up", "err", err)
 	}
+	for _, w := range a.all() {
+		w.belong(state.HostID, state.TrustDomain)
+	}
 	return nil
 }
 

@@ -33,6 +33,7 @@ type testControl struct {
 	covers func(namespace, service string) bool
 
 	mu        sync.Mutex
+	domain    string // of trust
 	version   uint64
 	resources map[string]*api.Resource
 	streams   map[chan *api.ControlUpdate]bool
@@ -67,7 +68,7 @@ func newTestControl(t testing.TB) *testControl {
 		t.Fatal(err)
 	}
 	return &testControl{
-		key: key, root: root, resources: map[string]*api.Resource{}, streams: map[chan *api.ControlUpdate]bool{},
+		key: key, root: root, domain: "bank.example", resources: map[string]*api.Resource{}, streams: map[chan *api.ControlUpdate]bool{},
 		reports: map[string]*api.WorkloadReport{}, acks: map[string]uint64{}, issued: map[string][]*api.Artifact{},
 		path:   filepath.Join(t.TempDir(), "control.sock"),
 		covers: func(string, string) bool { return true },
@@ -108,7 +109,7 @@ func (c *testControl) Sync(stream grpc.BidiStreamingServer[api.HostUpdate, api.C
 	c.hellos = append(c.hellos, first.GetHello())
 	out := make(chan *api.ControlUpdate, 1024)
 	out <- &api.ControlUpdate{Update: &api.ControlUpdate_Welcome{Welcome: &api.Welcome{
-		HostId: "host-1", TrustDomain: "bank.example", Epoch: 7,
+		HostId: "host-1", TrustDomain: c.domain, Epoch: 7,
 		Prefixes:     []string{"10.181.7.0/24", "fd5a:5a59:0:0:7::/80"},
 		MeshPrefixes: []string{"10.181.0.0/16", "fd5a:5a59::/64", "10.182.0.0/16", "fd5a:5a59:1::/112"},
 	}}}

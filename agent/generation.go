@@ -20,6 +20,7 @@ import (
 type generation struct {
 	proc      *attest.Process
 	exe       assay.Digest
+	domain    string     // the trust domain of its identity, which it has for life
 	conn      *link.Conn // made when it was started; nil: it dials
 	successor bool       // it was started beside another one
 	redialed  chan orphan
@@ -34,8 +35,8 @@ type generation struct {
 	report  *link.Report
 }
 
-func newGeneration(proc *attest.Process, exe assay.Digest) *generation {
-	return &generation{proc: proc, exe: exe, redialed: make(chan orphan), accepts: newLatch(), ended: make(chan struct{})}
+func newGeneration(proc *attest.Process, exe assay.Digest, domain string) *generation {
+	return &generation{proc: proc, exe: exe, domain: domain, redialed: make(chan orphan), accepts: newLatch(), ended: make(chan struct{})}
 }
 
 func (g *generation) hasEnded() bool {
@@ -79,15 +80,15 @@ func (w *workload) generationOf(ref processRef) *generation {
 // saveGenerations records which proxies there are.
 func (w *workload) saveGenerations() error {
 	w.mu.Lock()
-	w.rec.Proxy, w.rec.ProxyExe, w.rec.Next, w.rec.Older = processRef{}, "", nil, nil
+	w.rec.Proxy, w.rec.ProxyExe, w.rec.ProxyDomain, w.rec.Next, w.rec.Older = processRef{}, "", "", nil, nil
 	if g := w.current; g != nil {
-		w.rec.Proxy, w.rec.ProxyExe = refOf(g.proc), g.exe
+		w.rec.Proxy, w.rec.ProxyExe, w.rec.ProxyDomain = refOf(g.proc), g.exe, g.domain
 	}
 	if g := w.next; g != nil {
-		w.rec.Next = &proxyRecord{Process: refOf(g.proc), Exe: g.exe}
+		w.rec.Next = &proxyRecord{Process: refOf(g.proc), Exe: g.exe, Domain: g.domain}
 	}
 	for _, g := range w.older {
-		w.rec.Older = append(w.rec.Older, proxyRecord{Process: refOf(g.proc), Exe: g.exe, Until: g.until})
+		w.rec.Older = append(w.rec.Older, proxyRecord{Process: refOf(g.proc), Exe: g.exe, Domain: g.domain, Until: g.until})
 	}
 	w.mu.Unlock()
 	return w.save()

@@ -264,7 +264,7 @@ func TestControlCountsAnew(t *testing.T) {
 	}
 	defer proxy.Close()
 	a := &Agent{log: slog.New(slog.DiscardHandler), outbox: newOutbox()}
-	s := newSession(a.newWorkload(record{Workload: assay.Workload{ID: "web-1", Namespace: "default"}}, nil), newGeneration(nil, ""), near)
+	s := newSession(a.newWorkload(record{Workload: assay.Workload{ID: "web-1", Namespace: "default"}}, nil), newGeneration(nil, "", ""), near)
 	for epoch, port := range []uint16{80, 80, 81} {
 		service := &assay.Service{Namespace: "default", Name: "web", Ports: []assay.Port{{Port: port}}}
 		of := version{epoch: uint64(epoch / 2), number: 3} // the second is the first again

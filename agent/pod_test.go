@@ -122,6 +122,52 @@ func client(t *testing.T, cfg Config) *netns.Namespace {
 	return ns
 }
 
+// TestPodInAnotherMesh: a pod that an agent adopts after its host has joined another mesh gets an
+// identity there, by a proxy that begins anew; what is open goes on.
+func TestPodInAnotherMesh(t *testing.T) {
+	c := newTestControl(t)
+	c.start(t)
+	cfg := testConfig(t.TempDir(), logs(t))
+	cfg.Hosts, cfg.ProxyDrain = c.client(t), time.Hour
+	a := startAgent(t, cfg)
+	p, far := newPod(t, cfg), client(t, cfg)
+	id := p.spec().ID
+	if err := a.Mesh(t.Context(), p.spec()); err != nil {
+		t.Fatal(err)
+	}
+	set := assay.ArtifactSet{{Kind: assay.Image, Digest: assay.Digest("sha256:" + strings.Repeat("1", 64)), Name: "web"}}
+	if err := a.Attest(id, set); err != nil {
+		t.Fatal(err)
+	}
+	through := hold(t, far)
+	lab.Eventually(t, "it is certified", func() bool { return c.certified(id) != nil })
+	a.stop()
+
+	c.mu.Lock()
+	c.domain = "other.example"
+	c.removeLocked("workload/" + id)
+	delete(c.issued, id)
+	c.mu.Unlock()
+	a = startAgent(t, cfg)
+	defer func() { a.PodEnded(context.Background(), id) }()
+	if err := a.Attest(id, set); err != nil {
+		t.Fatal(err)
+	}
+	lab.Eventually(t, "its identity is of the other mesh", func() bool {
+		w := c.workload(id)
+		return w != nil && w.GetIdentity() == "spiffe://other.example/ns/bank/sa/robot"
+	})
+	lab.Eventually(t, "a proxy of that identity accepts", func() bool {
+		w := a.workload(id)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.current != nil && w.current.domain == "other.example" && w.session != nil
+	})
+	lab.Eventually(t, "it is certified there", func() bool { return c.certified(id) != nil })
+	through.ping(t, "in another mesh")
+	hold(t, far).c.Close()
+}
+
 // TestPod: a pod that runs joins the mesh and leaves it again. Nothing that is open
 // notices, an agent comes and goes in between, and afterwards nothing is left.
 func TestPod(t *testing.T) {

@@ -134,7 +134,7 @@ func (w *workload) spawn(successor bool) (_ *generation, err error) {
 		return nil, fmt.Errorf("start %s: %w%s", w.a.cfg.Proxy, err, w.logTail())
 	}
 	w.scoreProxy(pid)
-	g := newGeneration(proc, digest)
+	g := newGeneration(proc, digest, w.noun().Identity.TrustDomain)
 	g.conn, g.successor = near, successor
 	// Recorded before it is configured: a proxy that nobody configured ends by
 	// itself when its link does.

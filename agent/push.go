@@ -47,6 +47,7 @@ func (s *session) update(v *view, full bool) error {
 		return err
 	}
 	c.Listeners, c.Config, c.Successor = s.configured.Listeners, s.configured.Config, s.configured.Successor
+	c.Identity = s.configured.Identity // a proxy has one for life
 	if !reflect.DeepEqual(c, s.configured) {
 		again := c
 		again.Listeners = nil

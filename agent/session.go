@@ -145,7 +145,7 @@ func (s *session) greet(m link.Message) error {
 	if err != nil {
 		return err
 	}
-	c.Successor = s.g.successor
+	c.Successor, c.Identity.TrustDomain = s.g.successor, s.g.domain
 	if err := w.save(); err != nil { // the listeners' ports may be new
 		return err
 	}
@@ -157,7 +157,7 @@ func (s *session) greet(m link.Message) error {
 // needs them.
 func (w *workload) configuration(withListeners bool) (link.Configure, []int, error) {
 	w.a.mu.Lock()
-	mesh := slices.Clone(w.a.state.Mesh)
+	mesh, host := slices.Clone(w.a.state.Mesh), w.a.state.HostID
 	var gateways []netip.Addr
 	for _, a := range w.a.state.Addresses {
 		gateways = append(gateways, a.Gateway())
@@ -166,7 +166,7 @@ func (w *workload) configuration(withListeners bool) (link.Configure, []int, err
 		gateways = append(gateways, w.a.addresses...)
 	}
 	w.a.mu.Unlock()
-	names := w.a.dns()
+	names, zone := w.a.dns(), w.a.zone()
 	cfg := &w.a.cfg
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -185,7 +185,7 @@ func (w *workload) configuration(withListeners bool) (link.Configure, []int, err
 		Workload: w.id, Identity: w.rec.Workload.Identity, Addrs: w.addrs,
 		Config:      w.a.view.Load().config(w.rec.Workload.Namespace),
 		AgentSocket: w.a.socketPath(), OwnMark: cfg.OwnMark, ReturnMark: cfg.ReturnMark,
-		MeshPrefixes: mesh, Gateways: gateways, DNS: names, CertificateWait: cfg.CertificateWait, Zone: cfg.Zone,
+		MeshPrefixes: mesh, Gateways: gateways, DNS: names, CertificateWait: cfg.CertificateWait, Zone: zone, Host: host,
 	}
 	if w.given {
 		c.Probes, c.Transition = w.rec.Given.Probes, w.transition

@@ -88,17 +88,21 @@ type record struct {
 	Listeners map[string]uint64 `json:"listeners,omitempty"`
 	Proxy     processRef        `json:"proxy"`
 	ProxyExe  assay.Digest      `json:"proxyExe"`
-	Next      *proxyRecord      `json:"next,omitempty"`  // a successor that does not accept yet
-	Older     []proxyRecord     `json:"older,omitempty"` // predecessors that drain
-	Given     *given            `json:"given,omitempty"` // of a pod
-	Owner     processRef        `json:"owner"`           // `assay run`
-	Command   processRef        `json:"command"`         // what it started
+	// ProxyDomain is the trust domain that the proxy is of, the workload's unless the host
+	// has joined another mesh since.
+	ProxyDomain string        `json:"proxyDomain,omitempty"`
+	Next        *proxyRecord  `json:"next,omitempty"`  // a successor that does not accept yet
+	Older       []proxyRecord `json:"older,omitempty"` // predecessors that drain
+	Given       *given        `json:"given,omitempty"` // of a pod
+	Owner       processRef    `json:"owner"`           // `assay run`
+	Command     processRef    `json:"command"`         // what it started
 }
 
 // proxyRecord is a proxy beside the one that accepts.
 type proxyRecord struct {
 	Process processRef   `json:"process"`
 	Exe     assay.Digest `json:"exe"`
+	Domain  string       `json:"domain,omitempty"`
 	Until   time.Time    `json:"until,omitzero"` // when its drain ends
 }
 

@@ -366,6 +366,28 @@ func (w *workload) noun() assay.Workload {
 	return v
 }
 
+// belong makes the workload one of this host and trust domain, which are others than when it
+// began where the host has joined another mesh since. What it was called before nobody there takes: a
+// proxy of the new name follows, and the old one ends with its connections.
+func (w *workload) belong(host, domain string) {
+	w.mu.Lock()
+	n := &w.rec.Workload
+	other := n.Identity.TrustDomain != domain
+	same := !other && n.Host == host
+	n.Host, n.Identity.TrustDomain = host, domain
+	w.mu.Unlock()
+	if same {
+		return
+	}
+	if err := w.save(); err != nil {
+		w.log.Error("the record is not on disk", "err", err)
+	}
+	if other {
+		w.log.Warn("this host has joined another mesh; the workload gets an identity there", "trustDomain", domain)
+		w.wantUpgrade()
+	}
+}
+
 func (w *workload) save() error {
 	w.saving.Lock() // an older record must not be written last
 	defer w.saving.Unlock()
