@@ -1,6 +1,9 @@
 package assay
 
-import "net/netip"
+import (
+	"net/netip"
+	"time"
+)
 
 // Protocol is what is spoken on a connection, as declared or detected.
 type Protocol string
@@ -28,16 +31,29 @@ type Service struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
 	// VIPs are stable virtual addresses, IPv4 first; none when headless.
-	VIPs      []netip.Addr `json:"vips,omitempty"`
-	Headless  bool         `json:"headless,omitempty"`
+	VIPs     []netip.Addr `json:"vips,omitempty"`
+	Headless bool         `json:"headless,omitempty"`
+	// Externals are addresses outside of the mesh's networks at which it is reached from within
+	// all the same: those of its load balancer. They stand behind whoever of the mesh has one.
+	Externals []netip.Addr `json:"externals,omitempty"`
 	Ports     []Port       `json:"ports"`
 	Endpoints []Endpoint   `json:"endpoints,omitempty"`
+	// Affinity keeps each client at one endpoint, until that is not ready or for so long
+	// after it used it last; 0: any.
+	Affinity time.Duration `json:"affinity,omitempty"`
+	// Local has clients sent to endpoints of their own host alone.
+	Local bool `json:"local,omitempty"`
 	// Policy is in effect for its clients and its workloads; nil for the defaults.
 	Policy *TrafficPolicy `json:"policy,omitempty"`
 }
 
 // Key returns "NAMESPACE/NAME".
 func (s *Service) Key() string { return s.Namespace + "/" + s.Name }
+
+// ReadyAt reports whether clients on a host, by its ID, may be sent to the i-th port of e.
+func (s *Service) ReadyAt(e *Endpoint, i int, host string) bool {
+	return i < len(e.Targets) && e.Targets[i] != 0 && len(e.Addrs) > 0 && (!s.Local || e.Host == host)
+}
 
 // Port is one port of a service.
 type Port struct {
@@ -64,6 +80,9 @@ type Endpoint struct {
 	Targets []uint16 `json:"targets"`
 	Zone    string   `json:"zone,omitempty"` // of its host
 	// Zones are those for whose clients it is meant, where it counts (topology hints); nil
-	// for all.
+	// for all. Hosts are the same by the IDs of hosts, and count before zones do.
 	Zones []string `json:"zones,omitempty"`
+	Hosts []string `json:"hosts,omitempty"`
+	// Host is the ID of the one that it is on, where that matters: of a service that is Local.
+	Host string `json:"host,omitempty"`
 }

@@ -51,6 +51,8 @@ type Host struct {
 	// '*' stands for any one name.
 	Covers []string `json:"covers"`
 	Ready  bool     `json:"ready"` // its stream to control is up
+	// Zone is what its node's platform says that it fails together with; "" where none does.
+	Zone string `json:"zone,omitempty"`
 }
 
 // NamespaceConfig is the effective MeshConfig of one namespace.

@@ -192,7 +192,7 @@ func (a *Agent) reservePod(p Pod) (record, error) {
 	return record{
 		Boot: a.boot, Number: state.LastNumber, Given: &given{Sandbox: p.Sandbox, NetNS: p.NetNS, Link: p.Link, Probes: p.Probes, OOMScore: p.OOMScore},
 		Workload: assay.Workload{
-			ID: p.ID, Namespace: p.Namespace, Name: p.Account, Service: p.Service, Host: state.HostID, Zone: a.cfg.Zone,
+			ID: p.ID, Namespace: p.Namespace, Name: p.Account, Service: p.Service, Host: state.HostID, Zone: a.zone(),
 			Identity: assay.Identity{TrustDomain: state.TrustDomain, Namespace: p.Namespace, Account: p.Account},
 			Addrs:    addrs, Labels: p.Labels, Ports: p.Ports,
 		},

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -27,6 +28,7 @@ type view struct {
 	bundle     *link.Bundle
 	open       map[netip.AddrPort]bool
 	table      uint64 // version of Agent.table
+	zone       string // of this host, as control has it
 
 	meshed []*assay.Workload // of the snapshot
 	once   sync.Once
@@ -78,6 +80,9 @@ func (v *view) config(namespace string) assay.NamespaceConfig {
 	}
 	return assay.NamespaceConfig{Namespace: namespace, Mode: assay.Observe}
 }
+
+// zone is this host's: what it was told, or what its platform says of it.
+func (a *Agent) zone() string { return cmp.Or(a.cfg.Zone, a.view.Load().zone) }
 
 // changed tells the publisher that something did.
 func (a *Agent) changed() {
@@ -169,9 +174,11 @@ func (a *Agent) publish() {
 			v.meshed = append(v.meshed, r.workload)
 		case r.service != nil:
 			v.services[r.service.Key()] = versioned{r.service, version{s.epoch, r.message.GetVersion()}}
-			openPorts(v.open, r.service)
+			openPorts(v.open, r.service, self)
 		case r.route != nil:
 			v.routes[r.route.Key()] = versionedRoute{r.route, version{s.epoch, r.message.GetVersion()}}
+		case r.host != nil && r.host.ID == self:
+			v.zone = r.host.Zone
 		case r.namespace != nil:
 			v.namespaces[r.namespace.Namespace] = *r.namespace
 		}
@@ -210,11 +217,12 @@ func (a *Agent) publish() {
 	}
 }
 
-// openPorts adds a service's virtual addresses and ports that have an endpoint.
-func openPorts(open map[netip.AddrPort]bool, s *assay.Service) {
+// openPorts adds a service's virtual addresses and ports that have an endpoint for clients on
+// a host.
+func openPorts(open map[netip.AddrPort]bool, s *assay.Service, host string) {
 	for i, p := range s.Ports {
-		for _, e := range s.Endpoints {
-			if i < len(e.Targets) && e.Targets[i] != 0 {
+		for j := range s.Endpoints {
+			if s.ReadyAt(&s.Endpoints[j], i, host) {
 				for _, vip := range s.VIPs {
 					open[netip.AddrPortFrom(vip.Unmap(), p.Port)] = true
 				}

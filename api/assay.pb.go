@@ -1668,6 +1668,7 @@ type Host struct {
 	Covers        []string               `protobuf:"bytes,5,rep,name=covers,proto3" json:"covers,omitempty"`
 	Ready         bool                   `protobuf:"varint,6,opt,name=ready,proto3" json:"ready,omitempty"`
 	Advertise6    []byte                 `protobuf:"bytes,7,opt,name=advertise6,proto3" json:"advertise6,omitempty"`
+	Zone          string                 `protobuf:"bytes,8,opt,name=zone,proto3" json:"zone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1749,6 +1750,13 @@ func (x *Host) GetAdvertise6() []byte {
 		return x.Advertise6
 	}
 	return nil
+}
+
+func (x *Host) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
 }
 
 type NamespaceConfig struct {
@@ -1929,9 +1937,12 @@ type Service struct {
 	Ports     []*Port                `protobuf:"bytes,5,rep,name=ports,proto3" json:"ports,omitempty"`
 	Endpoints []*Endpoint            `protobuf:"bytes,6,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
 	// An assay.TrafficPolicy as JSON, for the reason that Route has.
-	Policy        []byte `protobuf:"bytes,7,opt,name=policy,proto3" json:"policy,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Policy          []byte   `protobuf:"bytes,7,opt,name=policy,proto3" json:"policy,omitempty"`
+	AffinitySeconds int64    `protobuf:"varint,8,opt,name=affinity_seconds,json=affinitySeconds,proto3" json:"affinity_seconds,omitempty"` // 0: any endpoint
+	Local           bool     `protobuf:"varint,9,opt,name=local,proto3" json:"local,omitempty"`                                            // to endpoints of the client's own host alone
+	Externals       [][]byte `protobuf:"bytes,10,rep,name=externals,proto3" json:"externals,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Service) Reset() {
@@ -2009,6 +2020,27 @@ func (x *Service) GetEndpoints() []*Endpoint {
 func (x *Service) GetPolicy() []byte {
 	if x != nil {
 		return x.Policy
+	}
+	return nil
+}
+
+func (x *Service) GetAffinitySeconds() int64 {
+	if x != nil {
+		return x.AffinitySeconds
+	}
+	return 0
+}
+
+func (x *Service) GetLocal() bool {
+	if x != nil {
+		return x.Local
+	}
+	return false
+}
+
+func (x *Service) GetExternals() [][]byte {
+	if x != nil {
+		return x.Externals
 	}
 	return nil
 }
@@ -2097,6 +2129,8 @@ type Endpoint struct {
 	Targets       []uint32               `protobuf:"varint,4,rep,packed,name=targets,proto3" json:"targets,omitempty"`
 	Zone          string                 `protobuf:"bytes,5,opt,name=zone,proto3" json:"zone,omitempty"`
 	Zones         []string               `protobuf:"bytes,6,rep,name=zones,proto3" json:"zones,omitempty"` // for whose clients it is meant; none: for all
+	Hosts         []string               `protobuf:"bytes,7,rep,name=hosts,proto3" json:"hosts,omitempty"` // the same, by the IDs of hosts
+	Host          string                 `protobuf:"bytes,8,opt,name=host,proto3" json:"host,omitempty"`   // its own, of a service that is local
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2171,6 +2205,20 @@ func (x *Endpoint) GetZones() []string {
 		return x.Zones
 	}
 	return nil
+}
+
+func (x *Endpoint) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+func (x *Endpoint) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
 }
 
 // Route is an assay.Route as JSON, the form in which agents pass it on: one schema for
@@ -4077,7 +4125,7 @@ const file_assay_proto_rawDesc = "" +
 	"\x04zone\x18\x0e \x01(\tR\x04zone\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb2\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc6\x01\n" +
 	"\x04Host\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -4087,7 +4135,8 @@ const file_assay_proto_rawDesc = "" +
 	"\x05ready\x18\x06 \x01(\bR\x05ready\x12\x1e\n" +
 	"\n" +
 	"advertise6\x18\a \x01(\fR\n" +
-	"advertise6\"\xe5\x01\n" +
+	"advertise6\x12\x12\n" +
+	"\x04zone\x18\b \x01(\tR\x04zone\"\xe5\x01\n" +
 	"\x0fNamespaceConfig\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\tR\x04mode\x12%\n" +
@@ -4103,7 +4152,7 @@ const file_assay_proto_rawDesc = "" +
 	"\baccounts\x18\x02 \x03(\tR\baccounts\x12\x14\n" +
 	"\x05hosts\x18\x03 \x03(\tR\x05hosts\x12\x1c\n" +
 	"\taddresses\x18\x04 \x03(\tR\taddresses\x12\x14\n" +
-	"\x05ports\x18\x05 \x03(\rR\x05ports\"\xdb\x01\n" +
+	"\x05ports\x18\x05 \x03(\rR\x05ports\"\xba\x02\n" +
 	"\aService\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -4111,20 +4160,26 @@ const file_assay_proto_rawDesc = "" +
 	"\bheadless\x18\x04 \x01(\bR\bheadless\x12$\n" +
 	"\x05ports\x18\x05 \x03(\v2\x0e.assay.v1.PortR\x05ports\x120\n" +
 	"\tendpoints\x18\x06 \x03(\v2\x12.assay.v1.EndpointR\tendpoints\x12\x16\n" +
-	"\x06policy\x18\a \x01(\fR\x06policy\"\xa1\x01\n" +
+	"\x06policy\x18\a \x01(\fR\x06policy\x12)\n" +
+	"\x10affinity_seconds\x18\b \x01(\x03R\x0faffinitySeconds\x12\x14\n" +
+	"\x05local\x18\t \x01(\bR\x05local\x12\x1c\n" +
+	"\texternals\x18\n" +
+	" \x03(\fR\texternals\"\xa1\x01\n" +
 	"\x04Port\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
 	"\bprotocol\x18\x03 \x01(\tR\bprotocol\x12%\n" +
 	"\x0eproxy_protocol\x18\x04 \x01(\bR\rproxyProtocol\x12.\n" +
-	"\x13forward_client_cert\x18\x05 \x01(\bR\x11forwardClientCert\"\x9c\x01\n" +
+	"\x13forward_client_cert\x18\x05 \x01(\bR\x11forwardClientCert\"\xc6\x01\n" +
 	"\bEndpoint\x12\x1a\n" +
 	"\bworkload\x18\x01 \x01(\tR\bworkload\x12\x1a\n" +
 	"\bidentity\x18\x02 \x01(\tR\bidentity\x12\x14\n" +
 	"\x05addrs\x18\x03 \x03(\fR\x05addrs\x12\x18\n" +
 	"\atargets\x18\x04 \x03(\rR\atargets\x12\x12\n" +
 	"\x04zone\x18\x05 \x01(\tR\x04zone\x12\x14\n" +
-	"\x05zones\x18\x06 \x03(\tR\x05zones\"\x1b\n" +
+	"\x05zones\x18\x06 \x03(\tR\x05zones\x12\x14\n" +
+	"\x05hosts\x18\a \x03(\tR\x05hosts\x12\x12\n" +
+	"\x04host\x18\b \x01(\tR\x04host\"\x1b\n" +
 	"\x05Route\x12\x12\n" +
 	"\x04json\x18\x01 \x01(\fR\x04json\"\x97\x01\n" +
 	"\aFinding\x12\x12\n" +

@@ -18,6 +18,7 @@ const (
 	maxPorts     = 4096
 	maxEndpoints = 100_000
 	maxZones     = 64 // of one endpoint's hints
+	maxAffinity  = 86400
 	maxSignals   = 20_000
 	maxCounters  = 1024
 	maxDecisions = 16_384

@@ -131,7 +131,7 @@ func Artifacts(list []*Artifact) (assay.ArtifactSet, error) {
 
 // FromHost writes h.
 func FromHost(h *assay.Host) *Host {
-	m := &Host{Id: h.ID, Name: h.Name, Prefixes: FromPrefixes(h.Prefixes), Covers: h.Covers, Ready: h.Ready}
+	m := &Host{Id: h.ID, Name: h.Name, Prefixes: FromPrefixes(h.Prefixes), Covers: h.Covers, Ready: h.Ready, Zone: h.Zone}
 	if h.Advertise.IsValid() {
 		m.Advertise = h.Advertise.Unmap().AsSlice()
 	}
@@ -143,12 +143,15 @@ func FromHost(h *assay.Host) *Host {
 
 // Noun reads a host.
 func (m *Host) Noun() (assay.Host, error) {
-	h := assay.Host{ID: m.GetId(), Name: m.GetName(), Covers: m.GetCovers(), Ready: m.GetReady()}
+	h := assay.Host{ID: m.GetId(), Name: m.GetName(), Covers: m.GetCovers(), Ready: m.GetReady(), Zone: m.GetZone()}
 	var err error
 	if !ValidID(h.ID) {
 		return assay.Host{}, fmt.Errorf("host %q: not an ID", h.ID)
 	}
 	if h.Name, err = HostName(h.Name); err != nil {
+		return assay.Host{}, fmt.Errorf("host %s: %w", h.ID, err)
+	}
+	if err := checkZone(h.Zone); err != nil {
 		return assay.Host{}, fmt.Errorf("host %s: %w", h.ID, err)
 	}
 	if h.Advertise, err = Advertise(m.GetAdvertise()); err != nil {
@@ -259,12 +262,14 @@ func (m *EgressRule) noun() (assay.EgressRule, error) {
 
 // FromService writes s.
 func FromService(s *assay.Service) *Service {
-	m := &Service{Namespace: s.Namespace, Name: s.Name, Vips: fromAddrs(s.VIPs), Headless: s.Headless}
+	m := &Service{Namespace: s.Namespace, Name: s.Name, Vips: fromAddrs(s.VIPs), Headless: s.Headless, Externals: fromAddrs(s.Externals),
+		AffinitySeconds: int64(s.Affinity / time.Second), Local: s.Local}
 	for _, p := range s.Ports {
 		m.Ports = append(m.Ports, &Port{Name: p.Name, Port: uint32(p.Port), Protocol: string(p.Protocol), ProxyProtocol: p.ProxyProtocol, ForwardClientCert: p.ForwardClientCert})
 	}
 	for _, e := range s.Endpoints {
-		m.Endpoints = append(m.Endpoints, &Endpoint{Workload: e.Workload, Identity: e.Identity.String(), Addrs: fromAddrs(e.Addrs), Targets: fromPorts(e.Targets), Zone: e.Zone, Zones: e.Zones})
+		m.Endpoints = append(m.Endpoints, &Endpoint{Workload: e.Workload, Identity: e.Identity.String(), Addrs: fromAddrs(e.Addrs), Targets: fromPorts(e.Targets),
+			Zone: e.Zone, Zones: e.Zones, Hosts: e.Hosts, Host: e.Host})
 	}
 	if s.Policy != nil {
 		b, err := json.Marshal(s.Policy)
@@ -286,7 +291,7 @@ func (m *Service) Noun() (assay.Service, error) {
 }
 
 func (m *Service) noun() (assay.Service, error) {
-	s := assay.Service{Namespace: m.GetNamespace(), Name: m.GetName(), Headless: m.GetHeadless()}
+	s := assay.Service{Namespace: m.GetNamespace(), Name: m.GetName(), Headless: m.GetHeadless(), Local: m.GetLocal()}
 	if err := errors.Join(checkName("namespace", s.Namespace), checkName("name", s.Name),
 		checkLen("ports", len(m.GetPorts()), maxPorts), checkLen("endpoints", len(m.GetEndpoints()), maxEndpoints)); err != nil {
 		return s, err
@@ -295,6 +300,13 @@ func (m *Service) noun() (assay.Service, error) {
 	if s.VIPs, err = addrs(m.GetVips()); err != nil {
 		return s, err
 	}
+	if s.Externals, err = addrs(m.GetExternals()); err != nil {
+		return s, err
+	}
+	if n := m.GetAffinitySeconds(); n < 0 || n > maxAffinity {
+		return s, fmt.Errorf("affinity of %d s", n)
+	}
+	s.Affinity = time.Duration(m.GetAffinitySeconds()) * time.Second
 	if s.Headless && len(s.VIPs) > 0 {
 		return s, errors.New("headless, but has addresses of its own")
 	}
@@ -333,9 +345,14 @@ func (m *Service) noun() (assay.Service, error) {
 const maxPolicy = 64 << 10
 
 func (m *Endpoint) noun(want int) (e assay.Endpoint, err error) {
-	e.Workload, e.Zone, e.Zones = m.GetWorkload(), m.GetZone(), m.GetZones()
-	if err := checkLen("zones", len(e.Zones), maxZones); err != nil {
+	e.Workload, e.Zone, e.Zones, e.Hosts, e.Host = m.GetWorkload(), m.GetZone(), m.GetZones(), m.GetHosts(), m.GetHost()
+	if err := errors.Join(checkLen("zones", len(e.Zones), maxZones), checkLen("hosts", len(e.Hosts), maxZones)); err != nil {
 		return e, err
+	}
+	for _, id := range append([]string{e.Host}, e.Hosts...) {
+		if id != "" && !ValidID(id) {
+			return e, fmt.Errorf("host %q: not an ID", id)
+		}
 	}
 	for _, zone := range append([]string{e.Zone}, e.Zones...) {
 		if err := checkZone(zone); err != nil {

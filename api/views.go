@@ -18,6 +18,11 @@ type ServiceView struct {
 	Declared bool `json:"declared"` // somebody wrote it down; else it follows from running workloads
 	// Ready counts, for each port in order, the endpoints that take connections.
 	Ready []int `json:"ready"`
+	// Notes is what the mesh does not do of what the service says, and what it means here.
+	Notes []string `json:"notes,omitempty"`
+	// ExternalName is the name outside of the mesh that this one stands for; such a service has
+	// nothing else.
+	ExternalName string `json:"externalName,omitempty"`
 }
 
 // WorkloadView is of kind "workloads".

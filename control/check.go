@@ -47,12 +47,70 @@ func (c *Control) checkSelf() []assay.Finding {
 		out = append(out, assay.Finding{Time: since, Kind: "intent-not-in-effect", Subject: cmp.Or(c.cfg.Intent, "stored intent"), Detail: cut(err.Error(), 4000),
 			Remedy: "correct it; " + c.instead()})
 	}
+	out = append(out, c.checkRoutes()...)
 	for key, problem := range c.intent.unsound() {
 		out = append(out, assay.Finding{Kind: "intent-not-in-effect", Subject: key.String(), Detail: cut(problem, 4000), Remedy: "correct it; everything else is in effect"})
+	}
+	if missing := c.model.missingKinds(); len(missing) > 0 {
+		out = append(out, assay.Finding{Kind: "kinds-missing", Subject: strings.Join(missing, ", "), Detail: "the API server has no definitions of these kinds: nothing of them can be declared, and defaults hold",
+			Remedy: "install them: assay install"})
 	}
 	if !c.model.following() {
 		out = append(out, assay.Finding{Kind: "cluster-not-heard", Subject: "control", Detail: "the API server has not told yet what there is: no host is served, and what they know goes on",
 			Remedy: "see that control reaches the API server, and may list and watch what it needs"})
+	}
+	return out
+}
+
+// missingKinds are those of Assay's own that the platform has no definition of. Others' are
+// theirs to install, or not.
+func (m *model) missingKinds() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.cluster == nil || !m.cluster.told {
+		return nil
+	}
+	own := []string{"Egress", "MeshConfig", "TrafficPolicy"}
+	return slices.DeleteFunc(own, func(kind string) bool { return !slices.Contains(m.cluster.missing, kind) })
+}
+
+// checkRoutes is about routes that a service does not take, rules that send requests nowhere,
+// and policies of services that are not there.
+func (c *Control) checkRoutes() []assay.Finding {
+	var out []assay.Finding
+	for _, kind := range []string{"HTTPRoute", "GRPCRoute", "TLSRoute"} {
+		for _, it := range c.listObjects(kind) {
+			v := it.doc.(api.ObjectView)
+			for i := range v.Status.Parents {
+				out = append(out, routeFindings(&v, &v.Status.Parents[i])...)
+			}
+		}
+	}
+	for _, it := range c.listPolicies() {
+		if v := it.doc.(api.ObjectView); strings.HasPrefix(v.Status.Problem, "TargetNotFound: ") {
+			out = append(out, assay.Finding{Kind: "target-missing", Subject: v.Kind + " " + v.Namespace + "/" + v.Name, Detail: v.Status.Problem,
+				Remedy: "correct its targetRefs, or make the Service; the others of them are in effect"})
+		}
+	}
+	return out
+}
+
+// routeFindings says what is wrong with a route at one of its parents.
+func routeFindings(v *api.ObjectView, p *assay.RouteParentStatus) []assay.Finding {
+	var out []assay.Finding
+	for _, c := range p.Conditions {
+		f := assay.Finding{Time: c.LastTransitionTime, Subject: v.Kind + " " + v.Namespace + "/" + v.Name, Detail: cut(c.Reason+": "+c.Message, 4000)}
+		switch {
+		case c.Type == "Accepted" && c.Status == "False":
+			f.Kind, f.Remedy = "route-not-accepted", "correct its parentRefs and hostnames; its parent goes on as if it were not there"
+		case c.Type == "ResolvedRefs" && c.Status == "False":
+			f.Kind, f.Remedy = "backend-missing", "correct its backendRefs, make the Service, or allow it with a ReferenceGrant; what its rule sends there is answered 500"
+		case c.Type == "PartiallyInvalid" && c.Status == "True":
+			f.Kind, f.Remedy = "route-partly-invalid", "correct the rules that it names; the others are in effect"
+		default:
+			continue
+		}
+		out = append(out, f)
 	}
 	return out
 }

@@ -43,20 +43,38 @@ type Pod struct {
 	HostNetwork bool
 }
 
-// Placed is a service and where its clients may be sent.
+// Placed is a service and where its clients may be sent. The hosts of places are named by their
+// nodes.
 type Placed struct {
 	discovery.DeclaredService
 	Places []discovery.Place
 }
 
+// Node is a machine of a platform.
+type Node struct {
+	Name string
+	Zone string // what it fails together with, "" where the platform does not say
+}
+
+// External is a service that stands for a name outside of the mesh.
+type External struct {
+	Namespace, Name string
+	ExternalName    string
+	Notes           []string
+}
+
+// Key returns "NAMESPACE/NAME".
+func (e *External) Key() string { return e.Namespace + "/" + e.Name }
+
 // ClusterChanges is what differs from what Follow was told before; at the first time it
 // is everything.
 type ClusterChanges struct {
 	Services        []Placed
-	RemovedServices []string // keys
+	Externals       []External
+	RemovedServices []string // keys, of either
 	Pods            []Pod
 	RemovedPods     []string // UIDs
-	Nodes           []string
+	Nodes           []Node
 	RemovedNodes    []string
 	Declared        *Declared // all that people declared, when any of it differs; else nil
 }
@@ -66,23 +84,26 @@ type Declared struct {
 	Intent   discovery.Intent
 	Objects  []store.Object       // whole, with Created and Generation
 	Problems map[store.Key]string // why an object has no effect
+	Missing  []string             // kinds of which the platform has no definition, sorted
 }
 
 // clusterView is what a platform has said. The model's lock guards it.
 type clusterView struct {
-	told     bool            // everything there is has been told once
-	pods     map[string]*Pod // by UID
-	at       map[netip.Addr]map[string]bool
-	nodes    map[string]bool
-	services map[string][]netip.Addr // their addresses, by key
-	vips     map[netip.Addr]string   // the same, the other way round
-	waiting  map[string]*waiting     // reports that are too early, by workload
-	claims   map[string]claim        // by pod
+	told      bool            // everything there is has been told once
+	pods      map[string]*Pod // by UID
+	at        map[netip.Addr]map[string]bool
+	nodes     map[string]string       // by name: their zones
+	services  map[string][]netip.Addr // their addresses, by key
+	externals map[string]External     // by key
+	missing   []string
+	vips      map[netip.Addr]string // the same, the other way round
+	waiting   map[string]*waiting   // reports that are too early, by workload
+	claims    map[string]claim      // by pod
 }
 
 func newClusterView() *clusterView {
 	return &clusterView{
-		pods: map[string]*Pod{}, at: map[netip.Addr]map[string]bool{}, nodes: map[string]bool{},
+		pods: map[string]*Pod{}, at: map[netip.Addr]map[string]bool{}, nodes: map[string]string{}, externals: map[string]External{},
 		services: map[string][]netip.Addr{}, vips: map[netip.Addr]string{}, waiting: map[string]*waiting{}, claims: map[string]claim{},
 	}
 }
@@ -256,20 +277,37 @@ func (m *model) follow(ch *ClusterChanges) (first bool) {
 		}
 	}
 	for _, n := range ch.Nodes {
-		v.nodes[n] = true
+		v.nodes[n.Name] = n.Zone
+		if h := m.hosts[nodeID(n.Name)]; h != nil && h.Node == n.Name && h.Zone != n.Zone {
+			h.Zone = n.Zone
+			m.publishHost(h)
+		}
 	}
 	for _, n := range ch.RemovedNodes {
 		delete(v.nodes, n)
 	}
 	for i := range ch.Services {
 		s := &ch.Services[i]
+		delete(v.externals, s.Key())
 		v.setService(s.Key(), s.ClusterIPs)
-		m.catalog.SetPlaced(s.DeclaredService, s.Places)
+		m.catalog.SetPlaced(s.DeclaredService, onHosts(s.Places))
 		note(s.ClusterIPs)
 	}
-	for _, key := range ch.RemovedServices {
+	gone := func(key string) {
 		v.setService(key, nil)
 		m.catalog.RemovePlaced(key)
+		delete(v.externals, key)
+	}
+	for i := range ch.Externals {
+		e := &ch.Externals[i]
+		gone(e.Key())
+		v.externals[e.Key()] = *e
+	}
+	for _, key := range ch.RemovedServices {
+		gone(key)
+	}
+	if ch.Declared != nil {
+		v.missing = ch.Declared.Missing
 	}
 	var came []string
 	for i := range ch.Pods {
@@ -299,6 +337,26 @@ func (m *model) follow(ch *ClusterChanges) (first bool) {
 	m.tryWaiting()
 	m.publish()
 	return first
+}
+
+// onHosts names the hosts of places by their IDs.
+func onHosts(places []discovery.Place) []discovery.Place {
+	if !slices.ContainsFunc(places, func(p discovery.Place) bool { return p.Host != "" || p.Hosts != nil }) {
+		return places
+	}
+	out := slices.Clone(places)
+	for i := range out {
+		p := &out[i]
+		if p.Host != "" {
+			p.Host = nodeID(p.Host)
+		}
+		nodes := p.Hosts
+		p.Hosts = nil
+		for _, node := range nodes {
+			p.Hosts = append(p.Hosts, nodeID(node))
+		}
+	}
+	return out
 }
 
 // suspect looks again at a workload about which the platform has said something new: it is
@@ -433,7 +491,7 @@ func (m *model) nodeOf(b Bearer) (string, error) {
 		}
 		node = p.Node
 	}
-	if !v.nodes[node] {
+	if _, there := v.nodes[node]; !there {
 		return "", &assay.Error{Kind: assay.Unavailable, Op: "join", Err: fmt.Errorf("the API server has not told of node %s yet", node), Remedy: "try again"}
 	}
 	return node, nil
@@ -448,7 +506,7 @@ func (m *model) goneNodes() []string {
 		return nil
 	}
 	for id, h := range m.hosts {
-		if h.Node != "" && !m.cluster.nodes[h.Node] {
+		if _, there := m.cluster.nodes[h.Node]; h.Node != "" && !there {
 			out = append(out, id)
 		}
 	}

@@ -112,7 +112,7 @@ func (r *running) findings(kind string) (n int) {
 }
 
 func twoNodes(pods ...Pod) ClusterChanges {
-	return ClusterChanges{Nodes: []string{"node-1", "node-2"}, Pods: pods}
+	return ClusterChanges{Nodes: []Node{{Name: "node-1"}, {Name: "node-2"}}, Pods: pods}
 }
 
 // TestNodesJoin: who joins is the node that the platform says, and nobody else.
@@ -158,7 +158,7 @@ func TestNodeSpeaksForItsPods(t *testing.T) {
 	hidden := pod("hidden", "node-1", "192.0.2.1")
 	hidden.HostNetwork = true
 	r.follow(t, ClusterChanges{
-		Nodes: []string{"node-1", "node-2"},
+		Nodes: []Node{{Name: "node-1"}, {Name: "node-2"}},
 		Pods:  []Pod{pod("own", "node-1", "10.0.1.1", "fd00::11"), pod("new", "node-1"), pod("other", "node-2", "10.0.2.1"), hidden},
 		Services: []Placed{{DeclaredService: discovery.DeclaredService{Namespace: "shop", Name: "web", ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.1")},
 			Ports: []discovery.DeclaredPort{{Port: assay.Port{Port: 80}}}}}},
@@ -206,7 +206,7 @@ func TestAddressOfAnother(t *testing.T) {
 	hidden := pod("hidden", "node-1", "192.0.2.1")
 	hidden.HostNetwork = true
 	r.follow(t, ClusterChanges{
-		Nodes: []string{"node-1", "node-2"}, Pods: []Pod{pod("a", "node-1"), pod("b", "node-1"), pod("c", "node-1"), pod("d", "node-1"), pod("ended", "node-1", "10.0.1.9"), pod("other", "node-2", "10.0.2.1"), hidden},
+		Nodes: []Node{{Name: "node-1"}, {Name: "node-2"}}, Pods: []Pod{pod("a", "node-1"), pod("b", "node-1"), pod("c", "node-1"), pod("d", "node-1"), pod("ended", "node-1", "10.0.1.9"), pod("other", "node-2", "10.0.2.1"), hidden},
 		Services: []Placed{{DeclaredService: discovery.DeclaredService{Namespace: "shop", Name: "web", ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.1")},
 			Ports: []discovery.DeclaredPort{{Port: assay.Port{Port: 80}}}}}},
 	})
@@ -320,7 +320,7 @@ func TestNodeGone(t *testing.T) {
 	r.follow(t, ClusterChanges{RemovedNodes: []string{"node-1"}})
 	eventually(t, "its workload is gone", func() bool { return b.get("workload/a") == nil && b.get("host/"+h.id) == nil })
 	eventually(t, "its stream is cut", func() bool { a.mu.Lock(); defer a.mu.Unlock(); return a.err != nil })
-	r.follow(t, ClusterChanges{Nodes: []string{"node-1"}})
+	r.follow(t, ClusterChanges{Nodes: []Node{{Name: "node-1"}}})
 	next := r.joinNode(t, "node-1")
 	if next.id != h.id {
 		t.Errorf("the node of the same name is %s", next.id)
@@ -374,7 +374,7 @@ func TestDeclaredToPlatform(t *testing.T) {
 	strict := store.Object{Kind: "MeshConfig", Namespace: "shop", Name: "default", Spec: []byte(`{}`), Generation: 3, Created: time.Unix(1e9, 0)}
 	bad := store.Object{Kind: "Egress", Namespace: "shop", Name: "bad", Spec: []byte(`{}`), Generation: 1, Created: time.Unix(1e9, 0)}
 	r.follow(t, ClusterChanges{
-		Nodes: []string{"node-1"}, Pods: []Pod{pod("a", "node-1")},
+		Nodes: []Node{{Name: "node-1"}}, Pods: []Pod{pod("a", "node-1")},
 		Declared: &Declared{
 			Intent:  discovery.Intent{Namespaces: []assay.NamespaceConfig{{Namespace: "shop", Mode: assay.Strict}}},
 			Objects: []store.Object{strict, bad}, Problems: map[store.Key]string{bad.Key(): "no ports"},

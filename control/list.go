@@ -73,7 +73,7 @@ func (c *Control) listServices() []item {
 	defer m.mu.Unlock()
 	var out []item
 	for _, s := range m.catalog.Services() {
-		v := api.ServiceView{Service: s, Declared: m.catalog.Declared(s.Key()), Ready: make([]int, len(s.Ports))}
+		v := api.ServiceView{Service: s, Declared: m.catalog.Declared(s.Key()), Ready: make([]int, len(s.Ports)), Notes: m.catalog.Notes(s.Key())}
 		for _, e := range s.Endpoints {
 			for i, t := range e.Targets {
 				if t != 0 {
@@ -82,6 +82,14 @@ func (c *Control) listServices() []item {
 			}
 		}
 		out = append(out, item{s.Namespace, s.Name, v, ""})
+	}
+	if m.cluster == nil {
+		return out
+	}
+	for _, key := range slices.Sorted(maps.Keys(m.cluster.externals)) {
+		e := m.cluster.externals[key]
+		v := api.ServiceView{Service: assay.Service{Namespace: e.Namespace, Name: e.Name, Ports: []assay.Port{}}, Declared: true, Ready: []int{}, Notes: e.Notes, ExternalName: e.ExternalName}
+		out = append(out, item{e.Namespace, e.Name, v, ""})
 	}
 	return out
 }

@@ -172,6 +172,9 @@ func (m *model) setHost(h store.Host) {
 		m.hosts[h.ID] = known
 	}
 	h.Ready = known.session != nil
+	if m.cluster != nil {
+		h.Zone = m.cluster.nodes[h.Node]
+	}
 	known.Host = h
 	m.publishHost(known)
 	m.publish()

@@ -112,7 +112,7 @@ func TestClusterScale(t *testing.T) {
 	addr := func(node, i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 244, byte(node), byte(i + 1)}) }
 	uid := func(node, i int) string { return fmt.Sprintf("00000000-0000-4000-8000-%06d%06d", node, i) }
 	for n := range nodes {
-		ch.Nodes = append(ch.Nodes, fmt.Sprint("node-", n))
+		ch.Nodes = append(ch.Nodes, Node{Name: fmt.Sprint("node-", n)})
 		for i := range perNode {
 			p := pod(uid(n, i), fmt.Sprint("node-", n), addr(n, i).String())
 			p.Labels = map[string]string{"pod-template-hash": fmt.Sprint(n * i), "app": fmt.Sprint("s", (n*perNode+i)%services)}

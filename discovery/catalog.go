@@ -132,7 +132,8 @@ func (c *Catalog) SetIntent(in Intent) error {
 
 func sameDeclaration(a, b *DeclaredService) bool {
 	return a.Headless == b.Headless && maps.Equal(a.Selector, b.Selector) &&
-		slices.Equal(a.ClusterIPs, b.ClusterIPs) && slices.Equal(a.Ports, b.Ports)
+		slices.Equal(a.ClusterIPs, b.ClusterIPs) && slices.Equal(a.Ports, b.Ports) &&
+		slices.Equal(a.Externals, b.Externals) && a.Affinity == b.Affinity && a.Local == b.Local
 }
 
 // SetWorkload adds or replaces a workload.
@@ -282,6 +283,17 @@ func (c *Catalog) Workload(id string) (*assay.Workload, bool) {
 
 // Workloads returns all workloads, sorted by ID.
 func (c *Catalog) Workloads() []*assay.Workload { return sortedValues(c.workloads) }
+
+// Notes returns what the mesh does not do of what a service says.
+func (c *Catalog) Notes(key string) []string {
+	if p := c.places.services[key]; p != nil {
+		return p.Notes
+	}
+	if d := c.declared[key]; d != nil {
+		return d.Notes
+	}
+	return nil
+}
 
 // Services returns all services, sorted by key.
 func (c *Catalog) Services() []assay.Service { return sortedValues(c.services) }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"assay.dev"
 )
@@ -60,6 +61,12 @@ type DeclaredService struct {
 	// Kubernetes API server); empty lets the mesh assign stable ones.
 	ClusterIPs []netip.Addr
 	Ports      []DeclaredPort
+	// Externals, Affinity and Local are assay.Service's.
+	Externals []netip.Addr
+	Affinity  time.Duration
+	Local     bool
+	// Notes is what the mesh does not do of what the service says, for people.
+	Notes []string
 }
 
 // Key returns "NAMESPACE/NAME".

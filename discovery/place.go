@@ -17,6 +17,8 @@ type Place struct {
 	Targets  []uint16     // the ports there, one for each of the service's, or 0
 	Zone     string
 	Zones    []string // for whose clients it is meant (topology hints); nil for all
+	Hosts    []string // the same by the IDs of hosts
+	Host     string   // the ID of its own
 	Ready    bool     // takes new work
 	// Serving and Terminating places still take work, and end soon: for when no other is left.
 	Serving     bool
@@ -228,10 +230,18 @@ func (c *Catalog) endpoints(s *placed) ([]assay.Endpoint, []Misplaced) {
 			misplaced = append(misplaced, *wrong)
 		}
 	}
-	better, hinted := chances(list, len(s.Ports))
+	ready, zoned, hosted := chances(list, len(s.Ports), s.Local)
 	out := make([]assay.Endpoint, 0, len(list))
 	for i := range list {
-		out = append(out, list[i].endpoint(better, hinted))
+		e := list[i].endpoint(ready[list[i].group(s.Local)], len(s.Ports))
+		if zoned {
+			e.Zones = list[i].Zones
+		}
+		if hosted {
+			e.Hosts = list[i].Hosts
+		}
+		e.Host = list[i].group(s.Local)
+		out = append(out, e)
 	}
 	slices.SortFunc(out, compareEndpoints)
 	return mergeSame(out), misplaced
@@ -240,39 +250,57 @@ func (c *Catalog) endpoints(s *placed) ([]assay.Endpoint, []Misplaced) {
 // takesNothing reports whether the workload there says so itself: it is about to end.
 func (o *occupied) takesNothing() bool { return o.workload != nil && o.workload.Draining }
 
-// chances says, for each port, whether there is a place that is ready, so that none is
-// needed that ends; and whether every place that may be used says for whom it is
-// meant: hints count all together or not at all, as a service that is partly hinted
-// would be overloaded where it is (EndpointSlice, v1: hints).
-func chances(list []occupied, ports int) (ready []bool, hinted bool) {
-	ready = make([]bool, ports)
-	places, hints := 0, 0
-	for i := range list {
-		if o := &list[i]; o.Ready && !o.takesNothing() {
-			for j, t := range o.Targets {
-				ready[j] = ready[j] || t != 0
-			}
-			places++
-			hints += min(len(o.Zones), 1)
-		}
+// group is what an endpoint must be of to stand in for this one: the host, of a service that
+// is local.
+func (o *occupied) group(local bool) string {
+	if !local {
+		return ""
 	}
-	return ready, places > 0 && hints == places
+	if o.workload != nil {
+		return o.workload.Host
+	}
+	return o.Host
 }
 
-// endpoint is that of a place. One that is not ready stays listed, without targets.
-func (o *occupied) endpoint(ready []bool, hinted bool) assay.Endpoint {
-	e := assay.Endpoint{Workload: o.Workload, Addrs: o.addrs, Zone: o.Zone, Targets: make([]uint16, len(ready))}
+// chances says, for each group and port, whether there is a place that is ready, so that
+// none is needed that ends; and whether every place that may be used says for whom it is
+// meant: hints count all together or not at all, as a service that is partly hinted
+// would be overloaded where it is (EndpointSlice, v1: hints).
+func chances(list []occupied, ports int, local bool) (ready map[string][]bool, zoned, hosted bool) {
+	ready = map[string][]bool{}
+	places, zones, hosts := 0, 0, 0
+	for i := range list {
+		o := &list[i]
+		if !o.Ready || o.takesNothing() {
+			continue
+		}
+		g := o.group(local)
+		if ready[g] == nil {
+			ready[g] = make([]bool, ports)
+		}
+		for j, t := range o.Targets {
+			ready[g][j] = ready[g][j] || t != 0
+		}
+		places++
+		zones += min(len(o.Zones), 1)
+		hosts += min(len(o.Hosts), 1)
+	}
+	return ready, places > 0 && zones == places, places > 0 && hosts == places
+}
+
+// endpoint is that of a place, where ready says at which ports its group has a ready one.
+// One that is not ready stays listed, without targets.
+func (o *occupied) endpoint(ready []bool, ports int) assay.Endpoint {
+	e := assay.Endpoint{Workload: o.Workload, Addrs: o.addrs, Zone: o.Zone, Targets: make([]uint16, ports)}
 	if w := o.workload; w != nil {
 		e.Workload, e.Identity, e.Zone = w.ID, w.Identity, cmp.Or(o.Zone, w.Zone)
-	}
-	if hinted {
-		e.Zones = o.Zones
 	}
 	if o.takesNothing() {
 		return e
 	}
 	for i, t := range o.Targets {
-		if o.Ready || !ready[i] && o.Serving && o.Terminating {
+		other := ready != nil && ready[i]
+		if o.Ready || !other && o.Serving && o.Terminating {
 			e.Targets[i] = t
 		}
 	}

@@ -58,6 +58,9 @@ func showPlaces(c *Catalog) string {
 			if e.Zone != "" || e.Zones != nil {
 				line += fmt.Sprintf(" %s%v", e.Zone, e.Zones)
 			}
+			if e.Host != "" || e.Hosts != nil {
+				line += fmt.Sprintf(" on %s for %v", e.Host, e.Hosts)
+			}
 			lines = append(lines, line)
 		}
 	}
@@ -191,6 +194,27 @@ func TestPlaces(t *testing.T) {
 		"hints, when one lacks them": {func(c *Catalog) {
 			c.SetPlaced(web(), []Place{hinted(place("one", 1, 8080, 9000), "a"), place("two", 2, 8080, 9000)})
 		}, "one  [10.244.0.1] [8080 9000]\ntwo  [10.244.0.2] [8080 9000]", ""},
+		"hints for hosts, when all have them": {func(c *Catalog) {
+			one, two := hinted(place("one", 1, 8080, 9000), "a"), hinted(place("two", 2, 8080, 9000), "a")
+			one.Hosts, two.Hosts = []string{"h1"}, []string{"h2"}
+			c.SetPlaced(web(), []Place{one, two})
+		}, "one  [10.244.0.1] [8080 9000] [a] on  for [h1]\ntwo  [10.244.0.2] [8080 9000] [a] on  for [h2]", ""},
+		"hints for hosts, when one lacks them": {func(c *Catalog) {
+			one := place("one", 1, 8080, 9000)
+			one.Hosts = []string{"h1"}
+			c.SetPlaced(web(), []Place{one, place("two", 2, 8080, 9000)})
+		}, "one  [10.244.0.1] [8080 9000]\ntwo  [10.244.0.2] [8080 9000]", ""},
+		"local: on each host the ending ones only where none is ready": {func(c *Catalog) {
+			on := func(host string, p Place) Place {
+				p.Host = host
+				return p
+			}
+			local := web(func(s *DeclaredService) { s.Local = true })
+			c.SetWorkload(pod("four", 4)) // its host is known best by itself
+			c.SetPlaced(local, []Place{on("h2", place("one", 1, 8080, 9000)), on("h2", ending(place("two", 2, 8080, 9000))),
+				on("h3", ending(place("three", 3, 8080, 9000))), on("h2", place("four", 4, 8080, 9000))})
+		}, "four web [10.244.0.4] [8080 9000] on h1 for []\none  [10.244.0.1] [8080 9000] on h2 for []\n" +
+			"three  [10.244.0.3] [8080 9000] on h3 for []\ntwo  [10.244.0.2] [0 0] on h2 for []", ""},
 		"zones: the place's, else the host's": {func(c *Catalog) {
 			w := pod("one", 1)
 			w.Zone = "host"

@@ -55,7 +55,8 @@ func (c *Catalog) service(key string, out *Changes) (assay.Service, bool) {
 
 // begin is a service without its endpoints.
 func (c *Catalog) begin(d *DeclaredService) assay.Service {
-	s := assay.Service{Namespace: d.Namespace, Name: d.Name, Headless: d.Headless, VIPs: d.ClusterIPs, Policy: c.policies[d.Key()]}
+	s := assay.Service{Namespace: d.Namespace, Name: d.Name, Headless: d.Headless, VIPs: d.ClusterIPs, Policy: c.policies[d.Key()],
+		Externals: d.Externals, Affinity: d.Affinity, Local: d.Local}
 	for _, p := range d.Ports {
 		s.Ports = append(s.Ports, p.Port)
 	}
@@ -114,6 +115,9 @@ func (c *Catalog) implicit(ns, name string) *DeclaredService {
 // nothing new.
 func (c *Catalog) endpoint(d *DeclaredService, w *assay.Workload) assay.Endpoint {
 	e := assay.Endpoint{Workload: w.ID, Identity: w.Identity, Addrs: w.Addrs, Zone: w.Zone, Targets: make([]uint16, len(d.Ports))}
+	if d.Local {
+		e.Host = w.Host
+	}
 	if w.Draining || c.lost[w.Host] {
 		return e
 	}
@@ -130,10 +134,10 @@ func (c *Catalog) endpoint(d *DeclaredService, w *assay.Workload) assay.Endpoint
 }
 
 func sameService(a, b *assay.Service) bool {
-	return a.Headless == b.Headless && samePolicy(a.Policy, b.Policy) && slices.Equal(a.VIPs, b.VIPs) && slices.Equal(a.Ports, b.Ports) &&
+	return a.Headless == b.Headless && a.Affinity == b.Affinity && a.Local == b.Local && slices.Equal(a.Externals, b.Externals) && samePolicy(a.Policy, b.Policy) && slices.Equal(a.VIPs, b.VIPs) && slices.Equal(a.Ports, b.Ports) &&
 		slices.EqualFunc(a.Endpoints, b.Endpoints, func(x, y assay.Endpoint) bool {
 			return x.Workload == y.Workload && x.Identity == y.Identity && slices.Equal(x.Addrs, y.Addrs) && slices.Equal(x.Targets, y.Targets) &&
-				x.Zone == y.Zone && slices.Equal(x.Zones, y.Zones)
+				x.Zone == y.Zone && slices.Equal(x.Zones, y.Zones) && x.Host == y.Host && slices.Equal(x.Hosts, y.Hosts)
 		})
 }
 

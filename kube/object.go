@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -15,17 +16,56 @@ import (
 // what a cluster adds (its addresses, types, ports by name). Nothing in it is an
 // error, since it works already: what the mesh does not do for it is a note. ok is false
 // for a service without a TCP port, of which the mesh knows nothing but that.
-func Service(s *corev1.Service) (out discovery.DeclaredService, notes []string, ok bool) {
+func Service(s *corev1.Service) (out discovery.DeclaredService, ok bool) {
 	var n notebook
-	out, _ = reading{teller: &n, cluster: true}.service(s.Namespace, &s.ObjectMeta, &s.Spec)
+	r := reading{teller: &n, cluster: true}
+	out, _ = r.service(s.Namespace, &s.ObjectMeta, &s.Spec)
 	for _, text := range s.Spec.ClusterIPs {
 		if addr, err := netip.ParseAddr(text); err == nil { // "None" is none
 			out.ClusterIPs = append(out.ClusterIPs, addr.Unmap())
 		}
 	}
 	slices.SortStableFunc(out.ClusterIPs, func(a, b netip.Addr) int { return a.BitLen() - b.BitLen() })
-	return out, n, len(out.Ports) > 0
+	r.externals(&out, s)
+	out.Notes = append(n, out.Notes...)
+	return out, len(out.Ports) > 0
 }
+
+// externals reads the addresses at which a service is reached from outside and, without
+// leaving the cluster, from within.
+func (r reading) externals(out *discovery.DeclaredService, s *corev1.Service) {
+	add := func(text string) {
+		if a, err := netip.ParseAddr(text); err == nil && !slices.Contains(out.Externals, a.Unmap()) {
+			out.Externals = append(out.Externals, a.Unmap())
+		}
+	}
+	for _, text := range s.Spec.ExternalIPs {
+		add(text)
+	}
+	for _, in := range s.Status.LoadBalancer.Ingress {
+		// What a balancer itself passes on must go there.
+		if in.IPMode == nil || *in.IPMode == corev1.LoadBalancerIPModeVIP {
+			add(in.IP)
+		}
+	}
+	slices.SortFunc(out.Externals, func(a, b netip.Addr) int { return cmp.Or(a.BitLen()-b.BitLen(), a.Compare(b)) })
+	const beside = "meshed clients at its load balancer's addresses leave the mesh, as to any address outside"
+	switch {
+	case len(out.Externals) == 0:
+	case len(out.Externals) > maxExternals:
+		r.note(out, "status.loadBalancer", "of %d addresses outside, %d are followed", len(out.Externals), maxExternals)
+		out.Externals = out.Externals[:maxExternals]
+	case out.Local:
+		out.Externals = nil
+		r.note(out, "spec.internalTrafficPolicy", "Local holds at the service's own addresses; "+beside)
+	case len(s.Spec.LoadBalancerSourceRanges) > 0:
+		out.Externals = nil
+		r.note(out, "spec.loadBalancerSourceRanges", "is the cluster's to keep; "+beside)
+	}
+}
+
+// maxExternals bounds the addresses of one service.
+const maxExternals = 16
 
 // notebook is a teller of notes.
 type notebook []string

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -38,6 +39,11 @@ type teller interface {
 	missing(path, text string)
 }
 
+// note says what is not done of what a service says, and breaks nothing.
+func (r reading) note(out *discovery.DeclaredService, path, format string, args ...any) {
+	out.Notes = append(out.Notes, path+": "+fmt.Sprintf(format, args...))
+}
+
 // reading is the one translation of a service, wherever it comes from.
 type reading struct {
 	teller
@@ -55,7 +61,7 @@ func (r reading) service(namespace string, meta *metav1.ObjectMeta, spec *corev1
 	for i, p := range spec.Ports {
 		path := fmt.Sprintf("spec.ports[%d]", i)
 		if r.cluster && p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
-			r.at(path+".protocol", "%s passes outside the mesh and is listed as an exception", p.Protocol)
+			r.note(&out, path+".protocol", "%s passes outside the mesh and is listed as an exception", p.Protocol)
 			continue
 		}
 		if first, twice := names[p.Name]; twice && p.Name != "" {
@@ -69,6 +75,9 @@ func (r reading) service(namespace string, meta *metav1.ObjectMeta, spec *corev1
 			r.missing(path+".name", "each of several ports needs a name")
 		}
 		declared, keep := r.servicePort(path, p)
+		if name := keep.AppProtocol; name != "" && declared.Protocol == assay.Detect {
+			r.note(&out, path+".appProtocol", "%q is not known: whoever speaks first decides, as without it", name)
+		}
 		if announce && declared.Protocol != assay.Opaque && declared.Protocol != assay.TLS {
 			r.missing(path+".appProtocol", "the PROXY protocol needs an appProtocol that is not HTTP, for instance tcp: requests of several clients share a connection there")
 		} else {
@@ -86,10 +95,61 @@ func (r reading) service(namespace string, meta *metav1.ObjectMeta, spec *corev1
 		out.Selector = nil
 	}
 	kept.Selector = out.Selector
+	r.traffic(&out, &kept, spec)
 	if out.Headless {
 		kept.ClusterIP = corev1.ClusterIPNone
 	}
 	return out, kept
+}
+
+// Bounds of an affinity's time, as the API server has them, in seconds.
+const (
+	defaultAffinity = 10800
+	maxAffinity     = 86400
+)
+
+// traffic reads which endpoints clients are sent to. Clients of a headless service choose
+// themselves, as everywhere.
+func (r reading) traffic(out *discovery.DeclaredService, kept *serviceSpec, spec *corev1.ServiceSpec) {
+	const chosen = "a headless service's clients choose an endpoint themselves"
+	switch a := spec.SessionAffinity; a {
+	case "", corev1.ServiceAffinityNone:
+	case corev1.ServiceAffinityClientIP:
+		seconds := r.affinity(spec.SessionAffinityConfig)
+		kept.SessionAffinity, kept.SessionAffinityConfig = a, spec.SessionAffinityConfig
+		if out.Headless {
+			r.note(out, "spec.sessionAffinity", chosen)
+		} else {
+			out.Affinity = time.Duration(seconds) * time.Second
+		}
+	default:
+		r.at("spec.sessionAffinity", "%q: want None or ClientIP", a)
+	}
+	switch p := spec.InternalTrafficPolicy; {
+	case p == nil || *p == corev1.ServiceInternalTrafficPolicyCluster:
+	case *p == corev1.ServiceInternalTrafficPolicyLocal:
+		kept.InternalTrafficPolicy = *p
+		if out.Headless {
+			r.note(out, "spec.internalTrafficPolicy", chosen)
+		} else {
+			out.Local = true
+		}
+	default:
+		r.at("spec.internalTrafficPolicy", "%q: want Cluster or Local", *p)
+	}
+}
+
+// affinity returns the seconds for which a client is remembered.
+func (r reading) affinity(c *corev1.SessionAffinityConfig) int32 {
+	if c == nil || c.ClientIP == nil || c.ClientIP.TimeoutSeconds == nil {
+		return defaultAffinity
+	}
+	n := *c.ClientIP.TimeoutSeconds
+	if n < 1 || n > maxAffinity {
+		r.at("spec.sessionAffinityConfig.clientIP.timeoutSeconds", "want 1 to %d", maxAffinity)
+		return defaultAffinity
+	}
+	return n
 }
 
 // Annotations of a Service whose applications want to be told who their clients are.
@@ -111,9 +171,12 @@ func (r reading) annotation(meta *metav1.ObjectMeta, name, value string) bool {
 
 // serviceSpec is the normal form of a service: what it says, without defaults.
 type serviceSpec struct {
-	ClusterIP string            `json:"clusterIP,omitempty"`
-	Selector  map[string]string `json:"selector,omitempty"`
-	Ports     []servicePort     `json:"ports"`
+	ClusterIP             string                              `json:"clusterIP,omitempty"`
+	Selector              map[string]string                   `json:"selector,omitempty"`
+	Ports                 []servicePort                       `json:"ports"`
+	SessionAffinity       corev1.ServiceAffinity              `json:"sessionAffinity,omitempty"`
+	SessionAffinityConfig *corev1.SessionAffinityConfig       `json:"sessionAffinityConfig,omitempty"`
+	InternalTrafficPolicy corev1.ServiceInternalTrafficPolicy `json:"internalTrafficPolicy,omitempty"`
 }
 
 type servicePort struct {
@@ -186,11 +249,8 @@ func (d *document) clusterFeatures(s *corev1.ServiceSpec) {
 		{"loadBalancerClass", s.LoadBalancerClass != nil, "there is no load balancer"},
 		{"loadBalancerSourceRanges", len(s.LoadBalancerSourceRanges) > 0, "there is no load balancer"},
 		{"allocateLoadBalancerNodePorts", s.AllocateLoadBalancerNodePorts != nil, "there is no load balancer"},
-		{"sessionAffinity", s.SessionAffinity != "" && s.SessionAffinity != corev1.ServiceAffinityNone, "requests go to the endpoint that is quickest; want None"},
-		{"sessionAffinityConfig", s.SessionAffinityConfig != nil, "requests go to the endpoint that is quickest"},
 		{"publishNotReadyAddresses", s.PublishNotReadyAddresses, "an endpoint is ready when the kernel shows that its port listens"},
-		{"internalTrafficPolicy", s.InternalTrafficPolicy != nil && *s.InternalTrafficPolicy != corev1.ServiceInternalTrafficPolicyCluster, "all hosts of the mesh are one cluster; want Cluster"},
-		{"trafficDistribution", s.TrafficDistribution != nil, "hosts have no zones"},
+		{"trafficDistribution", s.TrafficDistribution != nil, "endpoints in the client's zone are preferred anyway; see locality of a TrafficPolicy"},
 		{"ipFamilyPolicy", s.IPFamilyPolicy != nil && *s.IPFamilyPolicy == corev1.IPFamilyPolicySingleStack, "a service has an IPv4 and an IPv6 address; remove it"},
 		{"ipFamilies", len(s.IPFamilies) == 1, "a service has an IPv4 and an IPv6 address; remove it"},
 	} {

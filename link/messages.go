@@ -84,6 +84,8 @@ type Configure struct {
 	DNS    DNS      `json:"dns"`
 	// Zone is where the workload's host is; endpoints in the same one are preferred.
 	Zone string `json:"zone,omitempty"`
+	// Host is the ID of the workload's host: some services have endpoints for its clients alone.
+	Host string `json:"host,omitempty"`
 	// CertificateWait bounds how long a mesh connection waits for the first
 	// certificate. 0 means 2 s.
 	CertificateWait time.Duration `json:"certificateWait,omitempty"`

@@ -161,6 +161,13 @@ func (o *outbound) route() error {
 	if s.meshPrefix(a) {
 		return &refusal{refusedUnknown, nil}
 	}
+	if sp := s.externals[o.dst]; sp != nil {
+		o.port, o.set, o.rules, o.names = sp, sp.endpoints(a), s.rules(sp), s.namesOf(sp)
+		if o.set.Len() == 0 && o.rules == nil && o.names == nil {
+			return o.nobody(sp)
+		}
+		return nil
+	}
 	o.outside, o.port = true, s.targets[o.dst] // of a service whose clients choose endpoints themselves
 	return nil
 }

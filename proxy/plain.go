@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -167,6 +168,9 @@ func (s *snapshot) listed(service *assay.Service, port uint16, at netip.AddrPort
 
 // nobody is why there is no endpoint of the port to choose.
 func (o *outbound) nobody(sp *servicePort) error {
+	if sp.unlisted == 0 && sp.elsewhere > 0 {
+		return &refusal{refusedNotLocal, fmt.Errorf("service %s keeps clients to their own host, and its %d ready endpoints are on others", sp.service, sp.elsewhere)}
+	}
 	if sp.unlisted == 0 {
 		return &refusal{refusedNoEndpoint, errors.New("service " + sp.service + " has none")}
 	}

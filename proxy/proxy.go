@@ -304,6 +304,7 @@ const (
 	refusedRule          = "invalid-rule"          // a rule or its backend cannot be used
 	refusedMirror        = "mirror-dropped"        // a copy of a request, which went its way
 	refusedNoEndpoint    = "no-ready-endpoint"     // nobody is ready
+	refusedNotLocal      = "no-local-endpoint"     // somebody is, on other hosts than the one that must be
 	refusedUnknown       = "unknown-mesh-address"  // in a mesh network, not in the table
 	refusedUnreachable   = "peer-unreachable"      // no session with any endpoint
 	refusedCrowded       = "crowded"               // more at once than the service's policy allows one client

@@ -25,6 +25,7 @@ type snapshot struct {
 	services        map[string]*service
 	vips            map[netip.Addr]*service
 	targets         map[netip.AddrPort]*servicePort // of endpoints, for those that are dialled directly
+	externals       map[netip.AddrPort]*servicePort // of addresses outside, at which nobody of the mesh may be
 	routes          map[string]*assay.Route         // by Route.Key
 	tables          map[tableKey]*route.Table
 	byName          map[tableKey]*route.Names
@@ -60,7 +61,8 @@ type servicePort struct {
 	v4, v6 *balance.Set
 	// unlisted are ready endpoints that are not meshed and that no Egress allows, where
 	// one must.
-	unlisted int
+	unlisted  int
+	elsewhere int // endpoints that are ready for clients on other hosts alone
 }
 
 // endpoints returns the set for a client that dialled an address like a.
@@ -97,6 +99,11 @@ func (s *snapshot) withConfigure(c link.Configure, p *Proxy) *snapshot {
 	next.settings = c.Config
 	next.services = maps.Clone(s.services)
 	next.judge(s, p)
+	if c.Zone != s.Zone || c.Host != s.Host {
+		for key, svc := range next.services {
+			next.services[key] = next.newService(&svc.Service, svc, p)
+		}
+	}
 	next.index()
 	return &next
 }
@@ -147,6 +154,7 @@ func (s *snapshot) judge(old *snapshot, p *Proxy) {
 // index makes the maps that connections and names are looked up in.
 func (s *snapshot) index() {
 	s.vips = make(map[netip.Addr]*service, 2*len(s.services))
+	s.externals = map[netip.AddrPort]*servicePort{}
 	s.targets, s.announced, s.certified = map[netip.AddrPort]*servicePort{}, map[netip.AddrPort]bool{}, map[netip.AddrPort]bool{}
 	list := make([]*assay.Service, 0, len(s.services))
 	for _, key := range slices.Sorted(maps.Keys(s.services)) {
@@ -156,6 +164,11 @@ func (s *snapshot) index() {
 			s.vips[a.Unmap()] = svc
 		}
 		for _, sp := range svc.ports {
+			for _, a := range svc.Externals {
+				if at := netip.AddrPortFrom(a.Unmap(), sp.port); s.externals[at] == nil {
+					s.externals[at] = sp
+				}
+			}
 			for _, set := range []*balance.Set{sp.v4, sp.v6} {
 				for _, e := range set.Endpoints() {
 					if sp.announce {
@@ -190,9 +203,15 @@ func (s *snapshot) newService(svc *assay.Service, old *service, p *Proxy) *servi
 		}
 		var want4, want6 []balance.Want
 		near := svc.Policy == nil || !svc.Policy.AnyZone
-		hinted := near && hintedFor(svc, i, s.Zone)
+		meant := s.meant(svc, i)
 		for _, e := range svc.Endpoints {
-			if !readyAt(&e, i) || hinted && !meantFor(&e, s.Zone) {
+			if !svc.ReadyAt(&e, i, s.Host) {
+				if i < len(e.Targets) && e.Targets[i] != 0 {
+					sp.elsewhere++
+				}
+				continue
+			}
+			if meant != nil && !meant(&e) {
 				continue
 			}
 			at := func(is4 bool) balance.Want {
@@ -218,6 +237,8 @@ func (s *snapshot) newService(svc *assay.Service, old *service, p *Proxy) *servi
 		// An endpoint that is in both sets (it has one family) is one endpoint.
 		sp.v4 = balance.New(v4, want4, p.peers.value)
 		sp.v6 = balance.New(merge(v6, sp.v4), want6, p.peers.value)
+		sp.v4.Keep(svc.Affinity, v4)
+		sp.v6.Keep(svc.Affinity, v6)
 		sp.care.configure(svc.Policy)
 		sp.care.group.Consist(time.Now(), sp.v4, sp.v6)
 		if svc.Policy != nil {
@@ -228,22 +249,26 @@ func (s *snapshot) newService(svc *assay.Service, old *service, p *Proxy) *servi
 	return out
 }
 
-// readyAt reports whether an endpoint is ready at the i-th port.
-func readyAt(e *assay.Endpoint, i int) bool {
-	return i < len(e.Targets) && e.Targets[i] != 0 && len(e.Addrs) > 0
-}
-
-// meantFor reports whether an endpoint is for the clients of a zone.
-func meantFor(e *assay.Endpoint, zone string) bool {
-	return len(e.Zones) == 0 || slices.Contains(e.Zones, zone)
-}
-
-// hintedFor reports whether hints count for clients of a zone: some ready endpoint must
-// be meant for them, or they would have none.
-func hintedFor(svc *assay.Service, i int, zone string) bool {
-	return zone != "" && slices.ContainsFunc(svc.Endpoints, func(e assay.Endpoint) bool {
-		return readyAt(&e, i) && slices.Contains(e.Zones, zone)
-	})
+// meant returns which endpoints are for this workload by the service's hints, the host's
+// before the zone's; nil when hints do not count: nobody gave any, or none is for us, and
+// then everybody is as good.
+func (s *snapshot) meant(svc *assay.Service, i int) func(*assay.Endpoint) bool {
+	if svc.Local || svc.Policy != nil && svc.Policy.AnyZone {
+		return nil
+	}
+	host := func(e *assay.Endpoint) bool { return slices.Contains(e.Hosts, s.Host) }
+	zone := func(e *assay.Endpoint) bool { return slices.Contains(e.Zones, s.Zone) }
+	some := func(f func(*assay.Endpoint) bool) bool {
+		return slices.ContainsFunc(svc.Endpoints, func(e assay.Endpoint) bool { return svc.ReadyAt(&e, i, s.Host) && f(&e) })
+	}
+	switch {
+	case s.Host != "" && some(host):
+		return host
+	case s.Zone != "" && some(zone):
+		// One without any is for all: it came since hints were given.
+		return func(e *assay.Endpoint) bool { return len(e.Zones) == 0 || zone(e) }
+	}
+	return nil
 }
 
 // merge is a set of the endpoints of both, for New to take from.

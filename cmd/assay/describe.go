@@ -158,10 +158,25 @@ func describeService(w io.Writer, s api.ServiceView, around surroundings) error 
 		source = "was declared"
 	}
 	addresses := join(s.VIPs, netip.Addr.String)
-	if s.Headless {
+	switch {
+	case s.Headless:
 		addresses = "headless: its name resolves to its endpoints"
+	case s.ExternalName != "":
+		addresses = "none: it is another name of " + s.ExternalName
+	case len(s.Externals) > 0:
+		addresses += ", from outside " + join(s.Externals, netip.Addr.String)
 	}
-	writeFields(w, []field{{"Service", s.Key()}, {"Source", source}, {"Addresses", addresses}})
+	fields := []field{{"Service", s.Key()}, {"Source", source}, {"Addresses", addresses}}
+	if s.Affinity > 0 {
+		fields = append(fields, field{"Affinity", fmt.Sprintf("a client stays at one endpoint, until %v after it used it last", s.Affinity)})
+	}
+	if s.Local {
+		fields = append(fields, field{"Local", "clients are sent to endpoints of their own host alone"})
+	}
+	for _, n := range s.Notes {
+		fields = append(fields, field{"Note", n})
+	}
+	writeFields(w, fields)
 
 	type portRow struct {
 		assay.Port

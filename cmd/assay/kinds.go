@@ -94,8 +94,11 @@ var serviceColumns = []column[api.ServiceView]{
 	col("NAMESPACE", func(s api.ServiceView) string { return s.Namespace }),
 	col("NAME", func(s api.ServiceView) string { return s.Name }),
 	col("ADDRESSES", func(s api.ServiceView) string {
-		if s.Headless {
+		switch {
+		case s.Headless:
 			return "headless"
+		case s.ExternalName != "":
+			return s.ExternalName
 		}
 		return join(s.VIPs, netip.Addr.String)
 	}),
@@ -103,10 +106,20 @@ var serviceColumns = []column[api.ServiceView]{
 	col("READY", func(s api.ServiceView) string {
 		return join(s.Ready, func(n int) string { return fmt.Sprintf("%d/%d", n, len(s.Endpoints)) })
 	}),
+	col("NOTES", func(s api.ServiceView) string { return noteCount(s.Notes) }),
 	wide("DECLARED", func(s api.ServiceView) string { return yesNo(s.Declared) }),
 	wide("WORKLOADS", func(s api.ServiceView) string {
 		return join(s.Endpoints, func(e assay.Endpoint) string { return cmp.Or(e.Workload, e.Addrs[0].String()) })
 	}),
+	wide("WHAT THE NOTES SAY", func(s api.ServiceView) string { return strings.Join(s.Notes, "; ") }),
+}
+
+// noteCount says how many notes a service has; wide, or describe, says them.
+func noteCount(notes []string) string {
+	if len(notes) == 0 {
+		return ""
+	}
+	return strconv.Itoa(len(notes))
 }
 
 func portText(p assay.Port) string {

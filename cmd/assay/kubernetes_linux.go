@@ -88,12 +88,15 @@ func (k *kubernetes) run(ctx context.Context, c *control.Control) error {
 
 func (k *kubernetes) changes(ch *cluster.Changes) control.ClusterChanges {
 	out := control.ClusterChanges{
-		RemovedServices: ch.RemovedServices, RemovedPods: ch.RemovedPods, Nodes: ch.Nodes, RemovedNodes: ch.RemovedNodes,
+		RemovedServices: ch.RemovedServices, RemovedPods: ch.RemovedPods, RemovedNodes: ch.RemovedNodes,
+	}
+	for _, n := range ch.Nodes {
+		out.Nodes = append(out.Nodes, control.Node(n))
 	}
 	for i := range ch.Services {
 		s := &ch.Services[i]
-		if len(s.Ports) == 0 { // a name outside of the cluster
-			out.RemovedServices = append(out.RemovedServices, s.Key())
+		if s.ExternalName != "" {
+			out.Externals = append(out.Externals, control.External{Namespace: s.Namespace, Name: s.Name, ExternalName: s.ExternalName, Notes: s.Notes})
 			continue
 		}
 		out.Services = append(out.Services, control.Placed{DeclaredService: s.DeclaredService, Places: s.Places})
@@ -115,7 +118,7 @@ func (k *kubernetes) declared(g *cluster.Configuration) *control.Declared {
 		k.missing = g.Missing
 		k.log.Info("the API server does not have all kinds of configuration", "missing", g.Missing)
 	}
-	out := &control.Declared{Intent: g.Intent, Problems: map[store.Key]string{}}
+	out := &control.Declared{Intent: g.Intent, Problems: map[store.Key]string{}, Missing: g.Missing}
 	for i := range g.Objects {
 		o := &g.Objects[i]
 		out.Objects = append(out.Objects, store.Object{

@@ -22,7 +22,7 @@ type model struct {
 	slices   map[string]map[string]*discoveryv1.EndpointSlice // by the service's key, by name
 	owner    map[string]string                                // a slice's key -> its service's
 	pods     map[string]*Pod                                  // by UID
-	nodes    map[string]bool                                  // by name
+	nodes    map[string]string                                // by name: their zones
 	inSlices map[string]map[string]int                        // pod UID -> keys of services, with how many slices say so
 
 	configured map[string]*configured // by configurationKey
@@ -30,7 +30,7 @@ type model struct {
 
 	out         map[string]Service
 	outPods     map[string]Pod
-	outNodes    map[string]bool
+	outNodes    map[string]string
 	touched     map[string]bool // keys of services
 	touchedPods map[string]bool // UIDs
 	// Nodes come and go rarely, and their objects change all the time.
@@ -42,8 +42,8 @@ type model struct {
 func newModel() *model {
 	return &model{
 		services: map[string]*corev1.Service{}, slices: map[string]map[string]*discoveryv1.EndpointSlice{}, owner: map[string]string{},
-		pods: map[string]*Pod{}, nodes: map[string]bool{}, inSlices: map[string]map[string]int{}, configured: map[string]*configured{},
-		out: map[string]Service{}, outPods: map[string]Pod{}, outNodes: map[string]bool{}, touched: map[string]bool{}, touchedPods: map[string]bool{},
+		pods: map[string]*Pod{}, nodes: map[string]string{}, inSlices: map[string]map[string]int{}, configured: map[string]*configured{},
+		out: map[string]Service{}, outPods: map[string]Pod{}, outNodes: map[string]string{}, touched: map[string]bool{}, touchedPods: map[string]bool{},
 		touchedConfiguration: true, // that there is none is worth telling once
 	}
 }
@@ -135,14 +135,15 @@ func (m *model) removePod(uid string) {
 	}
 }
 
-func (m *model) setNode(name string) {
-	if !m.nodes[name] {
-		m.nodes[name], m.touchedNodes = true, true
+func (m *model) setNode(n *corev1.Node) {
+	zone, known := m.nodes[n.Name]
+	if now := n.Labels[corev1.LabelTopologyZone]; !known || zone != now {
+		m.nodes[n.Name], m.touchedNodes = now, true
 	}
 }
 
 func (m *model) removeNode(name string) {
-	if m.nodes[name] {
+	if _, known := m.nodes[name]; known {
 		delete(m.nodes, name)
 		m.touchedNodes = true
 	}
@@ -261,7 +262,16 @@ func (m *model) changes() Changes {
 		}
 	}
 	if m.touchedNodes {
-		c.Nodes, c.RemovedNodes = missingIn(m.outNodes, m.nodes), missingIn(m.nodes, m.outNodes)
+		for _, name := range slices.Sorted(maps.Keys(m.nodes)) {
+			if zone, told := m.outNodes[name]; !told || zone != m.nodes[name] {
+				c.Nodes = append(c.Nodes, Node{name, m.nodes[name]})
+			}
+		}
+		for _, name := range slices.Sorted(maps.Keys(m.outNodes)) {
+			if _, there := m.nodes[name]; !there {
+				c.RemovedNodes = append(c.RemovedNodes, name)
+			}
+		}
 		m.outNodes, m.touchedNodes = maps.Clone(m.nodes), false
 	}
 	if m.touchedConfiguration {
@@ -273,18 +283,6 @@ func (m *model) changes() Changes {
 	return c
 }
 
-// missingIn returns what is in there and not in a, sorted.
-func missingIn(a, there map[string]bool) []string {
-	var out []string
-	for name := range there {
-		if !a[name] {
-			out = append(out, name)
-		}
-	}
-	slices.Sort(out)
-	return out
-}
-
 // service computes one service; false when there is none of that key that the mesh
 // has to do with.
 func (m *model) service(key string) (Service, bool) {
@@ -292,10 +290,11 @@ func (m *model) service(key string) (Service, bool) {
 	if object == nil {
 		return Service{}, false
 	}
-	declared, notes, ok := kube.Service(object)
-	s := Service{DeclaredService: declared, Notes: notes}
+	declared, ok := kube.Service(object)
+	s := Service{DeclaredService: declared}
 	if object.Spec.Type == corev1.ServiceTypeExternalName {
 		s.ExternalName = strings.TrimSuffix(object.Spec.ExternalName, ".")
+		s.Ports, s.Notes = nil, []string{"spec.externalName: connections go to whatever " + s.ExternalName + " is: what is outside of the mesh is egress"}
 		return s, s.ExternalName != ""
 	}
 	if !ok {
@@ -326,6 +325,9 @@ func (m *model) places(key string, s *Service) []discovery.Place {
 				merged[id] = p
 			}
 			extend(p, e, addr, targets)
+			if s.Local {
+				p.Host = cmp.Or(p.Host, deref(e.NodeName))
+			}
 		}
 	}
 	var out []discovery.Place
@@ -396,10 +398,14 @@ func extend(p *discovery.Place, e *discoveryv1.Endpoint, addr netip.Addr, target
 	}
 	p.Terminating = p.Terminating || deref(e.Conditions.Terminating)
 	p.Zone = cmp.Or(p.Zone, deref(e.Zone))
-	if e.Hints != nil && p.Zones == nil {
+	if e.Hints != nil && p.Zones == nil && p.Hosts == nil {
 		for _, z := range e.Hints.ForZones {
 			p.Zones = append(p.Zones, z.Name)
 		}
 		slices.Sort(p.Zones)
+		for _, n := range e.Hints.ForNodes {
+			p.Hosts = append(p.Hosts, n.Name)
+		}
+		slices.Sort(p.Hosts)
 	}
 }

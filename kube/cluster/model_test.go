@@ -8,9 +8,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/yaml"
 
@@ -129,8 +131,8 @@ func webService() Service {
 				{Port: assay.Port{Name: "http", Port: 80, Protocol: assay.HTTP1}},
 				{Port: assay.Port{Name: "admin", Port: 9000}, Target: 9001},
 			},
+			Notes: []string{"spec.ports[1].protocol: UDP passes outside the mesh and is listed as an exception"},
 		},
-		Notes: []string{"spec.ports[1].protocol: UDP passes outside the mesh and is listed as an exception"},
 		Places: []discovery.Place{
 			{Workload: "one", Addrs: addrs("10.244.1.5", "fd00:244::5"), Targets: []uint16{8080, 9001}, Zone: "z1", Zones: []string{"z1", "z2"}, Ready: true, Serving: true},
 			{Workload: "two", Addrs: addrs("10.244.2.5"), Targets: []uint16{18080, 9001}, Zone: "z2", Serving: true, Terminating: true},
@@ -309,20 +311,30 @@ func TestPodWithoutAddress(t *testing.T) {
 	same(t, "with its address", m.changes(), Changes{Services: []Service{webService()}, Pods: webPods()[:1]})
 }
 
-// TestNodes: nodes are told of when they come and go, and not when they change.
+// TestNodes: nodes are told of when they come and go or are in another zone, and not when
+// anything else of them changes.
 func TestNodes(t *testing.T) {
+	node := func(name, zone string) *corev1.Node {
+		kept, err := trim(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"topology.kubernetes.io/zone": zone, "x": "y"}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return kept.(*corev1.Node)
+	}
 	m := newModel()
 	m.changes()
-	m.setNode("b")
-	m.setNode("a")
-	same(t, "two nodes", m.changes(), Changes{Nodes: []string{"a", "b"}})
-	m.setNode("a")
+	m.setNode(node("b", "west"))
+	m.setNode(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a"}})
+	same(t, "two nodes", m.changes(), Changes{Nodes: []Node{{"a", ""}, {"b", "west"}}})
+	m.setNode(node("b", "west"))
 	same(t, "the same", m.changes(), Changes{})
+	m.setNode(node("b", "east"))
+	same(t, "another zone", m.changes(), Changes{Nodes: []Node{{"b", "east"}}})
 	m.removeNode("a")
-	m.setNode("a") // made anew meanwhile: who asks by name sees no difference
+	m.setNode(node("a", "")) // made anew meanwhile: who asks by name sees no difference
 	m.retainNodes(nil)
-	m.setNode("c")
-	same(t, "a new list", m.changes(), Changes{Nodes: []string{"c"}, RemovedNodes: []string{"a", "b"}})
+	m.setNode(node("c", ""))
+	same(t, "a new list", m.changes(), Changes{Nodes: []Node{{"c", ""}}, RemovedNodes: []string{"a", "b"}})
 }
 
 // TestSliceMovesOn: a slice that comes to name another service leaves the first.
@@ -346,6 +358,35 @@ spec: {clusterIP: None, clusterIPs: [None], ports: [{name: http, port: 80}]}
 	}
 }
 
+// balanced is the status of a service that has a load balancer, one of whose addresses must be
+// reached through it.
+const balanced = "\nstatus: {loadBalancer: {ingress: [{ip: 192.0.2.7, ipMode: VIP}, {ip: \"2001:db8::7\"}, {ip: 192.0.2.8, ipMode: Proxy}, {hostname: x.example.com}]}}"
+
+// TestHosts: places of a service that is local say where they are, and hints say for which
+// nodes and zones they are.
+func TestHosts(t *testing.T) {
+	m := newModel()
+	objects := read(t, web)
+	service, slice := objects[0].(*corev1.Service), objects[3].(*discoveryv1.EndpointSlice)
+	local := corev1.ServiceInternalTrafficPolicyLocal
+	service.Spec.InternalTrafficPolicy = &local
+	e := &slice.Endpoints[0]
+	e.NodeName, e.Hints.ForNodes = pointer("node-1"), []discoveryv1.ForNode{{Name: "node-2"}, {Name: "node-1"}}
+	m.set(service, objects[1], slice)
+	got := m.changes().Services
+	if len(got) != 1 || !got[0].Local || got[0].Places[0].Host != "node-1" {
+		t.Fatalf("%+v", got)
+	}
+	same(t, "hints for nodes", got[0].Places[0].Hosts, []string{"node-1", "node-2"})
+	same(t, "hints for zones", got[0].Places[0].Zones, []string{"z1", "z2"})
+	service = service.DeepCopy()
+	service.Spec.InternalTrafficPolicy = nil
+	m.set(service)
+	if got := m.changes().Services; len(got) != 1 || got[0].Places[0].Host != "" {
+		t.Errorf("of a service that is not local: %+v", got)
+	}
+}
+
 // TestKinds: what is special about some services.
 func TestKinds(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -353,12 +394,22 @@ func TestKinds(t *testing.T) {
 		want  func(Service) bool
 		there bool
 	}{
-		"external name":    {`{type: ExternalName, externalName: db.example.com.}`, func(s Service) bool { return s.ExternalName == "db.example.com" && len(s.Ports) == 0 }, true},
-		"no TCP port":      {`{clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1], ports: [{port: 53, protocol: UDP}]}`, nil, false},
-		"no port":          {`{clusterIP: None, clusterIPs: [None]}`, nil, false},
-		"load balancer":    {`{type: LoadBalancer, clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1], sessionAffinity: ClientIP, ports: [{port: 80, nodePort: 30080}]}`, func(s Service) bool { return len(s.Notes) == 0 && len(s.Ports) == 1 }, true},
-		"IPv6 first":       {`{clusterIP: "fd00::1", clusterIPs: ["fd00::1", 10.96.0.1], ports: [{port: 80}]}`, func(s Service) bool { return reflect.DeepEqual(s.ClusterIPs, addrs("10.96.0.1", "fd00::1")) }, true},
-		"unknown protocol": {`{clusterIP: 10.96.0.1, ports: [{port: 80, appProtocol: "example.com/own"}]}`, func(s Service) bool { return len(s.Notes) == 0 && s.Ports[0].Protocol == assay.Detect }, true},
+		"external name": {`{type: ExternalName, externalName: db.example.com.}`, func(s Service) bool {
+			return s.ExternalName == "db.example.com" && len(s.Ports) == 0 && len(s.Notes) == 1
+		}, true},
+		"no TCP port":     {`{clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1], ports: [{port: 53, protocol: UDP}]}`, nil, false},
+		"no port":         {`{clusterIP: None, clusterIPs: [None]}`, nil, false},
+		"affinity":        {`{clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1], sessionAffinity: ClientIP, ports: [{port: 80}]}`, func(s Service) bool { return len(s.Notes) == 0 && s.Affinity == 3*time.Hour }, true},
+		"affinity's time": {`{clusterIP: 10.96.0.1, sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 7}}, ports: [{port: 80}]}`, func(s Service) bool { return s.Affinity == 7*time.Second }, true},
+		"local":           {`{clusterIP: 10.96.0.1, internalTrafficPolicy: Local, ports: [{port: 80}]}`, func(s Service) bool { return len(s.Notes) == 0 && s.Local }, true},
+		"headless":        {`{clusterIP: None, clusterIPs: [None], internalTrafficPolicy: Local, sessionAffinity: ClientIP, ports: [{port: 80}]}`, func(s Service) bool { return len(s.Notes) == 2 && !s.Local && s.Affinity == 0 }, true},
+		"load balancer": {`{type: LoadBalancer, clusterIP: 10.96.0.1, externalTrafficPolicy: Local, externalIPs: [192.0.2.9], ports: [{port: 80, nodePort: 30080}]}` + balanced, func(s Service) bool {
+			return len(s.Notes) == 0 && reflect.DeepEqual(s.Externals, addrs("192.0.2.7", "192.0.2.9", "2001:db8::7"))
+		}, true},
+		"local balancer":    {`{type: LoadBalancer, clusterIP: 10.96.0.1, internalTrafficPolicy: Local, ports: [{port: 80}]}` + balanced, func(s Service) bool { return len(s.Notes) == 1 && s.Externals == nil }, true},
+		"balanced for some": {`{type: LoadBalancer, clusterIP: 10.96.0.1, loadBalancerSourceRanges: [192.0.2.0/24], ports: [{port: 80}]}` + balanced, func(s Service) bool { return len(s.Notes) == 1 && s.Externals == nil }, true},
+		"IPv6 first":        {`{clusterIP: "fd00::1", clusterIPs: ["fd00::1", 10.96.0.1], ports: [{port: 80}]}`, func(s Service) bool { return reflect.DeepEqual(s.ClusterIPs, addrs("10.96.0.1", "fd00::1")) }, true},
+		"unknown protocol":  {`{clusterIP: 10.96.0.1, ports: [{port: 80, appProtocol: "example.com/own"}]}`, func(s Service) bool { return len(s.Notes) == 1 && s.Ports[0].Protocol == assay.Detect }, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newModel()

@@ -25,8 +25,15 @@ type Service struct {
 	// ExternalName is the name outside the cluster that this one stands for; such a
 	// service has neither addresses nor places.
 	ExternalName string
-	Places       []discovery.Place // sorted by pod, whose UID is the workload's ID, then address
-	Notes        []string          // what the mesh does not do for it, for people
+	// Places are sorted by pod, whose UID is the workload's ID, then address. Hosts are names
+	// of nodes; a place's own is there where the service is Local.
+	Places []discovery.Place
+}
+
+// Node is a machine of the cluster.
+type Node struct {
+	Name string
+	Zone string // its label topology.kubernetes.io/zone; "" without
 }
 
 // Pod is a pod that has a node and has not ended.
@@ -52,7 +59,7 @@ type Changes struct {
 	RemovedServices []string // "NAMESPACE/NAME"
 	Pods            []Pod
 	RemovedPods     []string // UIDs
-	Nodes           []string // that were not there before: their names
+	Nodes           []Node   // that were not there before, or are in another zone
 	RemovedNodes    []string
 	// Configuration is all of it, when any of it differs; else nil.
 	Configuration *Configuration

@@ -17,10 +17,14 @@ func trim(object any) (any, error) {
 	case *corev1.Pod:
 		return trimPod(o), nil
 	case *corev1.Node:
-		return &corev1.Node{ObjectMeta: trimMeta(&o.ObjectMeta, nil)}, nil
+		kept := &corev1.Node{ObjectMeta: trimMeta(&o.ObjectMeta, nil)}
+		if zone, ok := o.Labels[corev1.LabelTopologyZone]; ok {
+			kept.Labels = map[string]string{corev1.LabelTopologyZone: zone}
+		}
+		return kept, nil
 	case *corev1.Service:
 		o.ObjectMeta = trimMeta(&o.ObjectMeta, o.Labels)
-		o.Status = corev1.ServiceStatus{}
+		o.Status = corev1.ServiceStatus{LoadBalancer: o.Status.LoadBalancer}
 	case *discoveryv1.EndpointSlice:
 		service, ok := o.Labels[discoveryv1.LabelServiceName]
 		o.ObjectMeta = trimMeta(&o.ObjectMeta, nil)

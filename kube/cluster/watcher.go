@@ -95,7 +95,7 @@ func (w *Watcher) kinds() []*kind {
 		},
 		{
 			name: "nodes", version: corev1.SchemeGroupVersion, example: &corev1.Node{},
-			set:    func(o any) { m.setNode(o.(*corev1.Node).Name) },
+			set:    func(o any) { m.setNode(o.(*corev1.Node)) },
 			remove: func(o any) { m.removeNode(o.(*corev1.Node).Name) },
 			retain: m.retainNodes,
 		},

@@ -169,6 +169,7 @@ type Set struct {
 	list  []*Endpoint
 	near  int    // in the zone of who chooses
 	group *Group // nil: all are fit
+	kept  *affinity
 }
 
 // Want describes an endpoint to New.
@@ -229,8 +230,15 @@ func (s *Set) Endpoints() []*Endpoint {
 }
 
 // Pick returns the better of two random endpoints that are not in tried, or nil
-// when all were tried or have as much as they take.
+// when all were tried or have as much as they take. With Keep it is the one that is kept.
 func (s *Set) Pick(now time.Time, tried []*Endpoint) *Endpoint {
+	if s != nil && s.kept != nil {
+		return s.kept.pick(now, tried, s.pick)
+	}
+	return s.pick(now, tried)
+}
+
+func (s *Set) pick(now time.Time, tried []*Endpoint) *Endpoint {
 	n := s.Len()
 	switch n {
 	case 0:
@@ -260,7 +268,14 @@ func (s *Set) Pick(now time.Time, tried []*Endpoint) *Endpoint {
 // PickConnection is Pick for a connection of which nobody knows that it carries requests:
 // throttles do not bound it.
 func (s *Set) PickConnection(now time.Time, tried []*Endpoint) *Endpoint {
-	if e := s.Pick(now, tried); e != nil || s.Len() == 0 {
+	if s != nil && s.kept != nil {
+		return s.kept.pick(now, tried, s.pickConnection)
+	}
+	return s.pickConnection(now, tried)
+}
+
+func (s *Set) pickConnection(now time.Time, tried []*Endpoint) *Endpoint {
+	if e := s.pick(now, tried); e != nil || s.Len() == 0 {
 		return e
 	}
 	start := rand.IntN(len(s.list))
