@@ -158,7 +158,7 @@ func (c *Control) IssueOperator(ctx context.Context, req *api.IssueOperatorReque
 	}
 	// Stored before it is given away: nobody has a certificate that no list shows.
 	line := inventoryLine(cert, "", "", "")
-	if err := c.storeFor(ctx, req.GetRole()+" "+req.GetName()+", serial "+line.Serial).InsertCertificate(ctx, line); err != nil {
+	if err := c.storeFor(ctx, req.GetRole()+" "+req.GetName()+", serial "+line.Serial).InsertCertificates(ctx, line); err != nil {
 		return nil, err
 	}
 	c.model.noteCertificate(line)

@@ -262,8 +262,12 @@ func (b *behind) write(ctx context.Context, p *pending) error {
 		}
 		p.idle = nil
 	}
-	if err := each(b, &p.certificates, "store certificate", func(c store.Certificate) error { return b.store.InsertCertificate(ctx, c) }); err != nil {
-		return err
+	for len(p.certificates) > 0 {
+		part := p.certificates[:min(page, len(p.certificates))]
+		if err := b.final("store certificates", b.store.InsertCertificates(ctx, part...)); err != nil {
+			return err
+		}
+		p.certificates = p.certificates[len(part):]
 	}
 	if err := each(b, &p.findings, "store finding", func(f assay.Finding) error { return b.store.AppendFinding(ctx, f) }); err != nil {
 		return err
@@ -284,6 +288,9 @@ func each[T any](b *behind, list *[]T, op string, write func(T) error) error {
 	return nil
 }
 
+// page is how many records of a kind are written at once: a cluster that joins has thousands.
+const page = 500
+
 func (b *behind) writeWorkloads(ctx context.Context, p *pending) error {
 	var put []assay.Workload
 	var gone []string
@@ -294,7 +301,6 @@ func (b *behind) writeWorkloads(ctx context.Context, p *pending) error {
 			gone = append(gone, id)
 		}
 	}
-	const page = 500
 	for part := range slices.Chunk(gone, page) {
 		if err := b.final("forget workloads", b.store.DeleteWorkloads(ctx, part...)); err != nil {
 			return err

@@ -28,7 +28,7 @@ func benchmarkWrite(b *testing.B, url string, writers int) {
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
 			c := Certificate{Serial: fmt.Sprintf("%032x", serial.Add(1)), Subject: "spiffe://bank.test/ns/bank/sa/web", NotAfter: day}
-			if err := db.InsertCertificate(b.Context(), c); err != nil {
+			if err := db.InsertCertificates(b.Context(), c); err != nil {
 				b.Error(err)
 				return
 			}

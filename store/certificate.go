@@ -21,18 +21,25 @@ type Certificate struct {
 	IssuedAt  time.Time    `json:"issuedAt"`
 }
 
-// InsertCertificate records a certificate under its serial. The same again is no
-// error: the first record stands.
-func (db *DB) InsertCertificate(ctx context.Context, c Certificate) error {
-	op := "store certificate " + c.Serial
-	if _, err := encode(op, c.Serial, nil); err != nil {
-		return err
+// InsertCertificates records certificates under their serials, all or none. The same again
+// is no error: the first record stands.
+func (db *DB) InsertCertificates(ctx context.Context, list ...Certificate) error {
+	const op = "store certificates"
+	for i := range list {
+		if _, err := encode(op, list[i].Serial, nil); err != nil {
+			return err
+		}
 	}
 	return db.write(ctx, op, func(ctx context.Context, t *tx) error {
-		_, err := t.exec(ctx, `INSERT INTO certificate (serial, subject, workload, host, artifacts, issuer, notbefore, notafter, issued)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (serial) DO NOTHING`,
-			c.Serial, c.Subject, c.Workload, c.Host, string(c.Artifacts), c.Issuer, micros(c.NotBefore), micros(c.NotAfter), micros(c.IssuedAt))
-		return err
+		for i := range list {
+			c := &list[i]
+			if _, err := t.exec(ctx, `INSERT INTO certificate (serial, subject, workload, host, artifacts, issuer, notbefore, notafter, issued)
+				VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (serial) DO NOTHING`,
+				c.Serial, c.Subject, c.Workload, c.Host, string(c.Artifacts), c.Issuer, micros(c.NotBefore), micros(c.NotAfter), micros(c.IssuedAt)); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 

@@ -339,12 +339,11 @@ func testCertificates(t *testing.T, db *DB) {
 		return Certificate{Serial: fmt.Sprintf("%04x", i), Subject: "spiffe://bank.example/ns/bank/sa/a", Workload: fmt.Sprintf("w%d", i%2), Host: "h1",
 			Artifacts: assay.DigestOf([]byte{byte(i)}), Issuer: "ca", NotBefore: day, NotAfter: day.Add(time.Duration(i) * time.Hour), IssuedAt: day}
 	}
-	for i := range 6 {
-		check(t, db.InsertCertificate(ctx, certificate(i)))
-	}
+	check(t, db.InsertCertificates(ctx, certificate(0), certificate(1), certificate(2)))
+	check(t, db.InsertCertificates(ctx, certificate(3), certificate(2), certificate(4), certificate(5)))
 	again := certificate(3)
 	again.Subject = "somebody else"
-	check(t, db.InsertCertificate(ctx, again))
+	check(t, db.InsertCertificates(ctx, again))
 	equal(t, "of w1, later than 1 h", must(db.ListCertificates(ctx, "w1", day.Add(time.Hour)))(t), []Certificate{certificate(3), certificate(5)})
 	equal(t, "pruned", must(db.PruneCertificates(ctx, day.Add(2*time.Hour)))(t), 2)
 	equal(t, "pruned again", must(db.PruneCertificates(ctx, day.Add(2*time.Hour)))(t), 0)
