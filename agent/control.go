@@ -239,7 +239,7 @@ func (a *Agent) sendBatch(stream hostStream, b batch) error {
 	send := func(u *api.HostUpdate) error { return stream.Send(u) }
 	for id, last := range b.gone {
 		if last != nil {
-			if err := send(&api.HostUpdate{Update: &api.HostUpdate_Report{Report: last}}); err != nil {
+			if err := send(api.ReportUpdate(last)); err != nil {
 				return err
 			}
 		}
@@ -267,7 +267,7 @@ func (a *Agent) sendBatch(stream hostStream, b batch) error {
 	for _, id := range b.reports {
 		if w := a.workload(id); w != nil {
 			if r := w.reportMessage(); r != nil {
-				if err := send(&api.HostUpdate{Update: &api.HostUpdate_Report{Report: r}}); err != nil {
+				if err := send(api.ReportUpdate(r)); err != nil {
 					return err
 				}
 			}

@@ -21,6 +21,7 @@ import (
 	"assay.dev/api"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/proto"
 )
 
 // testControl is the least that an agent needs of control, behind real gRPC: it takes
@@ -188,10 +189,15 @@ func (c *testControl) take(u *api.HostUpdate, out chan *api.ControlUpdate) {
 	case u.GetBundleAck() != nil:
 		c.acks[u.GetBundleAck().GetWorkloadId()] = u.GetBundleAck().GetVersion()
 	case u.GetReport() != nil:
-		if _, err := u.GetReport().Noun(); err != nil {
+		var r api.WorkloadReport
+		err := proto.Unmarshal(u.GetReport(), &r)
+		if err == nil {
+			_, err = r.Noun()
+		}
+		if err != nil {
 			c.invalid = append(c.invalid, err)
 		}
-		c.reports[u.GetReport().GetWorkloadId()] = u.GetReport()
+		c.reports[api.ReportOf(u.GetReport())] = &r
 	case u.GetFinding() != nil:
 		if _, err := u.GetFinding().Noun(); err != nil {
 			c.invalid = append(c.invalid, err)

@@ -425,7 +425,7 @@ func (x *HostUpdate) GetBundleAck() *BundleAck {
 	return nil
 }
 
-func (x *HostUpdate) GetReport() *WorkloadReport {
+func (x *HostUpdate) GetReport() []byte {
 	if x != nil {
 		if x, ok := x.Update.(*HostUpdate_Report); ok {
 			return x.Report
@@ -482,7 +482,7 @@ type HostUpdate_BundleAck struct {
 }
 
 type HostUpdate_Report struct {
-	Report *WorkloadReport `protobuf:"bytes,5,opt,name=report,proto3,oneof"`
+	Report []byte `protobuf:"bytes,5,opt,name=report,proto3,oneof"` // a WorkloadReport, which is read when somebody asks for it: thousands come in a second
 }
 
 type HostUpdate_Finding struct {
@@ -4019,7 +4019,7 @@ const file_assay_proto_rawDesc = "" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\x12\x19\n" +
 	"\brenew_at\x18\x02 \x01(\x03R\arenewAt\x12\x18\n" +
 	"\arefused\x18\x03 \x01(\tR\arefused\x12\x16\n" +
-	"\x06remedy\x18\x04 \x01(\tR\x06remedy\"\x95\x03\n" +
+	"\x06remedy\x18\x04 \x01(\tR\x06remedy\"\xfb\x02\n" +
 	"\n" +
 	"HostUpdate\x12+\n" +
 	"\x05hello\x18\x01 \x01(\v2\x13.assay.v1.HostHelloH\x00R\x05hello\x125\n" +
@@ -4027,8 +4027,8 @@ const file_assay_proto_rawDesc = "" +
 	"workloadUp\x12%\n" +
 	"\rworkload_gone\x18\x03 \x01(\tH\x00R\fworkloadGone\x124\n" +
 	"\n" +
-	"bundle_ack\x18\x04 \x01(\v2\x13.assay.v1.BundleAckH\x00R\tbundleAck\x122\n" +
-	"\x06report\x18\x05 \x01(\v2\x18.assay.v1.WorkloadReportH\x00R\x06report\x12-\n" +
+	"bundle_ack\x18\x04 \x01(\v2\x13.assay.v1.BundleAckH\x00R\tbundleAck\x12\x18\n" +
+	"\x06report\x18\x05 \x01(\fH\x00R\x06report\x12-\n" +
 	"\afinding\x18\x06 \x01(\v2\x11.assay.v1.FindingH\x00R\afinding\x12*\n" +
 	"\x06synced\x18\a \x01(\v2\x10.assay.v1.SyncedH\x00R\x06synced\x12-\n" +
 	"\arecords\x18\b \x01(\v2\x11.assay.v1.RecordsH\x00R\arecordsB\b\n" +
@@ -4438,77 +4438,76 @@ var file_assay_proto_depIdxs = []int32{
 	6,  // 2: assay.v1.HostUpdate.hello:type_name -> assay.v1.HostHello
 	20, // 3: assay.v1.HostUpdate.workload_up:type_name -> assay.v1.Workload
 	8,  // 4: assay.v1.HostUpdate.bundle_ack:type_name -> assay.v1.BundleAck
-	29, // 5: assay.v1.HostUpdate.report:type_name -> assay.v1.WorkloadReport
-	28, // 6: assay.v1.HostUpdate.finding:type_name -> assay.v1.Finding
-	7,  // 7: assay.v1.HostUpdate.synced:type_name -> assay.v1.Synced
-	11, // 8: assay.v1.HostUpdate.records:type_name -> assay.v1.Records
-	54, // 9: assay.v1.HostHello.known:type_name -> assay.v1.HostHello.KnownEntry
-	12, // 10: assay.v1.ControlUpdate.welcome:type_name -> assay.v1.Welcome
-	15, // 11: assay.v1.ControlUpdate.delta:type_name -> assay.v1.Delta
-	17, // 12: assay.v1.ControlUpdate.bundle:type_name -> assay.v1.Bundle
-	13, // 13: assay.v1.ControlUpdate.accepted:type_name -> assay.v1.Accepted
-	14, // 14: assay.v1.ControlUpdate.refused:type_name -> assay.v1.Refused
-	10, // 15: assay.v1.ControlUpdate.watches:type_name -> assay.v1.Watches
-	55, // 16: assay.v1.Records.dropped:type_name -> assay.v1.Records.DroppedEntry
-	16, // 17: assay.v1.Delta.upsert:type_name -> assay.v1.Resource
-	20, // 18: assay.v1.Resource.workload:type_name -> assay.v1.Workload
-	24, // 19: assay.v1.Resource.service:type_name -> assay.v1.Service
-	22, // 20: assay.v1.Resource.namespace:type_name -> assay.v1.NamespaceConfig
-	21, // 21: assay.v1.Resource.host:type_name -> assay.v1.Host
-	27, // 22: assay.v1.Resource.route:type_name -> assay.v1.Route
-	56, // 23: assay.v1.Workload.labels:type_name -> assay.v1.Workload.LabelsEntry
-	19, // 24: assay.v1.Workload.artifacts:type_name -> assay.v1.Artifact
-	23, // 25: assay.v1.NamespaceConfig.allow:type_name -> assay.v1.EgressRule
-	25, // 26: assay.v1.Service.ports:type_name -> assay.v1.Port
-	26, // 27: assay.v1.Service.endpoints:type_name -> assay.v1.Endpoint
-	35, // 28: assay.v1.WorkloadReport.signals:type_name -> assay.v1.Signals
-	57, // 29: assay.v1.WorkloadReport.handshake_failures:type_name -> assay.v1.WorkloadReport.HandshakeFailuresEntry
-	58, // 30: assay.v1.WorkloadReport.detections:type_name -> assay.v1.WorkloadReport.DetectionsEntry
-	59, // 31: assay.v1.WorkloadReport.refusals:type_name -> assay.v1.WorkloadReport.RefusalsEntry
-	32, // 32: assay.v1.WorkloadReport.balance:type_name -> assay.v1.Balance
-	30, // 33: assay.v1.WorkloadReport.decisions:type_name -> assay.v1.Decided
-	31, // 34: assay.v1.WorkloadReport.unfit:type_name -> assay.v1.Unfit
-	33, // 35: assay.v1.Balance.in:type_name -> assay.v1.BalanceWay
-	33, // 36: assay.v1.Balance.out:type_name -> assay.v1.BalanceWay
-	34, // 37: assay.v1.BalanceWay.link:type_name -> assay.v1.FrameCount
-	34, // 38: assay.v1.BalanceWay.proxy:type_name -> assay.v1.FrameCount
-	34, // 39: assay.v1.BalanceWay.exceptions:type_name -> assay.v1.FrameCount
-	60, // 40: assay.v1.BalanceWay.control:type_name -> assay.v1.BalanceWay.ControlEntry
-	61, // 41: assay.v1.Signals.grpc:type_name -> assay.v1.Signals.GrpcEntry
-	36, // 42: assay.v1.ApplyRequest.files:type_name -> assay.v1.File
-	39, // 43: assay.v1.ApplyResponse.changes:type_name -> assay.v1.Change
-	17, // 44: assay.v1.IssueOperatorResponse.bundle:type_name -> assay.v1.Bundle
-	28, // 45: assay.v1.CheckResponse.findings:type_name -> assay.v1.Finding
-	34, // 46: assay.v1.BalanceWay.ControlEntry.value:type_name -> assay.v1.FrameCount
-	0,  // 47: assay.v1.Hosts.Join:input_type -> assay.v1.JoinRequest
-	2,  // 48: assay.v1.Hosts.Renew:input_type -> assay.v1.RenewRequest
-	5,  // 49: assay.v1.Hosts.Sync:input_type -> assay.v1.HostUpdate
-	3,  // 50: assay.v1.Hosts.Issue:input_type -> assay.v1.IssueRequest
-	37, // 51: assay.v1.Operator.Apply:input_type -> assay.v1.ApplyRequest
-	40, // 52: assay.v1.Operator.Delete:input_type -> assay.v1.DeleteRequest
-	42, // 53: assay.v1.Operator.List:input_type -> assay.v1.ListRequest
-	44, // 54: assay.v1.Operator.CreateToken:input_type -> assay.v1.CreateTokenRequest
-	46, // 55: assay.v1.Operator.IssueOperator:input_type -> assay.v1.IssueOperatorRequest
-	48, // 56: assay.v1.Operator.Rotate:input_type -> assay.v1.RotateRequest
-	50, // 57: assay.v1.Operator.Tap:input_type -> assay.v1.TapRequest
-	52, // 58: assay.v1.Operator.Check:input_type -> assay.v1.CheckRequest
-	1,  // 59: assay.v1.Hosts.Join:output_type -> assay.v1.JoinResponse
-	1,  // 60: assay.v1.Hosts.Renew:output_type -> assay.v1.JoinResponse
-	9,  // 61: assay.v1.Hosts.Sync:output_type -> assay.v1.ControlUpdate
-	4,  // 62: assay.v1.Hosts.Issue:output_type -> assay.v1.IssueResponse
-	38, // 63: assay.v1.Operator.Apply:output_type -> assay.v1.ApplyResponse
-	41, // 64: assay.v1.Operator.Delete:output_type -> assay.v1.DeleteResponse
-	43, // 65: assay.v1.Operator.List:output_type -> assay.v1.ListResponse
-	45, // 66: assay.v1.Operator.CreateToken:output_type -> assay.v1.CreateTokenResponse
-	47, // 67: assay.v1.Operator.IssueOperator:output_type -> assay.v1.IssueOperatorResponse
-	49, // 68: assay.v1.Operator.Rotate:output_type -> assay.v1.RotateResponse
-	51, // 69: assay.v1.Operator.Tap:output_type -> assay.v1.TapEvent
-	53, // 70: assay.v1.Operator.Check:output_type -> assay.v1.CheckResponse
-	59, // [59:71] is the sub-list for method output_type
-	47, // [47:59] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	28, // 5: assay.v1.HostUpdate.finding:type_name -> assay.v1.Finding
+	7,  // 6: assay.v1.HostUpdate.synced:type_name -> assay.v1.Synced
+	11, // 7: assay.v1.HostUpdate.records:type_name -> assay.v1.Records
+	54, // 8: assay.v1.HostHello.known:type_name -> assay.v1.HostHello.KnownEntry
+	12, // 9: assay.v1.ControlUpdate.welcome:type_name -> assay.v1.Welcome
+	15, // 10: assay.v1.ControlUpdate.delta:type_name -> assay.v1.Delta
+	17, // 11: assay.v1.ControlUpdate.bundle:type_name -> assay.v1.Bundle
+	13, // 12: assay.v1.ControlUpdate.accepted:type_name -> assay.v1.Accepted
+	14, // 13: assay.v1.ControlUpdate.refused:type_name -> assay.v1.Refused
+	10, // 14: assay.v1.ControlUpdate.watches:type_name -> assay.v1.Watches
+	55, // 15: assay.v1.Records.dropped:type_name -> assay.v1.Records.DroppedEntry
+	16, // 16: assay.v1.Delta.upsert:type_name -> assay.v1.Resource
+	20, // 17: assay.v1.Resource.workload:type_name -> assay.v1.Workload
+	24, // 18: assay.v1.Resource.service:type_name -> assay.v1.Service
+	22, // 19: assay.v1.Resource.namespace:type_name -> assay.v1.NamespaceConfig
+	21, // 20: assay.v1.Resource.host:type_name -> assay.v1.Host
+	27, // 21: assay.v1.Resource.route:type_name -> assay.v1.Route
+	56, // 22: assay.v1.Workload.labels:type_name -> assay.v1.Workload.LabelsEntry
+	19, // 23: assay.v1.Workload.artifacts:type_name -> assay.v1.Artifact
+	23, // 24: assay.v1.NamespaceConfig.allow:type_name -> assay.v1.EgressRule
+	25, // 25: assay.v1.Service.ports:type_name -> assay.v1.Port
+	26, // 26: assay.v1.Service.endpoints:type_name -> assay.v1.Endpoint
+	35, // 27: assay.v1.WorkloadReport.signals:type_name -> assay.v1.Signals
+	57, // 28: assay.v1.WorkloadReport.handshake_failures:type_name -> assay.v1.WorkloadReport.HandshakeFailuresEntry
+	58, // 29: assay.v1.WorkloadReport.detections:type_name -> assay.v1.WorkloadReport.DetectionsEntry
+	59, // 30: assay.v1.WorkloadReport.refusals:type_name -> assay.v1.WorkloadReport.RefusalsEntry
+	32, // 31: assay.v1.WorkloadReport.balance:type_name -> assay.v1.Balance
+	30, // 32: assay.v1.WorkloadReport.decisions:type_name -> assay.v1.Decided
+	31, // 33: assay.v1.WorkloadReport.unfit:type_name -> assay.v1.Unfit
+	33, // 34: assay.v1.Balance.in:type_name -> assay.v1.BalanceWay
+	33, // 35: assay.v1.Balance.out:type_name -> assay.v1.BalanceWay
+	34, // 36: assay.v1.BalanceWay.link:type_name -> assay.v1.FrameCount
+	34, // 37: assay.v1.BalanceWay.proxy:type_name -> assay.v1.FrameCount
+	34, // 38: assay.v1.BalanceWay.exceptions:type_name -> assay.v1.FrameCount
+	60, // 39: assay.v1.BalanceWay.control:type_name -> assay.v1.BalanceWay.ControlEntry
+	61, // 40: assay.v1.Signals.grpc:type_name -> assay.v1.Signals.GrpcEntry
+	36, // 41: assay.v1.ApplyRequest.files:type_name -> assay.v1.File
+	39, // 42: assay.v1.ApplyResponse.changes:type_name -> assay.v1.Change
+	17, // 43: assay.v1.IssueOperatorResponse.bundle:type_name -> assay.v1.Bundle
+	28, // 44: assay.v1.CheckResponse.findings:type_name -> assay.v1.Finding
+	34, // 45: assay.v1.BalanceWay.ControlEntry.value:type_name -> assay.v1.FrameCount
+	0,  // 46: assay.v1.Hosts.Join:input_type -> assay.v1.JoinRequest
+	2,  // 47: assay.v1.Hosts.Renew:input_type -> assay.v1.RenewRequest
+	5,  // 48: assay.v1.Hosts.Sync:input_type -> assay.v1.HostUpdate
+	3,  // 49: assay.v1.Hosts.Issue:input_type -> assay.v1.IssueRequest
+	37, // 50: assay.v1.Operator.Apply:input_type -> assay.v1.ApplyRequest
+	40, // 51: assay.v1.Operator.Delete:input_type -> assay.v1.DeleteRequest
+	42, // 52: assay.v1.Operator.List:input_type -> assay.v1.ListRequest
+	44, // 53: assay.v1.Operator.CreateToken:input_type -> assay.v1.CreateTokenRequest
+	46, // 54: assay.v1.Operator.IssueOperator:input_type -> assay.v1.IssueOperatorRequest
+	48, // 55: assay.v1.Operator.Rotate:input_type -> assay.v1.RotateRequest
+	50, // 56: assay.v1.Operator.Tap:input_type -> assay.v1.TapRequest
+	52, // 57: assay.v1.Operator.Check:input_type -> assay.v1.CheckRequest
+	1,  // 58: assay.v1.Hosts.Join:output_type -> assay.v1.JoinResponse
+	1,  // 59: assay.v1.Hosts.Renew:output_type -> assay.v1.JoinResponse
+	9,  // 60: assay.v1.Hosts.Sync:output_type -> assay.v1.ControlUpdate
+	4,  // 61: assay.v1.Hosts.Issue:output_type -> assay.v1.IssueResponse
+	38, // 62: assay.v1.Operator.Apply:output_type -> assay.v1.ApplyResponse
+	41, // 63: assay.v1.Operator.Delete:output_type -> assay.v1.DeleteResponse
+	43, // 64: assay.v1.Operator.List:output_type -> assay.v1.ListResponse
+	45, // 65: assay.v1.Operator.CreateToken:output_type -> assay.v1.CreateTokenResponse
+	47, // 66: assay.v1.Operator.IssueOperator:output_type -> assay.v1.IssueOperatorResponse
+	49, // 67: assay.v1.Operator.Rotate:output_type -> assay.v1.RotateResponse
+	51, // 68: assay.v1.Operator.Tap:output_type -> assay.v1.TapEvent
+	53, // 69: assay.v1.Operator.Check:output_type -> assay.v1.CheckResponse
+	58, // [58:70] is the sub-list for method output_type
+	46, // [46:58] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_assay_proto_init() }

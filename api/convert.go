@@ -10,6 +10,9 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
 	"assay.dev"
 )
 
@@ -455,6 +458,48 @@ type Report struct {
 	Counters assay.Counters
 	Balance  *assay.Balance // of the workload's link; nil: not kept
 	Counted  time.Time      // when the proxy answered, by the agent's clock
+}
+
+// ReportUpdate is a report as a host sends it.
+func ReportUpdate(r *WorkloadReport) *HostUpdate {
+	b, err := proto.Marshal(r)
+	if err != nil {
+		panic("api: a report that cannot be encoded: " + err.Error()) // its text was read as UTF-8
+	}
+	return &HostUpdate{Update: &HostUpdate_Report{Report: b}}
+}
+
+// ReportOf returns the ID of the workload that an encoded WorkloadReport is of, and reads
+// nothing else of it; "" when there is none.
+func ReportOf(encoded []byte) string {
+	const workloadID = 1 // its number in WorkloadReport
+	for len(encoded) > 0 {
+		number, kind, n := protowire.ConsumeTag(encoded)
+		if n < 0 {
+			return ""
+		}
+		encoded = encoded[n:]
+		if number == workloadID && kind == protowire.BytesType {
+			if v, n := protowire.ConsumeBytes(encoded); n >= 0 && ValidID(string(v)) {
+				return string(v)
+			}
+			return ""
+		}
+		if n = protowire.ConsumeFieldValue(number, kind, encoded); n < 0 {
+			return ""
+		}
+		encoded = encoded[n:]
+	}
+	return ""
+}
+
+// ReadReport reads an encoded WorkloadReport.
+func ReadReport(encoded []byte) (Report, error) {
+	var m WorkloadReport
+	if err := proto.Unmarshal(encoded, &m); err != nil {
+		return Report{}, fmt.Errorf("report: %w", err)
+	}
+	return m.Noun()
 }
 
 // FromReport writes r.

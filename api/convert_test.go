@@ -220,3 +220,27 @@ func again[M proto.Message, V any](t *testing.T, b []byte, m M, read func(M) (V,
 		t.Errorf("%T: accepted once, then %v:\n%+v\n%+v", m, err, v, v2)
 	}
 }
+
+func TestReportOf(t *testing.T) {
+	r := FromReport(&Report{Workload: "w1", Signals: []assay.Signals{{SignalKey: assay.SignalKey{Direction: assay.Inbound, Protocol: assay.HTTP1, Security: assay.Plaintext}}}})
+	encoded := ReportUpdate(r).GetReport()
+	if got := ReportOf(encoded); got != "w1" {
+		t.Errorf("of %q", got)
+	}
+	// Fields may come in any order.
+	other, err := proto.Marshal(&WorkloadReport{Handshakes: 3, Counted: 7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := ReportOf(append(other, encoded...)); got != "w1" {
+		t.Errorf("of %q, with the ID last", got)
+	}
+	for _, bad := range [][]byte{nil, {0xff}, encoded[:3], other, {0x0a, 2, '.', '.'}} {
+		if got := ReportOf(bad); got != "" {
+			t.Errorf("%x is of %q", bad, got)
+		}
+	}
+	if _, err := ReadReport(encoded[:len(encoded)-1]); err == nil {
+		t.Error("half a report is read")
+	}
+}

@@ -129,11 +129,6 @@ func (m *model) removeWorkload(id string) bool {
 	m.snapshot.remove(workloadKey(id))
 	if r := m.reports[id]; r != nil {
 		r.gone = m.now()
-		// Nothing is open any more, whatever it said last.
-		r.Signals = slices.Clone(r.Signals)
-		for i := range r.Signals {
-			r.Signals[i].Open, r.Signals[i].InFlight = 0, 0
-		}
 	}
 	return true
 }

@@ -155,6 +155,9 @@ func (c *Control) checkMesh(within time.Duration) []assay.Finding {
 	var out []assay.Finding
 	m := c.model
 	edges := m.edges()
+	for r := range m.counts {
+		out = append(out, checkBalance(r)...)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := m.now()
@@ -191,9 +194,6 @@ func (c *Control) checkMesh(within time.Duration) []assay.Finding {
 		}
 	}
 	out = append(out, checkBeside(edges, now)...)
-	for _, r := range m.reports {
-		out = append(out, checkBalance(r)...)
-	}
 	out = append(out, checkPlaintext(edges, now)...)
 	for _, f := range m.findings {
 		if now.Sub(f.Time) < time.Hour {
@@ -299,7 +299,7 @@ func end(p assay.Party, remote string) string {
 }
 
 // checkBalance looks for bytes on a workload's link that belong nowhere.
-func checkBalance(r *report) []assay.Finding {
+func checkBalance(r *counts) []assay.Finding {
 	b := r.Balance
 	if b == nil || !r.gone.IsZero() {
 		return nil

@@ -59,11 +59,9 @@ func (t *tally) add(s *assay.Signals, inbound bool, counted time.Time) {
 // edges puts together what both ends of each edge counted. What both counted is
 // shown once, with the client's numbers: it waited for the answer.
 func (m *model) edges() []assay.Edge {
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	type ends struct{ outbound, inbound tally }
 	all := map[edgeKey]*ends{}
-	for _, r := range m.reports {
+	for r := range m.counts {
 		self := assay.Party{Identity: r.workload.Identity, Artifacts: r.workload.Artifacts.Digest()}
 		for i := range r.Signals {
 			s := &r.Signals[i]

@@ -10,7 +10,7 @@ import (
 )
 
 func (a *agent) report(workload string, signals ...assay.Signals) {
-	a.send(&api.HostUpdate{Update: &api.HostUpdate_Report{Report: api.FromReport(&api.Report{Workload: workload, Started: time.Now().UTC(), Signals: signals})}})
+	a.send(api.ReportUpdate(api.FromReport(&api.Report{Workload: workload, Started: time.Now().UTC(), Signals: signals})))
 }
 
 func signal(d assay.Direction, peer *assay.Workload, requests uint64) assay.Signals {
@@ -179,7 +179,7 @@ func TestBalance(t *testing.T) {
 	escaped := beside
 	escaped.Reason, escaped.Protocol = assay.ReasonEscaped, assay.Opaque
 	send := func(b *assay.Balance, list ...assay.Signals) {
-		a.send(&api.HostUpdate{Update: &api.HostUpdate_Report{Report: api.FromReport(&api.Report{Workload: "w", Started: time.Now().UTC(), Signals: list, Balance: b})}})
+		a.send(api.ReportUpdate(api.FromReport(&api.Report{Workload: "w", Started: time.Now().UTC(), Signals: list, Balance: b})))
 	}
 	findings := func() map[string]*api.Finding {
 		t.Helper()
@@ -215,4 +215,25 @@ func TestBalance(t *testing.T) {
 	}
 	send(&assay.Balance{Problem: "no such hook"})
 	eventually(t, "nobody counts", func() bool { return findings()["not-metered"] != nil })
+}
+
+// What a host counts is read when somebody asks: a report that cannot be read says so then, and
+// others stand.
+func TestUnreadableReport(t *testing.T) {
+	r := start(t, nil)
+	a := syncHost(t, localHosts(t, r), nil)
+	good, bad := a.workload("good", "bank", "payments", 1, 80), a.workload("bad", "bank", "payments", 2, 80)
+	a.up(good)
+	a.up(bad)
+	a.waitAccepted(good.ID)
+	a.waitAccepted(bad.ID)
+	a.report(good.ID, signal(assay.Inbound, nil, 1))
+	a.send(api.ReportUpdate(&api.WorkloadReport{WorkloadId: bad.ID, Signals: []*api.Signals{{Direction: "sideways"}}}))
+	eventually(t, "one is read, one is a finding", func() bool {
+		read := 0
+		for range r.model.counts {
+			read++
+		}
+		return read == 1 && slices.ContainsFunc(r.listFindings(), func(i item) bool { return i.name == "report-unreadable" })
+	})
 }

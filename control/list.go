@@ -286,18 +286,14 @@ func (m *model) certificateItem(cert store.Certificate) item {
 }
 
 func (c *Control) listSignals() []item {
-	m := c.model
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	var out []item
-	for _, id := range slices.Sorted(maps.Keys(m.reports)) {
-		r := m.reports[id]
+	for r := range c.model.counts {
 		w := r.workload
 		signals := r.Signals
 		if signals == nil {
 			signals = []assay.Signals{}
 		}
-		out = append(out, item{w.Namespace, id, api.SignalsView{Workload: id, Namespace: w.Namespace, Name: w.Name, Service: w.Service, Host: w.Host,
+		out = append(out, item{w.Namespace, w.ID, api.SignalsView{Workload: w.ID, Namespace: w.Namespace, Name: w.Name, Service: w.Service, Host: w.Host,
 			Identity: w.Identity, Started: r.Started, Received: r.received, Counted: r.Counted, Gone: r.gone, Signals: signals, Counters: r.Counters, Balance: r.Balance}, w.Name})
 	}
 	return out

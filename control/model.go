@@ -69,14 +69,6 @@ type host struct {
 	running int       // workloads in the catalog
 }
 
-// report is the latest numbers of a workload and who it was when it sent them.
-type report struct {
-	api.Report
-	workload *assay.Workload
-	received time.Time
-	gone     time.Time // when the workload went; zero while it is there
-}
-
 func newModel(trustDomain string, network Network, epoch uint64, lease time.Duration, now func() time.Time, b *behind) *model {
 	m := &model{
 		trustDomain: trustDomain, network: network, now: now, behind: b, leases: leases{life: lease}, hold: hold, changed: make(chan struct{}, 1),

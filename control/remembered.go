@@ -3,32 +3,12 @@ package control
 import (
 	"crypto/subtle"
 	"slices"
-	"time"
 
 	"assay.dev"
 	"assay.dev/store"
 )
 
 // What is remembered for people and for checks: findings, the audit trail, certificates, tokens.
-
-func (m *model) forgetReports(now time.Time) {
-	var gone []*report
-	for id, r := range m.reports {
-		switch {
-		case r.gone.IsZero():
-		case now.Sub(r.gone) >= rememberFor:
-			delete(m.reports, id)
-		default:
-			gone = append(gone, r)
-		}
-	}
-	if len(gone) > keptReports {
-		slices.SortFunc(gone, func(a, b *report) int { return a.gone.Compare(b.gone) })
-		for _, r := range gone[:len(gone)-keptReports] {
-			delete(m.reports, r.Workload)
-		}
-	}
-}
 
 // finding records something that a person should look at.
 func (m *model) finding(f assay.Finding) {

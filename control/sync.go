@@ -362,12 +362,12 @@ func (m *model) take(s *session, msg *api.HostUpdate) error {
 			s.early[id] = u.BundleAck.GetVersion()
 		}
 	case *api.HostUpdate_Report:
-		r, err := u.Report.Noun()
-		if err != nil {
-			return &assay.Error{Kind: assay.Invalid, Op: "take report", Err: err}
+		id := api.ReportOf(u.Report)
+		if id == "" {
+			return &assay.Error{Kind: assay.Invalid, Op: "take report", Err: errors.New("it is of no workload")}
 		}
-		if w, ok := m.catalog.Workload(r.Workload); ok && w.Host == s.host {
-			m.reports[r.Workload] = &report{Report: r, workload: w, received: m.now()}
+		if w, ok := m.catalog.Workload(id); ok && w.Host == s.host {
+			m.reports[id] = &report{encoded: u.Report, workload: w, received: m.now()}
 		}
 	case *api.HostUpdate_Finding:
 		f, err := u.Finding.Noun()

@@ -249,7 +249,7 @@ func (r *runningControl) host(text []byte) error {
 	}
 	for _, rep := range f.Reports {
 		m := api.FromReport(&api.Report{Workload: rep.Workload, Started: rep.Started, Counted: rep.Counted, Signals: rep.Signals, Counters: rep.Counters, Balance: rep.Balance})
-		if err := r.stream.Send(&api.HostUpdate{Update: &api.HostUpdate_Report{Report: m}}); err != nil {
+		if err := r.stream.Send(api.ReportUpdate(m)); err != nil {
 			return err
 		}
 	}
