@@ -73,6 +73,10 @@ bench: build ## compare the hop with nginx and HAProxy on this machine, and each
 	$(GO) run ./bench
 	$(GO) run ./bench -engines
 
+.PHONY: bench-scale
+bench-scale: ## what a cluster of 1,250 to 10,000 pods costs control, and how long changes take (PODS=5000), in 11 minutes
+	$(GO) run ./bench/scale $(if $(PODS),-pods $(PODS))
+
 .PHONY: fuzz
 fuzz: ## each fuzz target for a while (FUZZTIME=10s, or a count: 2000x)
 	@test/fuzz.sh $(or $(FUZZTIME),10s)

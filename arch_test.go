@@ -36,6 +36,7 @@ var layers = []struct {
 	{"demo", []string{"", "api"}, "the demo sees what any operator sees"},
 	{"cmd/assay-proxy", []string{"", "link", "proxy"}, "the data plane alone"},
 	{"cmd/assay", []string{"", "link", "api", "store", "identity", "discovery", "kube", "control", "agent", "demo"}, "wires every role but the data plane, which is another process"},
+	{"bench/scale", []string{"", "api", "agent"}, "its agents speak as the agent's own client does; control is another process"},
 	{"bench", []string{"", "api", "link", "proxy", "test/lab"}, "measures from outside, in the tests' lab"},
 	{"test", []string{"", "api", "link", "proxy", "identity", "store", "discovery", "kube", "control", "agent"}, "tests may look at everything"},
 }
@@ -46,7 +47,7 @@ var exclusive = []struct {
 	folders []string
 	reason  string
 }{
-	{"k8s.io/", []string{"kube"}, "Kubernetes' types must not leak into what runs without it"},
+	{"k8s.io/", []string{"kube", "bench/scale"}, "Kubernetes' types must not leak into what runs without it; bench/scale is an API server"},
 	{"sigs.k8s.io/", []string{"kube", "cmd/assay"}, "as k8s.io; YAML output of the CLI excepted"},
 	{"github.com/containernetworking/", []string{"kube"}, "network plugins are Kubernetes' way in"},
 	{"github.com/containerd/", []string{"kube"}, "as containernetworking"},
