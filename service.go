@@ -60,6 +60,9 @@ type Port struct {
 	Name     string   `json:"name,omitempty"`
 	Port     uint16   `json:"port"`
 	Protocol Protocol `json:"protocol,omitempty"` // from appProtocol; wins over detection
+	// NodePort is the port at the addresses of every node of a platform that is this one for its
+	// clients, too; 0 for none.
+	NodePort uint16 `json:"nodePort,omitempty"`
 	// ProxyProtocol begins each connection to the application with a PROXY protocol
 	// header of version 2, which names the client. Never with a protocol of HTTP.
 	ProxyProtocol bool `json:"proxyProtocol,omitempty"`

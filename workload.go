@@ -53,6 +53,8 @@ type Host struct {
 	Ready  bool     `json:"ready"` // its stream to control is up
 	// Zone is what its node's platform says that it fails together with; "" where none does.
 	Zone string `json:"zone,omitempty"`
+	// Addrs are its node's own, as its platform has them; none where there is none.
+	Addrs []netip.Addr `json:"addrs,omitempty"`
 }
 
 // NamespaceConfig is the effective MeshConfig of one namespace.

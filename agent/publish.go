@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,8 +28,9 @@ type view struct {
 	namespaces map[string]assay.NamespaceConfig
 	bundle     *link.Bundle
 	open       map[netip.AddrPort]bool
-	table      uint64 // version of Agent.table
-	zone       string // of this host, as control has it
+	table      uint64       // version of Agent.table
+	zone       string       // of this host, as control has it
+	nodes      []netip.Addr // all hosts' own, sorted
 
 	meshed []*assay.Workload // of the snapshot
 	once   sync.Once
@@ -177,12 +179,16 @@ func (a *Agent) publish() {
 			openPorts(v.open, r.service, self)
 		case r.route != nil:
 			v.routes[r.route.Key()] = versionedRoute{r.route, version{s.epoch, r.message.GetVersion()}}
-		case r.host != nil && r.host.ID == self:
-			v.zone = r.host.Zone
+		case r.host != nil:
+			v.nodes = append(v.nodes, r.host.Addrs...)
+			if r.host.ID == self {
+				v.zone = r.host.Zone
+			}
 		case r.namespace != nil:
 			v.namespaces[r.namespace.Namespace] = *r.namespace
 		}
 	}
+	slices.SortFunc(v.nodes, netip.Addr.Compare)
 	for _, r := range v.routes {
 		for _, p := range r.route.Parents {
 			if s := v.services[p.Service].service; s != nil {

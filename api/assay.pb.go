@@ -1669,6 +1669,7 @@ type Host struct {
 	Ready         bool                   `protobuf:"varint,6,opt,name=ready,proto3" json:"ready,omitempty"`
 	Advertise6    []byte                 `protobuf:"bytes,7,opt,name=advertise6,proto3" json:"advertise6,omitempty"`
 	Zone          string                 `protobuf:"bytes,8,opt,name=zone,proto3" json:"zone,omitempty"`
+	Addrs         [][]byte               `protobuf:"bytes,9,rep,name=addrs,proto3" json:"addrs,omitempty"` // its node's own
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1757,6 +1758,13 @@ func (x *Host) GetZone() string {
 		return x.Zone
 	}
 	return ""
+}
+
+func (x *Host) GetAddrs() [][]byte {
+	if x != nil {
+		return x.Addrs
+	}
+	return nil
 }
 
 type NamespaceConfig struct {
@@ -2052,6 +2060,7 @@ type Port struct {
 	Protocol          string                 `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	ProxyProtocol     bool                   `protobuf:"varint,4,opt,name=proxy_protocol,json=proxyProtocol,proto3" json:"proxy_protocol,omitempty"`
 	ForwardClientCert bool                   `protobuf:"varint,5,opt,name=forward_client_cert,json=forwardClientCert,proto3" json:"forward_client_cert,omitempty"`
+	NodePort          uint32                 `protobuf:"varint,6,opt,name=node_port,json=nodePort,proto3" json:"node_port,omitempty"` // at the addresses of every host's node; 0: none
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -2119,6 +2128,13 @@ func (x *Port) GetForwardClientCert() bool {
 		return x.ForwardClientCert
 	}
 	return false
+}
+
+func (x *Port) GetNodePort() uint32 {
+	if x != nil {
+		return x.NodePort
+	}
+	return 0
 }
 
 type Endpoint struct {
@@ -4125,7 +4141,7 @@ const file_assay_proto_rawDesc = "" +
 	"\x04zone\x18\x0e \x01(\tR\x04zone\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc6\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xdc\x01\n" +
 	"\x04Host\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -4136,7 +4152,8 @@ const file_assay_proto_rawDesc = "" +
 	"\n" +
 	"advertise6\x18\a \x01(\fR\n" +
 	"advertise6\x12\x12\n" +
-	"\x04zone\x18\b \x01(\tR\x04zone\"\xe5\x01\n" +
+	"\x04zone\x18\b \x01(\tR\x04zone\x12\x14\n" +
+	"\x05addrs\x18\t \x03(\fR\x05addrs\"\xe5\x01\n" +
 	"\x0fNamespaceConfig\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\tR\x04mode\x12%\n" +
@@ -4164,13 +4181,14 @@ const file_assay_proto_rawDesc = "" +
 	"\x10affinity_seconds\x18\b \x01(\x03R\x0faffinitySeconds\x12\x14\n" +
 	"\x05local\x18\t \x01(\bR\x05local\x12\x1c\n" +
 	"\texternals\x18\n" +
-	" \x03(\fR\texternals\"\xa1\x01\n" +
+	" \x03(\fR\texternals\"\xbe\x01\n" +
 	"\x04Port\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
 	"\bprotocol\x18\x03 \x01(\tR\bprotocol\x12%\n" +
 	"\x0eproxy_protocol\x18\x04 \x01(\bR\rproxyProtocol\x12.\n" +
-	"\x13forward_client_cert\x18\x05 \x01(\bR\x11forwardClientCert\"\xc6\x01\n" +
+	"\x13forward_client_cert\x18\x05 \x01(\bR\x11forwardClientCert\x12\x1b\n" +
+	"\tnode_port\x18\x06 \x01(\rR\bnodePort\"\xc6\x01\n" +
 	"\bEndpoint\x12\x1a\n" +
 	"\bworkload\x18\x01 \x01(\tR\bworkload\x12\x1a\n" +
 	"\bidentity\x18\x02 \x01(\tR\bidentity\x12\x14\n" +

@@ -134,7 +134,7 @@ func Artifacts(list []*Artifact) (assay.ArtifactSet, error) {
 
 // FromHost writes h.
 func FromHost(h *assay.Host) *Host {
-	m := &Host{Id: h.ID, Name: h.Name, Prefixes: FromPrefixes(h.Prefixes), Covers: h.Covers, Ready: h.Ready, Zone: h.Zone}
+	m := &Host{Id: h.ID, Name: h.Name, Prefixes: FromPrefixes(h.Prefixes), Covers: h.Covers, Ready: h.Ready, Zone: h.Zone, Addrs: fromAddrs(h.Addrs)}
 	if h.Advertise.IsValid() {
 		m.Advertise = h.Advertise.Unmap().AsSlice()
 	}
@@ -155,6 +155,9 @@ func (m *Host) Noun() (assay.Host, error) {
 		return assay.Host{}, fmt.Errorf("host %s: %w", h.ID, err)
 	}
 	if err := checkZone(h.Zone); err != nil {
+		return assay.Host{}, fmt.Errorf("host %s: %w", h.ID, err)
+	}
+	if h.Addrs, err = addrs(m.GetAddrs()); err != nil {
 		return assay.Host{}, fmt.Errorf("host %s: %w", h.ID, err)
 	}
 	if h.Advertise, err = Advertise(m.GetAdvertise()); err != nil {
@@ -268,7 +271,7 @@ func FromService(s *assay.Service) *Service {
 	m := &Service{Namespace: s.Namespace, Name: s.Name, Vips: fromAddrs(s.VIPs), Headless: s.Headless, Externals: fromAddrs(s.Externals),
 		AffinitySeconds: int64(s.Affinity / time.Second), Local: s.Local}
 	for _, p := range s.Ports {
-		m.Ports = append(m.Ports, &Port{Name: p.Name, Port: uint32(p.Port), Protocol: string(p.Protocol), ProxyProtocol: p.ProxyProtocol, ForwardClientCert: p.ForwardClientCert})
+		m.Ports = append(m.Ports, &Port{Name: p.Name, Port: uint32(p.Port), Protocol: string(p.Protocol), ProxyProtocol: p.ProxyProtocol, ForwardClientCert: p.ForwardClientCert, NodePort: uint32(p.NodePort)})
 	}
 	for _, e := range s.Endpoints {
 		m.Endpoints = append(m.Endpoints, &Endpoint{Workload: e.Workload, Identity: e.Identity.String(), Addrs: fromAddrs(e.Addrs), Targets: fromPorts(e.Targets),
@@ -319,11 +322,11 @@ func (m *Service) noun() (assay.Service, error) {
 		if err != nil {
 			return s, err
 		}
-		if p.GetPort() == 0 || p.GetPort() > 65535 || seen[p.GetPort()] || len(p.GetName()) > 63 {
+		if p.GetPort() == 0 || p.GetPort() > 65535 || p.GetNodePort() > 65535 || seen[p.GetPort()] || len(p.GetName()) > 63 {
 			return s, fmt.Errorf("port %q %d: zero, too large or there twice", p.GetName(), p.GetPort())
 		}
 		seen[p.GetPort()] = true
-		s.Ports = append(s.Ports, assay.Port{Name: p.GetName(), Port: uint16(p.GetPort()), Protocol: proto, ProxyProtocol: p.GetProxyProtocol(), ForwardClientCert: p.GetForwardClientCert()})
+		s.Ports = append(s.Ports, assay.Port{Name: p.GetName(), Port: uint16(p.GetPort()), Protocol: proto, ProxyProtocol: p.GetProxyProtocol(), ForwardClientCert: p.GetForwardClientCert(), NodePort: uint16(p.GetNodePort())})
 	}
 	for _, m := range m.GetEndpoints() {
 		e, err := m.noun(len(s.Ports))

@@ -35,7 +35,7 @@ func fullService() assay.Service {
 	return assay.Service{
 		Namespace: "bank", Name: "payments", VIPs: []netip.Addr{netip.MustParseAddr("10.182.0.1"), netip.MustParseAddr("fd5a:5a59:1::1")},
 		Externals: []netip.Addr{netip.MustParseAddr("192.0.2.80")}, Affinity: time.Minute, Local: true,
-		Ports: []assay.Port{{Name: "grpc", Port: 80, Protocol: assay.HTTP2}, {Name: "admin", Port: 81}},
+		Ports: []assay.Port{{Name: "grpc", Port: 80, Protocol: assay.HTTP2, NodePort: 30080}, {Name: "admin", Port: 81}},
 		Endpoints: []assay.Endpoint{{Workload: "payments-7f3a", Identity: payments,
 			Addrs: []netip.Addr{netip.MustParseAddr("10.181.0.5")}, Targets: []uint16{8080, 0}, Zone: "west", Zones: []string{"Zone_1.a", "west"},
 			Hosts: []string{"host-1"}, Host: "host-1"},
@@ -88,7 +88,7 @@ func TestRoundTrip(t *testing.T) {
 	headless := assay.Service{Namespace: "bank", Name: "x", Headless: true, Ports: []assay.Port{{Port: 1}}}
 	gotS, err = wire(t, FromService(&headless), &Service{}).Noun()
 	check("headless", gotS, err, headless)
-	h := assay.Host{ID: "host-1", Name: "node1.example.com", Advertise: netip.MustParseAddr("192.0.2.1"), Covers: []string{"bank/*", "*/*"}, Ready: true, Zone: "west-1",
+	h := assay.Host{ID: "host-1", Name: "node1.example.com", Advertise: netip.MustParseAddr("192.0.2.1"), Covers: []string{"bank/*", "*/*"}, Ready: true, Zone: "west-1", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
 		Prefixes: []netip.Prefix{netip.MustParsePrefix("10.181.0.0/24"), netip.MustParsePrefix("fd5a:5a59::/80")}}
 	gotH, err := wire(t, FromHost(&h), &Host{}).Noun()
 	check("host", gotH, err, h)

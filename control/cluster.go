@@ -54,6 +54,8 @@ type Placed struct {
 type Node struct {
 	Name string
 	Zone string // what it fails together with, "" where the platform does not say
+	// Addrs are its own, at which services have node ports.
+	Addrs []netip.Addr
 }
 
 // External is a service that stands for a name outside of the mesh.
@@ -92,7 +94,7 @@ type clusterView struct {
 	told      bool            // everything there is has been told once
 	pods      map[string]*Pod // by UID
 	at        map[netip.Addr]map[string]bool
-	nodes     map[string]string       // by name: their zones
+	nodes     map[string]Node         // by name
 	services  map[string][]netip.Addr // their addresses, by key
 	externals map[string]External     // by key
 	missing   []string
@@ -103,7 +105,7 @@ type clusterView struct {
 
 func newClusterView() *clusterView {
 	return &clusterView{
-		pods: map[string]*Pod{}, at: map[netip.Addr]map[string]bool{}, nodes: map[string]string{}, externals: map[string]External{},
+		pods: map[string]*Pod{}, at: map[netip.Addr]map[string]bool{}, nodes: map[string]Node{}, externals: map[string]External{},
 		services: map[string][]netip.Addr{}, vips: map[netip.Addr]string{}, waiting: map[string]*waiting{}, claims: map[string]claim{},
 	}
 }
@@ -277,9 +279,9 @@ func (m *model) follow(ch *ClusterChanges) (first bool) {
 		}
 	}
 	for _, n := range ch.Nodes {
-		v.nodes[n.Name] = n.Zone
-		if h := m.hosts[nodeID(n.Name)]; h != nil && h.Node == n.Name && h.Zone != n.Zone {
-			h.Zone = n.Zone
+		v.nodes[n.Name] = n
+		if h := m.hosts[nodeID(n.Name)]; h != nil && h.Node == n.Name {
+			h.Zone, h.Addrs = n.Zone, n.Addrs
 			m.publishHost(h)
 		}
 	}

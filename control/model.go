@@ -165,7 +165,8 @@ func (m *model) setHost(h store.Host) {
 	}
 	h.Ready = known.session != nil
 	if m.cluster != nil {
-		h.Zone = m.cluster.nodes[h.Node]
+		n := m.cluster.nodes[h.Node]
+		h.Zone, h.Addrs = n.Zone, n.Addrs
 	}
 	known.Host = h
 	m.publishHost(known)

@@ -49,7 +49,12 @@ func (r reading) externals(out *discovery.DeclaredService, s *corev1.Service) {
 		}
 	}
 	slices.SortFunc(out.Externals, func(a, b netip.Addr) int { return cmp.Or(a.BitLen()-b.BitLen(), a.Compare(b)) })
-	const beside = "meshed clients at its load balancer's addresses leave the mesh, as to any address outside"
+	const beside = "meshed clients at its load balancer's addresses and node ports leave the mesh, as to any address outside"
+	if out.Local || len(s.Spec.LoadBalancerSourceRanges) > 0 {
+		for i := range out.Ports {
+			out.Ports[i].NodePort = 0
+		}
+	}
 	switch {
 	case len(out.Externals) == 0:
 	case len(out.Externals) > maxExternals:

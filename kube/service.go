@@ -222,7 +222,7 @@ func (r reading) servicePort(path string, p corev1.ServicePort) (discovery.Decla
 		keep.AppProtocol = *p.AppProtocol
 	}
 	return discovery.DeclaredPort{
-		Port:   assay.Port{Name: p.Name, Port: uint16(p.Port), Protocol: protocol},
+		Port:   assay.Port{Name: p.Name, Port: uint16(p.Port), Protocol: protocol, NodePort: uint16(p.NodePort)},
 		Target: uint16(keep.TargetPort),
 	}, keep
 }

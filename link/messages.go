@@ -84,6 +84,8 @@ type Configure struct {
 	DNS    DNS      `json:"dns"`
 	// Zone is where the workload's host is; endpoints in the same one are preferred.
 	Zone string `json:"zone,omitempty"`
+	// Nodes are the addresses of nodes, at which services have ports, too.
+	Nodes []netip.Addr `json:"nodes,omitempty"`
 	// Host is the ID of the workload's host: some services have endpoints for its clients alone.
 	Host string `json:"host,omitempty"`
 	// CertificateWait bounds how long a mesh connection waits for the first

@@ -161,7 +161,7 @@ func (o *outbound) route() error {
 	if s.meshPrefix(a) {
 		return &refusal{refusedUnknown, nil}
 	}
-	if sp := s.externals[o.dst]; sp != nil {
+	if sp := s.external(o.dst); sp != nil {
 		o.port, o.set, o.rules, o.names = sp, sp.endpoints(a), s.rules(sp), s.namesOf(sp)
 		if o.set.Len() == 0 && o.rules == nil && o.names == nil {
 			return o.nobody(sp)

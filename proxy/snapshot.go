@@ -25,6 +25,7 @@ type snapshot struct {
 	services        map[string]*service
 	vips            map[netip.Addr]*service
 	targets         map[netip.AddrPort]*servicePort // of endpoints, for those that are dialled directly
+	nodePorts       map[uint16]*servicePort         // at Configure.Nodes
 	externals       map[netip.AddrPort]*servicePort // of addresses outside, at which nobody of the mesh may be
 	routes          map[string]*assay.Route         // by Route.Key
 	tables          map[tableKey]*route.Table
@@ -154,7 +155,7 @@ func (s *snapshot) judge(old *snapshot, p *Proxy) {
 // index makes the maps that connections and names are looked up in.
 func (s *snapshot) index() {
 	s.vips = make(map[netip.Addr]*service, 2*len(s.services))
-	s.externals = map[netip.AddrPort]*servicePort{}
+	s.externals, s.nodePorts = map[netip.AddrPort]*servicePort{}, map[uint16]*servicePort{}
 	s.targets, s.announced, s.certified = map[netip.AddrPort]*servicePort{}, map[netip.AddrPort]bool{}, map[netip.AddrPort]bool{}
 	list := make([]*assay.Service, 0, len(s.services))
 	for _, key := range slices.Sorted(maps.Keys(s.services)) {
@@ -163,7 +164,10 @@ func (s *snapshot) index() {
 		for _, a := range svc.VIPs {
 			s.vips[a.Unmap()] = svc
 		}
-		for _, sp := range svc.ports {
+		for i, sp := range svc.ports {
+			if n := svc.Ports[i].NodePort; n != 0 && s.nodePorts[n] == nil {
+				s.nodePorts[n] = sp
+			}
 			for _, a := range svc.Externals {
 				if at := netip.AddrPortFrom(a.Unmap(), sp.port); s.externals[at] == nil {
 					s.externals[at] = sp
@@ -274,6 +278,17 @@ func (s *snapshot) meant(svc *assay.Service, i int) func(*assay.Endpoint) bool {
 // merge is a set of the endpoints of both, for New to take from.
 func merge(a, b *balance.Set) *balance.Set {
 	return balance.Of(slices.Concat(a.Endpoints(), b.Endpoints()))
+}
+
+// external returns the service that is meant at an address outside, nil for none.
+func (s *snapshot) external(a netip.AddrPort) *servicePort {
+	if sp := s.externals[a]; sp != nil {
+		return sp
+	}
+	if sp := s.nodePorts[a.Port()]; sp != nil && slices.Contains(s.Nodes, a.Addr()) {
+		return sp
+	}
+	return nil
 }
 
 // own reports whether a is the workload's.

@@ -199,7 +199,7 @@ func TestHints(t *testing.T) {
 	}
 }
 
-// TestExternals: at its balancer's address a service is reached as at its own; where a
+// TestExternals: at its balancer's address or a node's port a service is reached as at its own; where a
 // workload has that address, it is that one which is meant.
 func TestExternals(t *testing.T) {
 	w := newWorld(t)
@@ -207,12 +207,20 @@ func TestExternals(t *testing.T) {
 	balancer := netip.MustParseAddr("203.0.113.7")
 	other := w.workload("other")
 	port := other.serve(80, func(c *net.TCPConn) { io.ReadFull(c, make([]byte, 1)); io.WriteString(c, "other") })
-	w.say("web", func(s *assay.Service) { s.Externals = []netip.Addr{balancer, other.Addrs[0]} }, servers[0])
+	w.say("web", func(s *assay.Service) { s.Externals, s.Ports[0].NodePort = []netip.Addr{balancer, other.Addrs[0]}, 30080 }, servers[0])
 	for i, who := range func() []map[string]bool { a, b, c := client.answers(balancer, 5); return []map[string]bool{a, b, c} }() {
 		if len(who) != 1 || !who[servers[0].Workload] {
 			t.Errorf("port %d: %v answer", 80+i, who)
 		}
 	}
+	resp, err := client.browser().Get("http://203.0.113.9:30080/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(resp.Body); string(b) != servers[0].Workload {
+		t.Errorf("at a node's port %q answers, %v", b, err)
+	}
+	resp.Body.Close()
 	s := sum(client.report(), func(k assay.SignalKey) bool { return k.Service == "bank/web" && k.Security == assay.MutualTLS })
 	if s.Requests < 10 || s.Opened < 5 {
 		t.Errorf("under mutual TLS: %+v", s)

@@ -370,7 +370,7 @@ func (m *workload) configure(conn *link.Conn, first bool) {
 	c := link.Configure{
 		Workload: m.ID, Identity: m.Identity, Addrs: m.Addrs, AgentSocket: m.sock.Addr().String(),
 		OwnMark: ownMark, ReturnMark: returnMark, MeshPrefixes: m.w.mesh, DNS: link.DNS{Domain: "mesh.test"},
-		Probes: m.probes, Gateways: m.nodes, Transition: m.transition, Host: m.Host, Zone: m.Zone,
+		Probes: m.probes, Gateways: m.nodes, Transition: m.transition, Host: m.Host, Zone: m.Zone, Nodes: []netip.Addr{netip.MustParseAddr("203.0.113.9")},
 	}
 	m.w.mu.Lock()
 	c.Config = m.w.settings

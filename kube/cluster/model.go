@@ -22,7 +22,7 @@ type model struct {
 	slices   map[string]map[string]*discoveryv1.EndpointSlice // by the service's key, by name
 	owner    map[string]string                                // a slice's key -> its service's
 	pods     map[string]*Pod                                  // by UID
-	nodes    map[string]string                                // by name: their zones
+	nodes    map[string]Node                                  // by name
 	inSlices map[string]map[string]int                        // pod UID -> keys of services, with how many slices say so
 
 	configured map[string]*configured // by configurationKey
@@ -30,7 +30,7 @@ type model struct {
 
 	out         map[string]Service
 	outPods     map[string]Pod
-	outNodes    map[string]string
+	outNodes    map[string]Node
 	touched     map[string]bool // keys of services
 	touchedPods map[string]bool // UIDs
 	// Nodes come and go rarely, and their objects change all the time.
@@ -42,8 +42,8 @@ type model struct {
 func newModel() *model {
 	return &model{
 		services: map[string]*corev1.Service{}, slices: map[string]map[string]*discoveryv1.EndpointSlice{}, owner: map[string]string{},
-		pods: map[string]*Pod{}, nodes: map[string]string{}, inSlices: map[string]map[string]int{}, configured: map[string]*configured{},
-		out: map[string]Service{}, outPods: map[string]Pod{}, outNodes: map[string]string{}, touched: map[string]bool{}, touchedPods: map[string]bool{},
+		pods: map[string]*Pod{}, nodes: map[string]Node{}, inSlices: map[string]map[string]int{}, configured: map[string]*configured{},
+		out: map[string]Service{}, outPods: map[string]Pod{}, outNodes: map[string]Node{}, touched: map[string]bool{}, touchedPods: map[string]bool{},
 		touchedConfiguration: true, // that there is none is worth telling once
 	}
 }
@@ -136,8 +136,14 @@ func (m *model) removePod(uid string) {
 }
 
 func (m *model) setNode(n *corev1.Node) {
-	zone, known := m.nodes[n.Name]
-	if now := n.Labels[corev1.LabelTopologyZone]; !known || zone != now {
+	now := Node{Name: n.Name, Zone: n.Labels[corev1.LabelTopologyZone]}
+	for _, a := range n.Status.Addresses {
+		if addr, err := netip.ParseAddr(a.Address); a.Type == corev1.NodeInternalIP && err == nil {
+			now.Addrs = append(now.Addrs, addr.Unmap())
+		}
+	}
+	slices.SortFunc(now.Addrs, compareAddrs)
+	if old, known := m.nodes[n.Name]; !known || !reflect.DeepEqual(old, now) {
 		m.nodes[n.Name], m.touchedNodes = now, true
 	}
 }
@@ -263,8 +269,8 @@ func (m *model) changes() Changes {
 	}
 	if m.touchedNodes {
 		for _, name := range slices.Sorted(maps.Keys(m.nodes)) {
-			if zone, told := m.outNodes[name]; !told || zone != m.nodes[name] {
-				c.Nodes = append(c.Nodes, Node{name, m.nodes[name]})
+			if old, told := m.outNodes[name]; !told || !reflect.DeepEqual(old, m.nodes[name]) {
+				c.Nodes = append(c.Nodes, m.nodes[name])
 			}
 		}
 		for _, name := range slices.Sorted(maps.Keys(m.outNodes)) {

@@ -315,26 +315,28 @@ func TestPodWithoutAddress(t *testing.T) {
 // anything else of them changes.
 func TestNodes(t *testing.T) {
 	node := func(name, zone string) *corev1.Node {
-		kept, err := trim(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"topology.kubernetes.io/zone": zone, "x": "y"}}})
+		kept, err := trim(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"topology.kubernetes.io/zone": zone, "x": "y"}},
+			Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: name}, {Type: corev1.NodeInternalIP, Address: "fd00::1"}, {Type: corev1.NodeInternalIP, Address: "192.0.2.1"}}}})
 		if err != nil {
 			t.Fatal(err)
 		}
 		return kept.(*corev1.Node)
 	}
+	own := addrs("192.0.2.1", "fd00::1")
 	m := newModel()
 	m.changes()
 	m.setNode(node("b", "west"))
 	m.setNode(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a"}})
-	same(t, "two nodes", m.changes(), Changes{Nodes: []Node{{"a", ""}, {"b", "west"}}})
+	same(t, "two nodes", m.changes(), Changes{Nodes: []Node{{Name: "a"}, {"b", "west", own}}})
 	m.setNode(node("b", "west"))
 	same(t, "the same", m.changes(), Changes{})
 	m.setNode(node("b", "east"))
-	same(t, "another zone", m.changes(), Changes{Nodes: []Node{{"b", "east"}}})
+	same(t, "another zone", m.changes(), Changes{Nodes: []Node{{"b", "east", own}}})
 	m.removeNode("a")
 	m.setNode(node("a", "")) // made anew meanwhile: who asks by name sees no difference
 	m.retainNodes(nil)
 	m.setNode(node("c", ""))
-	same(t, "a new list", m.changes(), Changes{Nodes: []Node{{"c", ""}}, RemovedNodes: []string{"a", "b"}})
+	same(t, "a new list", m.changes(), Changes{Nodes: []Node{{Name: "c", Addrs: own}}, RemovedNodes: []string{"a", "b"}})
 }
 
 // TestSliceMovesOn: a slice that comes to name another service leaves the first.

@@ -34,6 +34,8 @@ type Service struct {
 type Node struct {
 	Name string
 	Zone string // its label topology.kubernetes.io/zone; "" without
+	// Addrs are its own within the cluster, IPv4 first.
+	Addrs []netip.Addr
 }
 
 // Pod is a pod that has a node and has not ended.

@@ -21,6 +21,11 @@ func trim(object any) (any, error) {
 		if zone, ok := o.Labels[corev1.LabelTopologyZone]; ok {
 			kept.Labels = map[string]string{corev1.LabelTopologyZone: zone}
 		}
+		for _, a := range o.Status.Addresses {
+			if a.Type == corev1.NodeInternalIP {
+				kept.Status.Addresses = append(kept.Status.Addresses, a)
+			}
+		}
 		return kept, nil
 	case *corev1.Service:
 		o.ObjectMeta = trimMeta(&o.ObjectMeta, o.Labels)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net"
 	"regexp"
 	"slices"
 	"strings"
@@ -292,7 +293,7 @@ func (s *services) localWithout(t *testing.T) {
 		}
 	}
 	s.cluster.Eventually(t, "the refusal is listed", func() error {
-		out, _ := s.run(t, "assay", "get", "edges", "-n", "meshed", "-o", "json")
+		out, _ := s.run(t, "kubectl", "assay", "get", "edges", "-n", "meshed", "-o", "json")
 		if !strings.Contains(out, `"no-local-endpoint"`) {
 			return fmt.Errorf("edges have no reason no-local-endpoint:\n%s", out)
 		}
@@ -305,23 +306,37 @@ func (s *services) others(t *testing.T) {
 	for _, url := range []string{"http://outside.meshed/", "http://192.0.2.10/", "http://six.meshed/", "http://headless.meshed:8080/"} {
 		s.both(t, url, 3, s.on("node-2"))
 	}
+	s.both(t, "http://"+s.nodePort(t)+"/", 3, s.on("node-2"))
 	s.both(t, "http://unready.meshed/", 1, func(who []string) error {
 		if !slices.Equal(who, []string{"never"}) {
 			return fmt.Errorf("%v answer", who)
 		}
 		return nil
 	})
-	// At its balancer's address a meshed client has mutual TLS, too.
-	out := s.must(t, "assay", "get", "edges", "-n", "meshed", "-o", "json")
-	if strings.Contains(out, `"192.0.2.10"`) {
-		t.Errorf("the address of a load balancer is taken for one outside:\n%s", out)
+	// At its balancer's address, and at a node's, a meshed client has mutual TLS, too.
+	out := s.must(t, "kubectl", "assay", "get", "edges", "-n", "meshed", "-o", "json")
+	for _, address := range []string{"192.0.2.10", strings.Fields(s.address(t, "node-1"))[0]} {
+		if strings.Contains(out, `"remote":"`+address) || strings.Contains(out, `"remote": "`+address) {
+			t.Errorf("%s is taken for an address outside:\n%s", address, out)
+		}
 	}
+}
+
+// address is a node's own.
+func (s *services) address(t *testing.T, node string) string {
+	return s.cluster.Kubectl(t, "get", "node", node, "-o", `jsonpath={.status.addresses[?(@.type=="InternalIP")].address}`)
+}
+
+// nodePort is where the service "outside" is reached at node-1.
+func (s *services) nodePort(t *testing.T) string {
+	port := s.cluster.Kubectl(t, "get", "service", "-n", "meshed", "outside", "-o", "jsonpath={.spec.ports[0].nodePort}")
+	return net.JoinHostPort(strings.Fields(s.address(t, "node-1"))[0], port)
 }
 
 // notes: what the mesh does not do of what services say is told.
 func (s *services) notes(t *testing.T) {
 	var list []api.ServiceView
-	if err := json.Unmarshal([]byte(s.must(t, "assay", "get", "services", "-n", "meshed", "-o", "json")), &list); err != nil {
+	if err := json.Unmarshal([]byte(s.must(t, "kubectl", "assay", "get", "services", "-n", "meshed", "-o", "json")), &list); err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{"headless": "spec.sessionAffinity", "outside": "spec.ports[0].appProtocol", "named": "spec.externalName", "sticky": ""} {
@@ -338,7 +353,7 @@ metadata: {name: lost, namespace: meshed}
 spec: {targetRefs: [{name: nobody}]}
 `)
 	s.cluster.Eventually(t, "a policy of nobody is a finding", func() error {
-		if out, code := s.run(t, "assay", "check"); code != 2 || !strings.Contains(out, "target-missing: TrafficPolicy meshed/lost\n") {
+		if out, code := s.run(t, "kubectl", "assay", "check"); code != 2 || !strings.Contains(out, "target-missing: TrafficPolicy meshed/lost\n") {
 			return fmt.Errorf("exit code %d\n%s", code, out)
 		}
 		return nil
@@ -350,7 +365,7 @@ spec: {targetRefs: [{name: nobody}]}
 func (s *services) nodeReturns(t *testing.T) {
 	hosts := func() map[string]api.HostView {
 		var list []api.HostView
-		if err := json.Unmarshal([]byte(s.must(t, "assay", "get", "hosts", "-o", "json")), &list); err != nil {
+		if err := json.Unmarshal([]byte(s.must(t, "kubectl", "assay", "get", "hosts", "-o", "json")), &list); err != nil {
 			t.Fatal(err)
 		}
 		out := map[string]api.HostView{}
