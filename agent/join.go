@@ -51,6 +51,7 @@ type Remote struct {
 	// doubts holds a token while an answer said that control does not know this host, or the
 	// two do not take each other's certificates. Of a node alone: it can do something about it.
 	doubts chan struct{}
+	dialed atomic.Uint64 // connections so far; what calls of older ones say is about older certificates
 
 	mu   sync.Mutex
 	host hostCredentials
@@ -365,6 +366,11 @@ func (r *Remote) redial() error {
 	r.mu.Lock()
 	domain := r.host.TrustDomain
 	r.mu.Unlock()
+	number := r.dialed.Add(1)
+	select {
+	case <-r.doubts:
+	default:
+	}
 	conn, err := grpc.NewClient("passthrough:"+r.cfg.Address, options(api.ClientTLS(api.Credentials{
 		TrustDomain: domain,
 		Roots: func() *x509.CertPool {
@@ -378,7 +384,7 @@ func (r *Remote) redial() error {
 			return r.cert, nil
 		},
 		Now: r.cfg.Now,
-	}), r.observers()...)...)
+	}), r.observers(number)...)...)
 	if err != nil {
 		return err
 	}

@@ -96,32 +96,30 @@ func (r *Remote) joinAnew(ctx context.Context) error {
 			return context.Cause(ctx)
 		case <-time.After(retry/2 + mathrand.N(retry/2)):
 		}
-		if err != nil {
-			continue
+		if err == nil {
+			return nil
 		}
-		select { // of calls of the connection before
-		case <-r.doubts:
-		default:
-		}
-		return nil
 	}
 }
 
-// observers look at how a node's calls end.
-func (r *Remote) observers() []grpc.DialOption {
+// observers look at how the calls of a node's connection end.
+func (r *Remote) observers(number uint64) []grpc.DialOption {
 	if r.cfg.Node == nil {
 		return nil
 	}
 	return []grpc.DialOption{
 		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, in, out any, conn *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 			err := call(ctx, method, in, out, conn, opts...)
-			r.observe(err)
+			r.observe(number, err)
 			return err
 		}),
 		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 			s, err := open(ctx, desc, conn, method, opts...)
-			r.observe(err)
-			return &observed{s, r}, err
+			r.observe(number, err)
+			if err != nil {
+				return nil, err
+			}
+			return &observed{s, r, number}, nil
 		}),
 	}
 }
@@ -129,21 +127,23 @@ func (r *Remote) observers() []grpc.DialOption {
 // observed is a stream whose end is looked at.
 type observed struct {
 	grpc.ClientStream
-	r *Remote
+	r      *Remote
+	number uint64 // of its connection
 }
 
 func (s *observed) RecvMsg(m any) error {
 	err := s.ClientStream.RecvMsg(m)
-	s.r.observe(err)
+	s.r.observe(s.number, err)
 	return err
 }
 
 // observe doubts whether this host is one of control's. A host that was removed is denied
 // every call; one whose certificate was taken back, or who speaks with a control of another
-// authority, does not get through the handshake.
-func (r *Remote) observe(err error) {
+// authority, does not get through the handshake. One whose certificate has ended is denied, too,
+// and Run knows that by itself.
+func (r *Remote) observe(number uint64, err error) {
 	st, ok := status.FromError(err)
-	if err == nil || !ok {
+	if err == nil || !ok || number != r.dialed.Load() || !r.cfg.Now().Before(r.notAfter()) {
 		return
 	}
 	handshake := strings.Contains(st.Message(), "tls: ") || strings.Contains(st.Message(), "authentication handshake failed")

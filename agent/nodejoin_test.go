@@ -128,7 +128,10 @@ func TestNodeJoin(t *testing.T) {
 	}
 
 	was = tokens.Load()
-	c.remove(r.host.HostID)
+	r.mu.Lock()
+	removed := r.host.HostID
+	r.mu.Unlock()
+	c.remove(removed)
 	lab.Eventually(t, "it joins again when its host was removed", welcomed)
 	if tokens.Load() == was {
 		t.Error("without a token")
