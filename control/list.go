@@ -165,13 +165,15 @@ func (c *Control) listPolicies() []item {
 	for i := range out {
 		v := out[i].doc.(api.ObjectView)
 		var p struct {
-			TargetRefs []struct{ Name string } `json:"targetRefs"`
+			Spec struct {
+				TargetRefs []struct{ Name string } `json:"targetRefs"`
+			} `json:"spec"`
 		}
 		if json.Unmarshal(v.Manifest, &p) != nil {
 			continue
 		}
 		found := 0
-		for _, t := range p.TargetRefs {
+		for _, t := range p.Spec.TargetRefs {
 			if c.model.hasService(v.Namespace + "/" + t.Name) {
 				found++
 			} else if v.Status.Problem == "" {

@@ -206,13 +206,15 @@ var policyColumns = []column[api.ObjectView]{
 	col("NAMESPACE", func(o api.ObjectView) string { return o.Namespace }),
 	col("NAME", func(o api.ObjectView) string { return o.Name }),
 	col("SERVICES", func(o api.ObjectView) string {
-		var spec struct {
-			TargetRefs []struct{ Name string } `json:"targetRefs"`
+		var m struct {
+			Spec struct {
+				TargetRefs []struct{ Name string } `json:"targetRefs"`
+			} `json:"spec"`
 		}
-		if json.Unmarshal(o.Manifest, &spec) != nil {
+		if json.Unmarshal(o.Manifest, &m) != nil {
 			return ""
 		}
-		return join(spec.TargetRefs, func(t struct{ Name string }) string { return t.Name })
+		return join(m.Spec.TargetRefs, func(t struct{ Name string }) string { return t.Name })
 	}),
 	col("SOURCE", func(o api.ObjectView) string { return o.Source }),
 	col("IN EFFECT", func(o api.ObjectView) string { return yesNo(o.Status.InEffect) }),
