@@ -2,8 +2,8 @@ package agent
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -31,9 +31,9 @@ func (k *kubelet) owns(client, server netip.AddrPort) (bool, error) {
 	if k.port == 0 {
 		return false, nil
 	}
-	s, err := netlink.SocketGet(net.TCPAddrFromAddrPort(client), net.TCPAddrFromAddrPort(server))
-	if err != nil {
-		return false, fmt.Errorf("socket %s: %w", client, err)
+	inode, err := inodeOf(client, server)
+	if err != nil || inode == 0 {
+		return false, err // 0: nobody's any more
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -42,7 +42,69 @@ func (k *kubelet) owns(client, server netip.AddrPort) (bool, error) {
 			return false, err
 		}
 	}
-	return holds(k.process.PID(), s.INode) && k.process.Alive(), nil
+	return holds(k.process.PID(), inode) && k.process.Alive(), nil
+}
+
+// inodeOf returns the inode of the host's end of one connection, client's; 0 when no process
+// has it. It asks for that connection alone: a list by ports has others too, since the kernel
+// gives one port to connections with several servers, and which comes first is chance.
+func inodeOf(client, server netip.AddrPort) (uint32, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return 0, fmt.Errorf("sock_diag: %w", err)
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 2}); err != nil {
+		return 0, fmt.Errorf("sock_diag: %w", err)
+	}
+	if err := unix.Sendto(fd, oneSocket(client, server), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return 0, fmt.Errorf("sock_diag: %w", err)
+	}
+	b := make([]byte, 4096)
+	n, _, err := unix.Recvfrom(fd, b, 0)
+	ne := binary.NativeEndian
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("sock_diag: %w", err)
+	case n >= diagHeader+4 && ne.Uint16(b[4:]) == unix.NLMSG_ERROR:
+		if e := unix.Errno(-int32(ne.Uint32(b[diagHeader:]))); e != unix.ENOENT {
+			return 0, fmt.Errorf("sock_diag: %w", e)
+		}
+		return 0, nil // it has ended
+	case n < diagHeader+diagInode+4:
+		return 0, fmt.Errorf("sock_diag: an answer of %d bytes", n)
+	case b[diagHeader+1] == tcpListen: // the connection has ended, and somebody listens on its port
+		return 0, nil
+	}
+	return ne.Uint32(b[diagHeader+diagInode:]), nil
+}
+
+const (
+	diagHeader = 16 // struct nlmsghdr
+	diagInode  = 68 // of inet_diag_msg.idiag_inode in linux/inet_diag.h
+	tcpListen  = 10 // TCP_LISTEN of linux/tcp_states.h
+)
+
+// oneSocket is the question for one TCP connection: struct inet_diag_req_v2.
+func oneSocket(local, remote netip.AddrPort) []byte {
+	const socketDiagByFamily = 20
+	b := make([]byte, diagHeader+56)
+	ne := binary.NativeEndian
+	ne.PutUint32(b[0:], uint32(len(b)))
+	ne.PutUint16(b[4:], socketDiagByFamily)
+	ne.PutUint16(b[6:], unix.NLM_F_REQUEST)
+	req := b[diagHeader:]
+	req[0], req[1] = unix.AF_INET, unix.IPPROTO_TCP
+	if local.Addr().Is6() {
+		req[0] = unix.AF_INET6
+	}
+	ne.PutUint32(req[4:], 1<<12-1) // every state
+	binary.BigEndian.PutUint16(req[8:], local.Port())
+	binary.BigEndian.PutUint16(req[10:], remote.Port())
+	copy(req[12:], local.Addr().AsSlice())
+	copy(req[28:], remote.Addr().AsSlice())
+	ne.PutUint64(req[48:], 1<<64-1) // whatever its cookie
+	return b
 }
 
 // find looks for the process that listens on the kubelet's port.
@@ -51,14 +113,13 @@ func (k *kubelet) find() error {
 		k.process.Close()
 		k.process = nil
 	}
-	const listening = 10 // TCP_LISTEN (include/net/tcp_states.h)
 	for _, family := range []uint8{unix.AF_INET6, unix.AF_INET} {
 		list, err := netns.Whole(func() ([]*netlink.Socket, error) { return netlink.SocketDiagTCP(family) })
 		if err != nil {
 			return fmt.Errorf("list sockets: %w", err)
 		}
 		for _, s := range list {
-			if s.State != listening || s.ID.SourcePort != k.port {
+			if s.State != tcpListen || s.ID.SourcePort != k.port {
 				continue
 			}
 			if k.process = holder(s.INode); k.process != nil {
