@@ -29,11 +29,13 @@ type beside struct {
 	since     time.Time // when the meter began
 	problem   string
 	installed meter.Config
+	installs  int           // of the meter
 	link      meter.Traffic // when it was read last
 	read      time.Time     // that was
 	was       map[meter.FlowKey]meter.Flow
 	series    map[assay.SignalKey]*assay.Signals
 	balance   *assay.Balance
+	older     olderConnections
 }
 
 func newBeside(ns *netns.Namespace, since time.Time) *beside {
@@ -107,6 +109,7 @@ func (w *workload) installMeter(mark uint32, excluded []uint16) {
 		return
 	}
 	b.installed, b.problem = cfg, ""
+	b.installs++
 }
 
 // besideEvery is how often the meter of a busy link is read: half a millisecond each.

@@ -64,6 +64,9 @@ type Config struct {
 	// ProxyDrain bounds how long a proxy that an upgrade has replaced goes on with what
 	// cannot move (1 h).
 	ProxyDrain time.Duration
+	// OlderGrace is how long connections that are older than a workload's capture may go on
+	// in a namespace that is strict (10 min).
+	OlderGrace time.Duration
 	// AccessLog takes a line of JSON for each request that a namespace's configuration
 	// asks for, with each Write, which may take its time: nothing waits for it. nil:
 	// nothing is logged.
@@ -96,6 +99,7 @@ const (
 	DefaultDomain     = "assay.internal"
 	SocketName        = "agent.sock"
 	DefaultProxyDrain = time.Hour
+	DefaultOlderGrace = 10 * time.Minute
 	proxyName         = "assay-proxy"
 )
 
@@ -120,6 +124,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.ProxyDrain == 0 {
 		c.ProxyDrain = DefaultProxyDrain
+	}
+	if c.OlderGrace == 0 {
+		c.OlderGrace = DefaultOlderGrace
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

@@ -12,6 +12,7 @@ import (
 	"math/big"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -230,6 +231,13 @@ func (c *testControl) service(s assay.Service) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.put(&api.Resource{Key: "service/" + s.Key(), Body: &api.Resource_Service{Service: api.FromService(&s)}})
+}
+
+// foundSoFar are the findings that it was told.
+func (c *testControl) foundSoFar() []*api.Finding {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.findings)
 }
 
 func (c *testControl) namespace(n assay.NamespaceConfig) {

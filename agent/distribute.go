@@ -118,6 +118,9 @@ func both(a, b map[netip.AddrPort]bool) map[netip.AddrPort]bool {
 
 // verifyCapture repairs rules that somebody changed, and says so.
 func (w *workload) verifyCapture() {
+	if w.capture.Open() == nil {
+		return // the last agent's, and not yet this one's
+	}
 	err := w.capture.Verify()
 	w.beside.mu.Lock()
 	metered := w.beside.installed.Link != ""
@@ -125,8 +128,8 @@ func (w *workload) verifyCapture() {
 	if err == nil && metered {
 		err = w.beside.meter.Verify()
 	}
-	if err == nil {
-		return
+	if err == nil || w.given && !w.ns.LoopbackUp() {
+		return // a runtime that ends a pod begins with that link, and takes its routes
 	}
 	repair := w.installRules(w.rules(w.a.view.Load().config(w.noun().Namespace)), nil)
 	w.log.Error("capture rules were changed from outside", "err", err, "repair", repair)

@@ -161,7 +161,13 @@ func (w *workload) superviseProxy(ctx context.Context) {
 			if ctx.Err() != nil || w.leaving.is() {
 				break
 			}
-			w.log.Error("the proxy has ended and is replaced", "pid", pid, "served", time.Since(began).Round(time.Millisecond))
+			served := time.Since(began).Round(time.Millisecond)
+			w.log.Error("the proxy has ended and is replaced", "pid", pid, "served", served)
+			w.a.outbox.finding(&assay.Finding{
+				Time: time.Now(), Workload: w.id, Kind: "proxy-ended", Subject: w.id,
+				Detail: fmt.Sprintf("its proxy ended after %s, with the connections that went through it; it is replaced", served),
+				Remedy: "the end of its log says why: " + w.a.store.path("workloads", w.id+".log") + "; without a word there, somebody has ended it, or the kernel for want of memory",
+			})
 			if !w.accepts.is() {
 				w.failedStart(fmt.Errorf("the proxy ended before it accepted: %s", w.logTail()))
 			}

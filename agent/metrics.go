@@ -91,6 +91,7 @@ type source struct {
 	notAfter time.Time
 	beside   []assay.Signals // what passes beside the proxy
 	balance  *assay.Balance
+	older    int // connections older than the capture
 	proxies  []proxyState
 }
 
@@ -113,6 +114,7 @@ func writeMetrics(out io.Writer, h hostMetrics, list []*workload) {
 		w.mu.Unlock()
 		s.labels = labels("workload", n.ID, "namespace", n.Namespace, "name", n.Name)
 		s.beside, s.balance = w.exceptions()
+		s.older = w.olderLeft()
 		sources = append(sources, s)
 	}
 	p := &page{out: out}
@@ -283,6 +285,10 @@ func writeBeside(p *page, sources []source) {
 			p.sample("assay_exception_bytes_total", join(l, labels("way", "in")), float64(s.BytesIn))
 			p.sample("assay_exception_bytes_total", join(l, labels("way", "out")), float64(s.BytesOut))
 		}
+	}
+	p.family("assay_older_connections", "gauge", "Connections that are older than the capture, beside the proxy.")
+	for _, src := range sources {
+		p.sample("assay_older_connections", src.labels, float64(src.older))
 	}
 	ways := func(visit func(src *source, way string, w *assay.BalanceWay)) {
 		for i := range sources {

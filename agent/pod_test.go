@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -18,6 +19,7 @@ import (
 	"assay.dev"
 	"assay.dev/agent/internal/lab"
 	"assay.dev/agent/netns"
+	"assay.dev/api"
 )
 
 // pod is what a container runtime leaves to an agent: a namespace with a link, and
@@ -313,6 +315,40 @@ func TestPodIsSwept(t *testing.T) {
 	}
 	hold(t, far)
 	a.store.forget(rec.Workload.ID)
+}
+
+// TestOlderConnections: what a pod had open before it was captured goes on, is told when the
+// namespace is strict, and is closed when its time is over; nothing else is.
+func TestOlderConnections(t *testing.T) {
+	c := newTestControl(t)
+	c.start(t)
+	cfg := testConfig(t.TempDir(), logs(t))
+	cfg.Hosts, cfg.OlderGrace = c.client(t), time.Millisecond
+	a := startAgent(t, cfg)
+	p, far := newPod(t, cfg), client(t, cfg)
+	id := p.spec().ID
+	older := hold(t, far)
+	if err := a.Mesh(t.Context(), p.spec()); err != nil {
+		t.Fatal(err)
+	}
+	through := hold(t, far)
+	w := a.workload(id)
+	lab.Eventually(t, "one is counted", func() bool { return w.olderLeft() == 1 })
+	older.ping(t, "observed")
+	c.namespace(assay.NamespaceConfig{Namespace: "bank", Mode: assay.Strict})
+	lab.Eventually(t, "it is closed", func() bool { return w.olderLeft() == 0 })
+	older.c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	if _, err := older.r.ReadString('\n'); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("its client reads %v", err)
+	}
+	through.ping(t, "the other one")
+	for _, kind := range []string{"older-connections", "older-connections-closed"} {
+		lab.Eventually(t, "control is told: "+kind, func() bool {
+			return slices.ContainsFunc(c.foundSoFar(), func(f *api.Finding) bool {
+				return f.GetKind() == kind && f.GetWorkload() == id && strings.Contains(f.GetDetail(), older.c.LocalAddr().String()+" -> "+podAddr+":8080")
+			})
+		})
+	}
 }
 
 func TestPodsThatCannotBeMeshed(t *testing.T) {

@@ -17,8 +17,10 @@ import (
 const (
 	readyFast = 200 * time.Millisecond
 	readySlow = 2 * time.Second
-	// verifyEvery is how often the capture rules are read back.
+	// verifyEvery is how often the capture's rules and routes are read back, verifySoon how
+	// soon they are when somebody has changed rules.
 	verifyEvery = 30 * time.Second
+	verifySoon  = 2 * time.Second
 )
 
 // sockets lists the listening TCP sockets of one namespace through a socket of the
@@ -70,7 +72,6 @@ func (s *sockets) dump(family byte, visit func(netip.AddrPort)) error {
 		sockDiagByFamily = 20
 		header           = 16
 		request          = header + 56
-		tcpListen        = 10
 	)
 	b := make([]byte, request)
 	ne := binary.NativeEndian
@@ -132,7 +133,7 @@ func (w *workload) watchReadiness(ctx context.Context) {
 		return
 	}
 	defer sock.Close()
-	wait, verified := readyFast, time.Now()
+	wait, verified, generation := readyFast, time.Now(), uint32(0)
 	for {
 		changed := w.checkArtifacts()
 		ports, err := sock.listening(w.addrs, w.ownPorts())
@@ -141,9 +142,13 @@ func (w *workload) watchReadiness(ctx context.Context) {
 		} else if w.setListening(ports) {
 			changed = true
 		}
-		if time.Since(verified) > verifyEvery {
-			w.verifyCapture()
-			verified = time.Now()
+		if since := time.Since(verified); since > verifySoon {
+			// The number first: what changes from now on is looked at the next time.
+			now, err := w.capture.Generation()
+			if since > verifyEvery || err == nil && now != generation {
+				w.verifyCapture()
+				verified, generation = time.Now(), now
+			}
 		}
 		wait = min(wait*3/2, readySlow)
 		if changed || !w.allListening() {

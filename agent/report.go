@@ -32,6 +32,7 @@ func (w *workload) pollReports(ctx context.Context) {
 		case <-time.After(wait):
 		}
 		w.enforceDrain(time.Now())
+		w.lookAtOlder(time.Now())
 		before := w.lastReport()
 		w.freshReport(ctx, time.Second)
 		beside := w.countBeside(besideEvery)

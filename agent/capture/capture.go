@@ -237,6 +237,14 @@ func (c *Capture) Refused() (Refused, error) {
 	return c.refused()
 }
 
+// Generation returns a number that every change of the namespace's rules makes another one,
+// also of rules that are not the capture's.
+func (c *Capture) Generation() (uint32, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.asks.Generation()
+}
+
 // Remove takes away the rules and the routes for the return mark, and puts the settings
 // back to what the kernel begins with. What still goes through the proxy ends.
 func (c *Capture) Remove(returnMark uint32) error {

@@ -30,5 +30,5 @@
 // It starts no goroutine.
 //
 // Tour: meter.go (Meter: Install, Read, Verify), rules.go (the chains), reading.go
-// (what was read and what it means), older.go (connections that exist already).
+// (what was read and what it means), older.go (connections that exist already, and their end).
 package meter

@@ -315,4 +315,5 @@ func (m *Meter) list(conn *nftables.Conn) ([]string, error) {
 type connection struct {
 	local, remote netip.AddrPort
 	server        bool // the workload listens on its local port
+	socket        socket
 }

@@ -3,10 +3,12 @@ package meter_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"slices"
 	"syscall"
@@ -542,4 +544,65 @@ func TestCost(t *testing.T) {
 	if each > 50*time.Millisecond {
 		t.Errorf("a reading takes %v", each)
 	}
+}
+
+// TestOlderConnections: connections that are older than the capture are listed while they
+// exist, and can be ended; others are not among them.
+func TestOlderConnections(t *testing.T) {
+	b := setup(t)
+	app, far := lab.Listen(t, b.workload, "tcp", "[::]:0"), lab.Listen(t, b.other, "tcp", "[::]:0")
+	echo(t, app)
+	echo(t, far)
+	echo(t, b.inbound)
+	var conns []net.Conn
+	for _, a := range []string{mine, mine6} {
+		conns = append(conns, b.dial(b.other, net.JoinHostPort(a, fmt.Sprint(port(app.Addr())))))
+	}
+	for _, a := range []string{theirs, theirs6} {
+		conns = append(conns, b.dial(b.workload, net.JoinHostPort(a, fmt.Sprint(port(far.Addr())))))
+	}
+	for _, c := range conns {
+		talk(t, c, 1000)
+	}
+	b.install()
+	fresh := b.dial(b.other, net.JoinHostPort(mine, fmt.Sprint(port(app.Addr()))))
+	talk(t, fresh, 1000)
+	older := func(n int) []meter.OlderConnection {
+		t.Helper()
+		var list []meter.OlderConnection
+		lab.Eventually(t, fmt.Sprintf("%d older connections", n), func() bool {
+			var err error
+			if list, err = b.meter.OlderConnections(1); err != nil {
+				t.Fatal(err)
+			}
+			return len(list) == n
+		})
+		return list
+	}
+	list := older(4)
+	for _, c := range list {
+		if c.Inbound != (c.Local.Port() == port(app.Addr())) {
+			t.Errorf("%+v", c)
+		}
+	}
+	conns[3].Close()
+	list = older(3)
+	b.install(port(far.Addr())) // what may go beside the proxy is left alone
+	if got := older(2); !got[0].Inbound || !got[1].Inbound {
+		t.Errorf("with the other's port excluded: %+v", got)
+	}
+	if err := b.meter.End(list); err != nil {
+		t.Fatal(err)
+	}
+	older(0)
+	for _, c := range conns[:3] {
+		c.SetReadDeadline(time.Now().Add(20 * time.Second))
+		if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: %v", c.LocalAddr(), err)
+		}
+	}
+	if err := b.meter.End(list); err != nil {
+		t.Errorf("those that have ended: %v", err)
+	}
+	talk(t, fresh, 1000)
 }

@@ -2,42 +2,55 @@ package meter
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"assay.dev/agent/netns"
 	"golang.org/x/sys/unix"
 )
 
-// connections lists the TCP connections of a namespace that are not its own business.
-func connections(ns *netns.Namespace) ([]connection, error) {
-	fd := -1
-	err := ns.Do(func() (err error) {
+// diag opens a socket of the kernel's sock_diag interface in a namespace.
+func diag(ns *netns.Namespace) (fd int, err error) {
+	fd = -1
+	err = ns.Do(func() (err error) {
 		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 		return err
 	})
-	if err == nil {
-		defer unix.Close(fd)
-		// A kernel that does not answer must not hold a goroutine for ever.
-		err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 2})
+	if err != nil {
+		return fd, err
 	}
+	// A kernel that does not answer must not hold a goroutine for ever.
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 2}); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// connections lists the TCP connections of a namespace that are not its own business.
+func connections(ns *netns.Namespace) ([]connection, error) {
+	fd, err := diag(ns)
+	if err != nil {
+		return nil, fmt.Errorf("meter: list connections: %w", err)
+	}
+	defer unix.Close(fd)
 	listening := map[uint16]bool{}
 	var list []connection
 	for _, f := range []byte{unix.AF_INET, unix.AF_INET6} {
-		if err != nil {
-			break
-		}
-		err = dump(fd, f, func(state byte, local, remote netip.AddrPort) {
+		err := dump(fd, f, func(s socket) {
 			switch {
-			case state == tcpListen:
-				listening[local.Port()] = true
-			case remote.Port() != 0 && !remote.Addr().IsLoopback() && remote.Addr() != local.Addr():
-				list = append(list, connection{local: local, remote: remote})
+			case s.state == tcpListen:
+				listening[s.local.Port()] = true
+			case s.remote.Port() != 0 && !s.remote.Addr().IsLoopback() && s.remote.Addr() != s.local.Addr():
+				list = append(list, connection{local: s.local, remote: s.remote, socket: s})
 			}
 		})
-	}
-	if err != nil {
-		return nil, fmt.Errorf("meter: list connections: %w", err)
+		if err != nil {
+			return nil, fmt.Errorf("meter: list connections: %w", err)
+		}
 	}
 	for i := range list {
 		list[i].server = listening[list[i].local.Port()]
@@ -45,23 +58,33 @@ func connections(ns *netns.Namespace) ([]connection, error) {
 	return list, nil
 }
 
-const tcpListen = 10 // TCP_LISTEN of linux/tcp_states.h
+// States of linux/tcp_states.h.
+const (
+	tcpTimeWait = 6
+	tcpClose    = 7
+	tcpListen   = 10
+)
+
+// socket is one of TCP, as sock_diag tells it.
+type socket struct {
+	family, state byte
+	id            [sockID]byte // struct inet_diag_sockid, which names it alone
+	local, remote netip.AddrPort
+}
+
+// Sizes of sock_diag's messages, and their kinds.
+const (
+	sockID      = 48
+	diagHeader  = 16
+	diagRequest = diagHeader + 8 + sockID
+	diagDump    = 20 // SOCK_DIAG_BY_FAMILY
+	diagDestroy = 21 // SOCK_DESTROY
+)
 
 // dump asks for all TCP sockets of one family: struct inet_diag_req_v2 and
 // inet_diag_msg of linux/inet_diag.h.
-func dump(fd int, family byte, visit func(state byte, local, remote netip.AddrPort)) error {
-	const (
-		sockDiagByFamily = 20
-		header           = 16
-		request          = header + 56
-	)
-	b := make([]byte, request)
-	ne := binary.NativeEndian
-	ne.PutUint32(b[0:], request)
-	ne.PutUint16(b[4:], sockDiagByFamily)
-	ne.PutUint16(b[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
-	b[header], b[header+1] = family, unix.IPPROTO_TCP
-	ne.PutUint32(b[header+4:], 1<<12-1) // every state
+func dump(fd int, family byte, visit func(socket)) error {
+	b := question(diagDump, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, family)
 	if err := unix.Sendto(fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return err
 	}
@@ -74,28 +97,167 @@ func dump(fd int, family byte, visit func(state byte, local, remote netip.AddrPo
 		if err != nil {
 			return err
 		}
-		for m := buf[:n]; len(m) >= header; {
+		ne := binary.NativeEndian
+		for m := buf[:n]; len(m) >= diagHeader; {
 			size := int(ne.Uint32(m))
-			if size < header || size > len(m) {
+			if size < diagHeader || size > len(m) {
 				return fmt.Errorf("message of %d bytes in %d", size, len(m))
 			}
 			switch ne.Uint16(m[4:]) {
 			case unix.NLMSG_DONE:
 				return nil
 			case unix.NLMSG_ERROR:
-				if size >= header+4 {
-					return unix.Errno(-int32(ne.Uint32(m[header:])))
+				if size >= diagHeader+4 {
+					return unix.Errno(-int32(ne.Uint32(m[diagHeader:])))
 				}
 				return fmt.Errorf("error without a number")
-			case sockDiagByFamily:
+			case diagDump:
 				// family, state, timer, retrans; then ports in network order and addresses.
-				if body := m[header:size]; len(body) >= 40 {
-					visit(body[1], endpoint(body[0], body[4:6], body[8:24]), endpoint(body[0], body[6:8], body[24:40]))
+				if body := m[diagHeader:size]; len(body) >= 4+sockID {
+					visit(socket{
+						family: body[0], state: body[1], id: [sockID]byte(body[4:]),
+						local: endpoint(body[0], body[4:6], body[8:24]), remote: endpoint(body[0], body[6:8], body[24:40]),
+					})
 				}
 			}
 			m = m[min((size+3)&^3, len(m)):]
 		}
 	}
+}
+
+// question is a request about every state of a family's TCP sockets.
+func question(kind, flags uint16, family byte) []byte {
+	b := make([]byte, diagRequest)
+	ne := binary.NativeEndian
+	ne.PutUint32(b[0:], diagRequest)
+	ne.PutUint16(b[4:], kind)
+	ne.PutUint16(b[6:], flags)
+	b[diagHeader], b[diagHeader+1] = family, unix.IPPROTO_TCP
+	ne.PutUint32(b[diagHeader+4:], 1<<12-1)
+	return b
+}
+
+// destroy ends a connection as if it had been reset: the peer is told, and who has the
+// socket. One that has ended meanwhile is no error.
+func destroy(fd int, s *socket) error {
+	b := question(diagDestroy, unix.NLM_F_REQUEST|unix.NLM_F_ACK, s.family)
+	copy(b[diagHeader+8:], s.id[:])
+	if err := unix.Sendto(fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	buf := make([]byte, 512)
+	n, _, err := unix.Recvfrom(fd, buf, 0)
+	switch {
+	case err != nil:
+		return err
+	case n < diagHeader+4 || binary.NativeEndian.Uint16(buf[4:]) != unix.NLMSG_ERROR:
+		return fmt.Errorf("an answer of %d bytes", n)
+	}
+	if e := unix.Errno(-int32(binary.NativeEndian.Uint32(buf[diagHeader:]))); e != 0 && e != unix.ENOENT {
+		return e
+	}
+	return nil
+}
+
+// OlderConnection is a connection that is older than the capture, and exists.
+type OlderConnection struct {
+	Local, Remote netip.AddrPort
+	Inbound       bool // the workload listens on its local port
+	socket        socket
+}
+
+// OlderConnections lists them, but for those on excluded ports. outbound is the port of the
+// proxy's listener.
+func (m *Meter) OlderConnections(outbound uint16) ([]OlderConnection, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.want == nil {
+		return nil, nil
+	}
+	remembered, err := m.remembered()
+	if err != nil || len(remembered) == 0 {
+		return nil, err
+	}
+	list, err := connections(m.ns)
+	if err != nil {
+		return nil, err
+	}
+	// The same addresses and ports may by now be those of a connection that was captured:
+	// then there is a socket of the proxy at its other end.
+	dialled, led := map[[2]netip.AddrPort]bool{}, map[netip.AddrPort]bool{}
+	for _, c := range list {
+		dialled[[2]netip.AddrPort{c.local, c.remote}] = true
+		if c.local.Port() == outbound {
+			led[c.remote] = true
+		}
+	}
+	var out []OlderConnection
+	for _, c := range list {
+		switch state := c.socket.state; {
+		case !remembered[memory{c.remote, c.local.Port()}], state == tcpTimeWait, state == tcpClose:
+		case dialled[[2]netip.AddrPort{c.remote, c.local}], led[c.local]:
+		case slices.Contains(m.cfg.Excluded, c.serverPort()):
+		default:
+			out = append(out, OlderConnection{Local: c.local, Remote: c.remote, Inbound: c.server, socket: c.socket})
+		}
+	}
+	return out, nil
+}
+
+func (c *connection) serverPort() uint16 {
+	if c.server {
+		return c.local.Port()
+	}
+	return c.remote.Port()
+}
+
+// memory is what is remembered of a connection.
+type memory struct {
+	remote netip.AddrPort
+	local  uint16
+}
+
+// remembered reads which connections were there when counting began, or when their port was
+// excluded no more.
+func (m *Meter) remembered() (map[memory]bool, error) {
+	conn, err := netns.NFTables(m.ns)
+	if err != nil {
+		return nil, fmt.Errorf("meter: %w", err)
+	}
+	packets, _ := tables()
+	out := map[memory]bool{}
+	for _, s := range sets(packets) {
+		if !strings.HasPrefix(s.Name, "older_") {
+			continue
+		}
+		elems, err := conn.GetSetElements(s)
+		if err != nil {
+			return nil, fmt.Errorf("meter: list set %s: %w", s.Name, err)
+		}
+		for _, e := range elems {
+			n := len(e.Key) - 8 // an address, and two ports that take four bytes each
+			if remote, ok := netip.AddrFromSlice(e.Key[:max(n, 0)]); ok {
+				out[memory{netip.AddrPortFrom(remote, binary.BigEndian.Uint16(e.Key[n:])), binary.BigEndian.Uint16(e.Key[n+4:])}] = true
+			}
+		}
+	}
+	return out, nil
+}
+
+// End ends such connections: both sides see a reset.
+func (m *Meter) End(list []OlderConnection) error {
+	fd, err := diag(m.ns)
+	if err != nil {
+		return fmt.Errorf("meter: end connections: %w", err)
+	}
+	defer unix.Close(fd)
+	var failed error
+	for i := range list {
+		if err := destroy(fd, &list[i].socket); err != nil {
+			failed = errors.Join(failed, fmt.Errorf("meter: end %s to %s: %w", list[i].Local, list[i].Remote, err))
+		}
+	}
+	return failed
 }
 
 func endpoint(family byte, port, addr []byte) netip.AddrPort {

@@ -190,6 +190,18 @@ func workloadHardwareAddr(addrs []netip.Addr) []byte {
 	return hardwareAddr(addrs[0].String())
 }
 
+// LoopbackUp reports whether the namespace's lo is up.
+func (n *Namespace) LoopbackUp() (up bool) {
+	n.Do(func() error {
+		link, err := netlink.LinkByName("lo")
+		if err == nil {
+			up = link.Attrs().RawFlags&unix.IFF_UP != 0
+		}
+		return err
+	})
+	return up
+}
+
 // HasAddress reports whether the workload's link in the namespace has a.
 func (n *Namespace) HasAddress(a netip.Addr) bool {
 	found := false

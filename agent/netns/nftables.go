@@ -1,6 +1,7 @@
 package netns
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // answerTime bounds one exchange with the kernel, which answers before it returns from
@@ -71,6 +73,44 @@ func (q *Questions) once(fn func(*nftables.Conn) error) (err error) {
 		return err
 	}
 	return fn(q.conn)
+}
+
+// Generation returns a number that every change of the namespace's rules makes another one,
+// whoever's it is.
+func (q *Questions) Generation() (id uint32, err error) {
+	err = q.Ask(func(*nftables.Conn) error {
+		// struct nfgenmsg, and NFTA_GEN_ID of the answer: linux/netfilter/nf_tables.h.
+		answer, err := q.socket.Execute(netlink.Message{
+			Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN, Flags: netlink.Request},
+			Data:   make([]byte, 4),
+		})
+		if err != nil {
+			return err
+		}
+		for _, m := range answer {
+			if len(m.Data) < 4 {
+				continue
+			}
+			attrs, err := netlink.NewAttributeDecoder(m.Data[4:])
+			if err != nil {
+				return err
+			}
+			attrs.ByteOrder = binary.BigEndian
+			for attrs.Next() {
+				if attrs.Type() == unix.NFTA_GEN_ID {
+					id = attrs.Uint32()
+				}
+			}
+			if attrs.Err() != nil {
+				return attrs.Err()
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("nftables: the rules' generation: %w", err)
+	}
+	return id, nil
 }
 
 // Close closes the socket; the next question opens another.

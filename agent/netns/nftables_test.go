@@ -60,3 +60,42 @@ func TestLostAnswer(t *testing.T) {
 		t.Errorf("asked %d times: %v", asked, err)
 	}
 }
+
+// TestGeneration: every change of rules makes it another one, and nothing else does.
+func TestGeneration(t *testing.T) {
+	ns, err := Create()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	q := QuestionsIn(ns)
+	defer q.Close()
+	get := func() uint32 {
+		t.Helper()
+		id, err := q.Generation()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	first := get()
+	if again := get(); again != first || first == 0 {
+		t.Errorf("%d, then %d, and nothing has changed", first, again)
+	}
+	c, err := NFTables(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "other"})
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	second := get()
+	c.FlushRuleset()
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if third := get(); second == first || third == second {
+		t.Errorf("%d, %d, %d", first, second, third)
+	}
+}
