@@ -410,3 +410,25 @@ func TestDeclaredToPlatform(t *testing.T) {
 		t.Errorf("check does not tell: %v %v", resp, err)
 	}
 }
+
+// TestFoundOfPods: a node tells what it finds about its pods, also of one that is no workload
+// because it cannot be meshed; about others it is not heard.
+func TestFoundOfPods(t *testing.T) {
+	r := startCluster(t, nil)
+	r.follow(t, twoNodes(pod("odd", "node-1", "10.0.1.1"), pod("other", "node-2", "10.0.2.1")))
+	h := r.joinNode(t, "node-1")
+	a := syncHost(t, h.hosts, nil)
+	_, none := r.Found(0)
+	for _, uid := range []string{"other", "nobody", "odd"} {
+		f := assay.Finding{Time: time.Now(), Workload: uid, Kind: "pod-not-meshed", Subject: "shop/" + uid, Detail: "it cannot be"}
+		a.send(&api.HostUpdate{Update: &api.HostUpdate_Finding{Finding: api.FromFinding(&f)}})
+	}
+	eventually(t, "the finding is known", func() bool { return r.findings("pod-not-meshed") > 0 })
+	list, number := r.Found(none)
+	if len(list) != 1 || list[0].Workload != "odd" || list[0].Count != 1 || number == none {
+		t.Errorf("%d, then %d: %+v", none, number, list)
+	}
+	if list, again := r.Found(number); list != nil || again != number {
+		t.Errorf("nothing new: %+v", list)
+	}
+}

@@ -51,6 +51,7 @@ type model struct {
 	certs    map[string][]store.Certificate
 	reports  map[string]*report
 	findings []store.Finding // the oldest first
+	found    uint64          // how many there were
 	audit    []store.Audit
 	sessions map[*session]bool
 	taps     taps

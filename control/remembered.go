@@ -22,6 +22,7 @@ func (m *model) findingLocked(f assay.Finding) {
 		f.Time = m.now()
 	}
 	m.behind.finding(f)
+	m.found++
 	i := slices.IndexFunc(m.findings, func(o store.Finding) bool {
 		return o.Workload == f.Workload && o.Kind == f.Kind && o.Subject == f.Subject
 	})

@@ -374,13 +374,27 @@ func (m *model) take(s *session, msg *api.HostUpdate) error {
 		if err != nil {
 			return &assay.Error{Kind: assay.Invalid, Op: "take finding", Err: err}
 		}
-		if w, ok := m.catalog.Workload(f.Workload); f.Workload == "" || ok && w.Host == s.host {
+		if f.Workload == "" || m.speaksFor(s.host, f.Workload) {
 			m.findingLocked(f)
 		}
 	case *api.HostUpdate_Hello:
 		return &assay.Error{Kind: assay.Invalid, Op: "sync host " + s.host, Err: errors.New("a second hello")}
 	}
 	return nil // a kind of a newer host's is passed over
+}
+
+// speaksFor reports whether a workload is the host's, or a pod of its node that is none yet:
+// of one that cannot be meshed nothing else is ever heard.
+func (m *model) speaksFor(host, id string) bool {
+	if w, ok := m.catalog.Workload(id); ok {
+		return w.Host == host
+	}
+	h := m.hosts[host]
+	if m.cluster == nil || h == nil || h.Node == "" {
+		return false
+	}
+	p := m.cluster.pods[id]
+	return p != nil && p.Node == h.Node
 }
 
 // report takes what a host says of a workload, refuses it, or keeps it until the platform
