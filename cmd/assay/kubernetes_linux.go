@@ -28,6 +28,7 @@ type kubernetes struct {
 	reviewer *review.Reviewer
 	trust    *publish.Trust
 	routes   *publish.Routes
+	events   *publish.Events
 	log      *slog.Logger
 	missing  []string // kinds of configuration that the API server does not have
 }
@@ -49,7 +50,11 @@ func openKubernetes(kubeconfig, namespace string, log *slog.Logger) (*kubernetes
 	if err != nil {
 		return nil, err
 	}
-	return &kubernetes{watcher: cluster.New(config, log), reviewer: reviewer, trust: trust, routes: routes, log: log}, nil
+	events, err := publish.NewEvents(config, log)
+	if err != nil {
+		return nil, err
+	}
+	return &kubernetes{watcher: cluster.New(config, log), reviewer: reviewer, trust: trust, routes: routes, events: events, log: log}, nil
 }
 
 // bearer is control.Cluster's.
@@ -83,7 +88,31 @@ func (k *kubernetes) run(ctx context.Context, c *control.Control) error {
 			return nil
 		}
 	})
+	group.Go(func() error { return k.events.Run(ctx, found(c), k.pod) })
 	return group.Wait()
+}
+
+// found returns what was found about workloads, in the words of package publish; nil when
+// that is what it was.
+func found(c *control.Control) func() []publish.Found {
+	last := ^uint64(0) // so that what was found before control started is told
+	return func() []publish.Found {
+		list, number := c.Found(last)
+		if number == last {
+			return nil
+		}
+		last = number
+		out := make([]publish.Found, len(list))
+		for i := range list {
+			out[i] = publish.Found(list[i])
+		}
+		return out
+	}
+}
+
+func (k *kubernetes) pod(uid string) (namespace, name string, ok bool) {
+	p, ok := k.watcher.Pod(uid)
+	return p.Namespace, p.Name, ok
 }
 
 func (k *kubernetes) changes(ch *cluster.Changes) control.ClusterChanges {

@@ -54,6 +54,17 @@ func New(config *rest.Config, log *slog.Logger) *Watcher {
 	return &Watcher{config: config, log: log, model: newModel(), wake: make(chan struct{}, 1)}
 }
 
+// Pod returns what is known of a pod now, by its UID, and whether there is one.
+func (w *Watcher) Pod(uid string) (Pod, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p, ok := w.model.pods[uid]
+	if !ok {
+		return Pod{}, false
+	}
+	return *p, true
+}
+
 // kind is one kind of object that is watched. Its store is the model: nothing is kept
 // twice.
 type kind struct {

@@ -89,6 +89,9 @@ func agentArgs(o *Options) []string {
 	if o.CRISocket != "" {
 		args = append(args, "--cri="+o.CRISocket)
 	}
+	if o.OlderGrace != "" {
+		args = append(args, "--older-grace="+o.OlderGrace)
+	}
 	if o.metrics() {
 		return append(args, fmt.Sprintf("--metrics=[$(HOST_IP)]:%d", o.MetricsPort))
 	}

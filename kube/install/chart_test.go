@@ -37,7 +37,7 @@ func values(o *Options) map[string]any {
 	v := map[string]any{"image": o.Image}
 	for name, x := range map[string]string{
 		"imagePullPolicy": o.PullPolicy, "trustDomain": o.TrustDomain, "storeSecret": o.StoreSecret, "volume": o.Volume, "volumeSize": o.VolumeSize,
-		"storageClass": o.StorageClass, "cniConf": o.CNIConf, "cniBin": o.CNIBin, "cri": o.CRISocket,
+		"storageClass": o.StorageClass, "cniConf": o.CNIConf, "cniBin": o.CNIBin, "cri": o.CRISocket, "olderGrace": o.OlderGrace,
 	} {
 		if x != "" {
 			v[name] = x

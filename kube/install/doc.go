@@ -25,4 +25,4 @@
 // installer.go, wait.go, verify.go, uninstall.go; survey.go and judge.go.
 package install
 
-//go:generate go test -run TestGenerated . -update
+//go:generate go test -run "TestGenerated|TestObjects" . -update

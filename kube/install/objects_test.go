@@ -16,7 +16,7 @@ var forms = map[string]Options{
 	"other": {
 		Image: "assay.test/assay:2", Namespace: "mesh", PullPolicy: "Never", PullSecrets: []string{"pull"}, TrustDomain: "bank.test",
 		StoreSecret: "store", VolumeSize: "5Gi", StorageClass: "fast", CNIConf: "/etc/rancher/cni", CNIBin: "/var/lib/rancher/bin",
-		CRISocket: "/var/lib/rancher/containerd.sock", MetricsPort: 9999, ServiceMonitor: true,
+		CRISocket: "/var/lib/rancher/containerd.sock", MetricsPort: 9999, ServiceMonitor: true, OlderGrace: "90s",
 	},
 	"try": {Image: "assay.test/assay:3", Volume: EmptyDir, MetricsPort: -1, CRISocket: "/run/k3s/containerd.sock"},
 }
@@ -65,6 +65,7 @@ func TestOptionsThatAreWrong(t *testing.T) {
 		"want for instance 1Gi":   func(o *Options) { o.VolumeSize = "much" },
 		"no absolute path":        func(o *Options) { o.CNIBin = "opt/cni" },
 		"no Secret's name":        func(o *Options) { o.StoreSecret = "a/b" },
+		"want for instance 10m":   func(o *Options) { o.OlderGrace = "soon" },
 		"want 1 to 65535":         func(o *Options) { o.MetricsPort = 70000 },
 		"there are no metrics":    func(o *Options) { o.MetricsPort, o.ServiceMonitor = -1, true },
 		"one control's alone":     func(o *Options) { o.Replicas = 2 },

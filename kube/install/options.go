@@ -7,6 +7,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -50,6 +51,10 @@ type Options struct {
 	CNIConf   string // folder of network configurations on the nodes: /etc/cni/net.d
 	CNIBin    string // folder of network plugins on the nodes: /opt/cni/bin
 	CRISocket string // of the container runtime on the nodes; "": found by the agent
+
+	// OlderGrace is how long connections that are older than a pod's capture may go on in a
+	// strict namespace, as in "10m", which is what "" means.
+	OlderGrace string
 
 	// MetricsPort of every node serves Prometheus; 0 is 9181, -1 none.
 	MetricsPort    int32
@@ -103,6 +108,9 @@ func (o *Options) validate() error {
 	}
 	if _, err := resource.ParseQuantity(o.VolumeSize); err != nil {
 		return wrong("volume size "+o.VolumeSize, err.Error(), "want for instance 1Gi")
+	}
+	if d, err := time.ParseDuration(cmp.Or(o.OlderGrace, "10m")); err != nil || d <= 0 {
+		return wrong("older grace", fmt.Sprintf("%q is no time", o.OlderGrace), "want for instance 10m")
 	}
 	for what, dir := range map[string]string{"CNI configuration folder": o.CNIConf, "CNI plugin folder": o.CNIBin, "CRI socket": o.CRISocket} {
 		if dir != "" && (!path.IsAbs(dir) || path.Clean(dir) != dir || dir == "/") {

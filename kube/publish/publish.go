@@ -1,37 +1,61 @@
 // Package publish writes to an API server what others read there: the roots of the mesh's
-// authority (ConfigMap assay-trust, by which agents know control), and what became of
-// routes (their status, as the Gateway API has it).
+// authority (ConfigMap assay-trust, by which agents know control), what became of routes
+// (their status, as the Gateway API has it), and what was found about pods (events).
 //
 // It changes nothing else, and nobody else's: of a ConfigMap one key, of a route's status the
-// entries of our controller name. It writes only what differs from what is there, a bounded
+// entries of our controller name, events that it has made. It writes only what differs from what is there, a bounded
 // number of times in a second. What somebody else changes is written again.
 //
 // Goroutines: each Run blocks and starts none. LocalRules and Rules are all that it must be
 // allowed.
 //
-// Tour: publish.go, trust.go, routes.go.
+// Tour: publish.go, trust.go, routes.go, events.go.
 package publish
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/rest"
 )
 
-// Rules is what Routes must be allowed in every namespace.
+// Rules is what Routes and Events must be allowed in every namespace.
 func Rules() []rbacv1.PolicyRule {
 	const group = "gateway.networking.k8s.io"
 	return []rbacv1.PolicyRule{
 		{APIGroups: []string{group}, Resources: []string{"httproutes", "grpcroutes", "tlsroutes"}, Verbs: []string{"get"}},
 		{APIGroups: []string{group}, Resources: []string{"httproutes/status", "grpcroutes/status", "tlsroutes/status"}, Verbs: []string{"update"}},
+		{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"create", "patch"}},
 	}
 }
 
 // LocalRules is what Trust must be allowed in the mesh's own namespace.
 func LocalRules() []rbacv1.PolicyRule {
 	return []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{TrustName}, Verbs: []string{"get", "patch"}}}
+}
+
+// coreClient returns a client of the API's core.
+func coreClient(config *rest.Config) (rest.Interface, error) {
+	scheme := runtime.NewScheme()
+	if err := corev1.AddToScheme(scheme); err != nil {
+		return nil, err
+	}
+	config = rest.CopyConfig(config)
+	config.APIPath, config.GroupVersion = "/api", &corev1.SchemeGroupVersion
+	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	config.ContentType, config.AcceptContentTypes = runtime.ContentTypeJSON, runtime.ContentTypeJSON
+	config.Timeout = within
+	client, err := rest.RESTClientFor(config)
+	if err != nil {
+		return nil, fmt.Errorf("client of the API server %s: %w", config.Host, err)
+	}
+	return client, nil
 }
 
 // within bounds one request.

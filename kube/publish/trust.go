@@ -5,14 +5,11 @@ import (
 	"context"
 	"encoding/json"
 	"encoding/pem"
-	"fmt"
 	"log/slog"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 
@@ -34,18 +31,9 @@ type Trust struct {
 
 // NewTrust returns the keeper of a namespace's ConfigMap. It does not connect yet.
 func NewTrust(config *rest.Config, namespace string, log *slog.Logger) (*Trust, error) {
-	scheme := runtime.NewScheme()
-	if err := corev1.AddToScheme(scheme); err != nil {
-		return nil, err
-	}
-	config = rest.CopyConfig(config)
-	config.APIPath, config.GroupVersion = "/api", &corev1.SchemeGroupVersion
-	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
-	config.ContentType, config.AcceptContentTypes = runtime.ContentTypeJSON, runtime.ContentTypeJSON
-	config.Timeout = within
-	client, err := rest.RESTClientFor(config)
+	client, err := coreClient(config)
 	if err != nil {
-		return nil, fmt.Errorf("client of the API server %s: %w", config.Host, err)
+		return nil, err
 	}
 	return &Trust{client: client, namespace: namespace, log: log}, nil
 }
