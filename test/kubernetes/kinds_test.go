@@ -229,7 +229,7 @@ func TestKinds(t *testing.T) {
 	if err := c.LoadAssay(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	k.person.must(t, "assay", installArgs...)
+	k.person.must(t, "assay", append(slices.Clone(installArgs), "--older-grace", "5s")...)
 	wire := k.node.Capture(t, "GET /secret")
 	c.Apply(t, kindsManifest)
 	c.Rollout(t, "kinds", "deployment/web")
@@ -252,6 +252,9 @@ func TestKinds(t *testing.T) {
 	t.Run("CronJob", k.cron)
 	wire.ExpectNone(t)
 	k.quiet(t)
+	t.Run("captured", k.captured)
+	t.Run("older connections", k.older)
+	t.Run("network policies", k.policies)
 }
 
 // get asks from a pod of a namespace.
@@ -313,6 +316,21 @@ func (k *kinds) edges(t *testing.T, words ...string) (list []string) {
 		}
 	}
 	return list
+}
+
+// described is what people see of a pod's events.
+func (k *kinds) described(t *testing.T, namespace, pod string, words ...string) {
+	t.Helper()
+	k.c.Eventually(t, fmt.Sprintf("kubectl describe pod %s says %s", pod, words[0]), func() error {
+		out := k.c.Kubectl(t, "describe", "pod", "-n", namespace, pod)
+		_, events, _ := strings.Cut(out, "\nEvents:")
+		for line := range strings.Lines(events) {
+			if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
+				return nil
+			}
+		}
+		return fmt.Errorf("events:%s", events)
+	})
 }
 
 // left is what there is on the node of a pod that has ended.
@@ -624,7 +642,11 @@ func (k *kinds) quiet(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &list); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	asked := k.read(t, "get", "pods", "-A", "-l", "app in (db, each)", "-o", "jsonpath={.items[*].metadata.uid}") + " " + k.uid(t, "users")
 	for _, f := range list {
+		if strings.Contains(asked, f.Workload) && f.Workload != "" {
+			t.Errorf("only the kubelet asked it without the mesh, and there is a finding: %+v", f)
+		}
 		switch f.Kind {
 		case "exceptions", "plaintext", "plaintext-in-strict": // DNS; to the node; from there
 		default:
@@ -634,4 +656,131 @@ func (k *kinds) quiet(t *testing.T) {
 			t.Errorf("a probe is found: %+v", f)
 		}
 	}
+}
+
+// oddManifest is a pod that runs and cannot be meshed: its account's name is none that a
+// certificate can have.
+const oddManifest = `apiVersion: v1
+kind: Namespace
+metadata: {name: odd}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: a.b, namespace: odd}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: odd, namespace: odd}
+spec:
+  serviceAccountName: a.b
+  terminationGracePeriodSeconds: 1
+` + podContainers
+
+// captured: whether a pod is what its label says is looked at on and on; what is not so is
+// told by an event of the pod, a finding and a metric, and heals where it can.
+func (k *kinds) captured(t *testing.T) {
+	m := &mesh{t: t, c: k.c, node: k.node}
+	uid := k.uid(t, "client")
+	proxy := m.proxy(uid)
+	began := time.Now()
+	k.node.MustExec(t, "nsenter", "--net=/proc/"+proxy+"/ns/net", "nft", "flush", "ruleset")
+	k.c.Eventually(t, "the rules are back", func() error {
+		out, err := k.node.Try(t.Context(), "nsenter", "--net=/proc/"+proxy+"/ns/net", "nft", "list", "ruleset")
+		if err == nil && (!strings.Contains(out, "table inet assay {") || !strings.Contains(out, "redirect to")) {
+			err = fmt.Errorf("rules: %s", out)
+		}
+		return err
+	})
+	t.Logf("rules that somebody flushed were back after %s", time.Since(began).Round(time.Millisecond))
+	k.described(t, "kinds", "client", "CaptureChanged", "Warning", "assay")
+	k.reaches(t, "client", "http://web/secret", "web-")
+
+	k.node.MustExec(t, "kill", "-9", proxy)
+	k.described(t, "kinds", "client", "ProxyEnded", "Warning", "assay")
+	k.reaches(t, "client", "http://web/secret", "web-")
+	if now := m.proxy(uid); now == "" || now == proxy {
+		t.Errorf("its proxy was %s and is %s", proxy, now)
+	}
+
+	k.c.Apply(t, oddManifest)
+	k.c.Kubectl(t, "wait", "-n", "odd", "pod/odd", "--for=condition=Ready", "--timeout=120s")
+	k.c.Kubectl(t, "label", "namespace", "odd", "assay.dev/mesh=enabled")
+	k.described(t, "odd", "odd", "PodNotMeshed", "Warning", "assay", "a.b")
+	out, code := k.person.run(t, "kubectl", "assay", "check")
+	for _, kind := range []string{"pod-not-meshed: odd/odd", "capture-changed: ", "proxy-ended: "} {
+		if code != 2 || !strings.Contains(out, kind) {
+			t.Errorf("no finding %s: exit code %d\n%s", kind, code, out)
+		}
+	}
+	metrics := k.node.MustExec(t, "curl", "-sS", "-m", "60", "http://"+k.node.IPv4.String()+":9181/metrics")
+	if !strings.Contains(metrics, `assay_pod_unmeshed{namespace="odd",pod="odd"} 1`) {
+		t.Errorf("no metric of a pod that is not meshed")
+	}
+	k.c.Kubectl(t, "label", "namespace", "odd", "assay.dev/mesh-")
+}
+
+// olderManifest is a client that keeps a connection, and its server, of before the mesh.
+const olderManifest = `apiVersion: v1
+kind: Namespace
+metadata: {name: older}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: server, namespace: older}
+spec:
+  terminationGracePeriodSeconds: 1
+` + podContainers + `---
+apiVersion: v1
+kind: Pod
+metadata: {name: load, namespace: default}
+spec:
+  terminationGracePeriodSeconds: 1
+  restartPolicy: Never
+  containers: [{name: client, image: assay.test/echo:1, args: [load, "http://%s:8080/older"]}]
+`
+
+// older: what was open before a pod was captured goes on, also while its namespace is
+// strict and refuses what is new, is listed, and is closed when its time is over.
+func (k *kinds) older(t *testing.T) {
+	server, load, _ := strings.Cut(olderManifest, "---\napiVersion: v1\nkind: Pod\nmetadata: {name: load")
+	k.c.Apply(t, server)
+	k.c.Kubectl(t, "wait", "-n", "older", "pod/server", "--for=condition=Ready", "--timeout=120s")
+	at := k.read(t, "get", "pod", "-n", "older", "server", "-o", "jsonpath={.status.podIP}")
+	k.c.Apply(t, fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: load"+load, at))
+	logs := func() string { return k.c.Kubectl(t, "logs", "-n", "default", "load", "--tail=-1") }
+	k.c.Kubectl(t, "wait", "-n", "default", "pod/load", "--for=condition=Ready", "--timeout=120s")
+	k.c.Eventually(t, "the client is answered", func() error {
+		if out := logs(); !strings.Contains(out, "answered") {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+	k.c.Kubectl(t, "label", "namespace", "older", "assay.dev/mesh=enabled")
+	k.c.Eventually(t, "its connection is listed", func() error {
+		if len(k.edges(t, "older-than-capture")) == 0 {
+			return fmt.Errorf("%s", k.edges(t))
+		}
+		return nil
+	})
+	if out := logs(); strings.Contains(out, "FAILED") {
+		t.Errorf("while the pod was captured:\n%s", out)
+	}
+	k.c.Apply(t, `apiVersion: assay.dev/v1alpha1
+kind: MeshConfig
+metadata: {name: default, namespace: older}
+spec: {mode: strict}
+`)
+	k.described(t, "older", "server", "OlderConnections ", "Warning", at+":8080")
+	k.described(t, "older", "server", "OlderConnectionsClosed", "Warning", at+":8080")
+	k.c.Eventually(t, "the client has lost it", func() error {
+		if out := logs(); !strings.Contains(out, "FAILED") {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+	metrics := k.node.MustExec(t, "curl", "-sS", "-m", "60", "http://"+k.node.IPv4.String()+":9181/metrics")
+	if !strings.Contains(metrics, `assay_older_connections{`) {
+		t.Errorf("no metric of older connections")
+	}
+	k.c.Kubectl(t, "delete", "pod", "-n", "default", "load")
 }

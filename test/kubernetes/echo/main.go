@@ -4,6 +4,7 @@
 //	echo serve [ADDRESS]      HTTP, on :8080 if nothing is said; /slow/SECONDS answers a line in each
 //	echo health ADDRESS       gRPC's own health service
 //	echo get URL [TIMES]      prints the answers
+//	echo try URL              the same, with five seconds for it
 //	echo load URL             asks for ever, by new connections and by one that stays open,
 //	                          and prints what fails
 //	echo lookup NAME          prints the addresses of a name
@@ -55,6 +56,10 @@ func run(ctx context.Context, args []string) error {
 		return health(ctx, args[1])
 	case "get":
 		return get(ctx, args[1], args[2])
+	case "try":
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		return get(ctx, args[1], "")
 	case "load":
 		return load(ctx, args[1])
 	case "lookup":
