@@ -40,9 +40,9 @@ func (w *workload) lookAtOlder(now time.Time) {
 		return
 	}
 	w.mu.Lock()
-	outbound := w.rec.Outbound
+	outbound, inbound := w.rec.Outbound, w.rec.Inbound
 	w.mu.Unlock()
-	list, err := b.meter.OlderConnections(outbound)
+	list, err := b.meter.OlderConnections(outbound, inbound)
 	if err != nil {
 		w.log.Debug("connections older than the capture", "err", err) // its namespace is going
 		return

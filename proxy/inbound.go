@@ -282,7 +282,7 @@ func (i *inbound) plaintext(first []byte) error {
 	if i.snap.mode() != assay.Observe && !i.behind() {
 		i.p.finding(refusedStrict, i.remote.Addr().String(),
 			"plaintext to "+i.dst.String()+" from outside the mesh, refused: namespace "+i.snap.Identity.Namespace+" is strict",
-			"run the client in the mesh (assay run), or set the namespace to observe")
+			"have the client join the mesh, or set the namespace to observe")
 		return &refusal{refusedStrict, nil}
 	}
 	closed := i.protocol == assay.TLS

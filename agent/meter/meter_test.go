@@ -564,6 +564,14 @@ func TestOlderConnections(t *testing.T) {
 	for _, c := range conns {
 		talk(t, c, 1000)
 	}
+	d := net.Dialer{Timeout: 20 * time.Second, Control: func(_, _ string, raw syscall.RawConn) error {
+		return raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, ownMark) })
+	}}
+	own := lab.In(t, b.workload, func() (net.Conn, error) {
+		return d.DialContext(context.Background(), "tcp", net.JoinHostPort(theirs, fmt.Sprint(port(far.Addr()))))
+	})
+	defer own.Close()
+	talk(t, own, 1000)
 	b.install()
 	fresh := b.dial(b.other, net.JoinHostPort(mine, fmt.Sprint(port(app.Addr()))))
 	talk(t, fresh, 1000)
@@ -572,7 +580,7 @@ func TestOlderConnections(t *testing.T) {
 		var list []meter.OlderConnection
 		lab.Eventually(t, fmt.Sprintf("%d older connections", n), func() bool {
 			var err error
-			if list, err = b.meter.OlderConnections(1); err != nil {
+			if list, err = b.meter.OlderConnections(1, 2); err != nil {
 				t.Fatal(err)
 			}
 			return len(list) == n
@@ -605,4 +613,5 @@ func TestOlderConnections(t *testing.T) {
 		t.Errorf("those that have ended: %v", err)
 	}
 	talk(t, fresh, 1000)
+	talk(t, own, 1000)
 }

@@ -70,6 +70,7 @@ type socket struct {
 	family, state byte
 	id            [sockID]byte // struct inet_diag_sockid, which names it alone
 	local, remote netip.AddrPort
+	mark          uint32
 }
 
 // Sizes of sock_diag's messages, and their kinds.
@@ -77,6 +78,8 @@ const (
 	sockID      = 48
 	diagHeader  = 16
 	diagRequest = diagHeader + 8 + sockID
+	diagAnswer  = 72 // struct inet_diag_msg; then attributes
+	diagMark    = 15 // INET_DIAG_MARK of them
 	diagDump    = 20 // SOCK_DIAG_BY_FAMILY
 	diagDestroy = 21 // SOCK_DESTROY
 )
@@ -113,16 +116,33 @@ func dump(fd int, family byte, visit func(socket)) error {
 				return fmt.Errorf("error without a number")
 			case diagDump:
 				// family, state, timer, retrans; then ports in network order and addresses.
-				if body := m[diagHeader:size]; len(body) >= 4+sockID {
+				if body := m[diagHeader:size]; len(body) >= diagAnswer {
 					visit(socket{
 						family: body[0], state: body[1], id: [sockID]byte(body[4:]),
 						local: endpoint(body[0], body[4:6], body[8:24]), remote: endpoint(body[0], body[6:8], body[24:40]),
+						mark: markIn(body[diagAnswer:]),
 					})
 				}
 			}
 			m = m[min((size+3)&^3, len(m)):]
 		}
 	}
+}
+
+// markIn finds a socket's mark among attributes: struct rtattr of linux/rtnetlink.h.
+func markIn(attrs []byte) uint32 {
+	ne := binary.NativeEndian
+	for len(attrs) >= 4 {
+		size := int(ne.Uint16(attrs))
+		if size < 4 || size > len(attrs) {
+			return 0
+		}
+		if ne.Uint16(attrs[2:]) == diagMark && size >= 8 {
+			return ne.Uint32(attrs[4:])
+		}
+		attrs = attrs[min((size+3)&^3, len(attrs)):]
+	}
+	return 0
 }
 
 // question is a request about every state of a family's TCP sockets.
@@ -166,9 +186,10 @@ type OlderConnection struct {
 	socket        socket
 }
 
-// OlderConnections lists them, but for those on excluded ports. outbound is the port of the
-// proxy's listener.
-func (m *Meter) OlderConnections(outbound uint16) ([]OlderConnection, error) {
+// OlderConnections lists them, but for those on excluded ports, and for the proxy's own: rules
+// that somebody has removed are new again, and all that there is is older than they are. The
+// ports are those of the proxy's listeners.
+func (m *Meter) OlderConnections(outbound, inbound uint16) ([]OlderConnection, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.want == nil {
@@ -195,6 +216,7 @@ func (m *Meter) OlderConnections(outbound uint16) ([]OlderConnection, error) {
 	for _, c := range list {
 		switch state := c.socket.state; {
 		case !remembered[memory{c.remote, c.local.Port()}], state == tcpTimeWait, state == tcpClose:
+		case c.socket.mark == m.cfg.OwnMark, c.local.Port() == outbound, c.local.Port() == inbound:
 		case dialled[[2]netip.AddrPort{c.remote, c.local}], led[c.local]:
 		case slices.Contains(m.cfg.Excluded, c.serverPort()):
 		default:
