@@ -6,12 +6,13 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"math/big"
 	"net/url"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -20,7 +21,11 @@ import (
 
 // Config says what authority to open.
 type Config struct {
-	Dir         string        // holds keys and state; made when it is not there
+	Dir string // holds keys and state; made when it is not there
+	// Vault and Keys, given together, keep the authority in a vault that others share, and
+	// not in Dir. What is in Dir is taken over by a vault that has none.
+	Vault       Vault
+	Keys        *SealingKeys
 	TrustDomain string        // of a new mesh; of an old one it must be the same, or empty
 	Policy      Policy        // zero: DefaultPolicy
 	LeafLife    time.Duration // of workloads' certificates; zero: WorkloadLife
@@ -33,12 +38,28 @@ type Authority struct {
 	policy      Policy
 	leafLife    time.Duration
 	now         func() time.Time
-	folder      *folder
+	keep        keep
+	shared      bool // others sign with the same keys
 
-	mu    sync.RWMutex
-	state State
-	dirty bool // the state on disk is older in what may wait (Root.Leaves)
-	pairs map[string]*pair
+	stepping  sync.Mutex // held while what is kept changes; before mu
+	mu        sync.RWMutex
+	state     State
+	dirty     bool             // what is kept is older in what may wait (Root.Leaves)
+	pairs     map[string]*pair // replaced, never changed
+	confirmed time.Time        // when the state was last seen to be what is kept, if shared
+}
+
+// keep is where an authority is kept. One goroutine at a time uses it.
+type keep interface {
+	// read returns what is kept, with the pairs that it names; nil: there is nothing.
+	read() (*saved, map[string]*pair, error)
+	// replace keeps s with its pairs, of which those in made are new. It returns false when
+	// another process has replaced what was read or kept last.
+	replace(s saved, pairs, made map[string]*pair) (bool, error)
+	// forget removes a pair that replace was not given.
+	forget(id string) error
+	where() string
+	close() error
 }
 
 // Bundle is the trust bundle: roots in DER under a version.
@@ -55,8 +76,8 @@ type saved struct {
 
 const stateFile = "state.json"
 
-// Open opens the authority in cfg.Dir, or makes a new one there. The caller makes
-// sure that no other process has it open, and closes it.
+// Open opens the authority in cfg.Dir or cfg.Vault, or makes a new one there. A folder is one
+// process's: the caller makes sure of that, and closes it.
 func Open(cfg Config) (*Authority, error) {
 	if cfg.Policy == (Policy{}) {
 		cfg.Policy = DefaultPolicy
@@ -67,57 +88,73 @@ func Open(cfg Config) (*Authority, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	f, err := openFolder(cfg.Dir)
-	if err != nil {
-		return nil, err
+	a := &Authority{trustDomain: cfg.TrustDomain, policy: cfg.Policy, leafLife: cfg.LeafLife, now: cfg.Now, shared: cfg.Vault != nil, pairs: map[string]*pair{}}
+	if a.shared {
+		if a.policy.Apart == 0 {
+			a.policy.Apart = DefaultApart
+		}
+		a.keep = &sealed{vault: cfg.Vault, keys: cfg.Keys}
+	} else {
+		f, err := openFolder(cfg.Dir)
+		if err != nil {
+			return nil, err
+		}
+		a.keep = f
 	}
-	a := &Authority{trustDomain: cfg.TrustDomain, policy: cfg.Policy, leafLife: cfg.LeafLife, now: cfg.Now, folder: f, pairs: map[string]*pair{}}
-	if err := a.load(); err != nil {
-		return nil, errors.Join(err, f.close())
+	if err := a.load(cfg.Dir); err != nil {
+		return nil, errors.Join(err, a.keep.close())
 	}
 	if _, err := a.Step(Tick{}); err != nil {
-		return nil, errors.Join(err, f.close())
+		return nil, errors.Join(err, a.keep.close())
 	}
 	return a, nil
 }
 
-func (a *Authority) load() error {
-	op := "open the authority in " + a.folder.path
-	b, err := a.folder.read(stateFile)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
+// load takes what is kept, or what a folder has that is to be taken over.
+func (a *Authority) load(dir string) error {
+	op := "open the authority in " + a.keep.where()
+	s, pairs, err := a.keep.read()
+	if err == nil && s == nil && a.shared {
+		s, err = a.takeOver(dir)
+		if err == nil && s != nil {
+			s, pairs, err = a.keep.read()
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if s == nil {
 		if !assay.ValidTrustDomain(a.trustDomain) {
 			return &assay.Error{Kind: assay.Invalid, Op: op, Err: fmt.Errorf("trust domain %q: may hold a-z, 0-9, '.', '-' and '_'", a.trustDomain)}
 		}
 		return nil
-	case err != nil:
-		if _, ok := errors.AsType[*assay.Error](err); ok {
-			return err
-		}
-		return &assay.Error{Kind: assay.Internal, Op: op, Err: err}
-	}
-	var s saved
-	if err := json.Unmarshal(b, &s); err != nil {
-		return &assay.Error{Kind: assay.Internal, Op: op, Err: fmt.Errorf("%s: %w", stateFile, err), Remedy: "put the folder back from its backup"}
 	}
 	if a.trustDomain != "" && a.trustDomain != s.TrustDomain {
 		return &assay.Error{Kind: assay.Conflict, Op: op, Err: fmt.Errorf("it is the authority of %s, not of %s", s.TrustDomain, a.trustDomain),
 			Remedy: "a mesh keeps its trust domain; for another one use another data folder"}
 	}
-	a.trustDomain, a.state = s.TrustDomain, s.State
-	keep := map[string]bool{}
-	for _, id := range a.state.ids() {
-		p, err := a.folder.readPair(id)
-		if err != nil {
-			return err
-		}
-		a.pairs[id] = p
-		keep[id+".key"], keep[id+".crt"] = true, true
-	}
-	if err := a.folder.sweep(keep); err != nil {
-		return &assay.Error{Kind: assay.Internal, Op: op, Err: err}
-	}
+	a.trustDomain, a.state, a.pairs, a.confirmed = s.TrustDomain, s.State, pairs, a.now()
 	return nil
+}
+
+// takeOver puts a folder's authority into the vault. Of two that try one succeeds.
+func (a *Authority) takeOver(dir string) (*saved, error) {
+	if dir == "" {
+		return nil, nil
+	}
+	if _, err := os.Lstat(filepath.Join(dir, stateFile)); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	f, err := openFolder(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer f.close()
+	s, pairs, err := f.read()
+	if err == nil && s != nil {
+		_, err = a.keep.replace(*s, pairs, nil)
+	}
+	return s, err
 }
 
 // ids lists the key pairs in use.
@@ -136,13 +173,15 @@ func (s *State) ids() []string {
 
 // Close stores what may have waited.
 func (a *Authority) Close() error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	a.stepping.Lock()
+	defer a.stepping.Unlock()
+	a.mu.RLock()
+	defer a.mu.RUnlock()
 	var err error
 	if a.dirty {
-		err = a.save(a.state)
+		_, err = a.save(a.state, a.pairs, nil)
 	}
-	return errors.Join(err, a.folder.close())
+	return errors.Join(err, a.keep.close())
 }
 
 // TrustDomain returns the mesh's trust domain.
@@ -223,40 +262,115 @@ func (a *Authority) Certificates() []Line {
 	return out
 }
 
+// swaps bounds how often a step is computed anew because another process was first.
+const swaps = 5
+
 // Step tells the authority what happened and carries out what follows. It returns
 // the actions that were carried out. On an error nothing changed for anybody but
-// the disk, and the next Step tries again.
+// the disk, and the next Step tries again. Of several processes that share an authority one
+// takes each step; the others follow it, here and in Follow.
 func (a *Authority) Step(e Event) ([]Action, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	next, actions := Step(a.state, e, a.now(), a.policy)
-	if len(actions) == 0 && !a.dirty && next.Deadline.Equal(a.state.Deadline) && samePhases(a.state, next) {
-		return nil, nil
+	a.stepping.Lock()
+	defer a.stepping.Unlock()
+	for range swaps {
+		actions, done, err := a.step(e)
+		if done || err != nil {
+			return actions, err
+		}
+		if err := a.reload(); err != nil {
+			return nil, err
+		}
+	}
+	return nil, &assay.Error{Kind: assay.Unavailable, Op: "rotate certificates", Err: errors.New("other controls keep being first"), Remedy: "try again"}
+}
+
+// step is one attempt, under stepping; done is false when another process was first. Keys are
+// made and stored without mu: signing goes on.
+func (a *Authority) step(e Event) (actions []Action, done bool, err error) {
+	a.mu.RLock()
+	state, pairs, dirty := a.state, a.pairs, a.dirty
+	a.mu.RUnlock()
+	next, actions := Step(state, e, a.now(), a.policy)
+	if len(actions) == 0 && !dirty && next.Deadline.Equal(state.Deadline) && samePhases(state, next) {
+		return nil, true, nil
 	}
 	made := map[string]*pair{}
 	for _, act := range actions {
-		if err := a.make(act, made); err != nil {
-			return nil, &assay.Error{Kind: assay.Internal, Op: "rotate certificates: " + act.String(), Err: err}
+		if err := a.make(act, pairs, made); err != nil {
+			return nil, false, &assay.Error{Kind: assay.Internal, Op: "rotate certificates: " + act.String(), Err: err}
 		}
 	}
-	for id, p := range a.pairs {
-		if made[id] == nil {
-			made[id] = p
+	all := map[string]*pair{}
+	for _, id := range next.ids() {
+		if all[id] = made[id]; all[id] == nil {
+			all[id] = pairs[id]
 		}
 	}
-	if err := a.save(next); err != nil {
-		return nil, err
+	swapped, err := a.save(next, all, made)
+	if err != nil || !swapped {
+		return nil, false, err
 	}
-	a.state, a.pairs, a.dirty = next, made, false
+	a.install(next, all)
 	for _, act := range actions {
 		if d, ok := act.(Destroy); ok {
-			delete(a.pairs, d.ID)
-			if err := a.folder.removePair(d.ID); err != nil {
-				return actions, &assay.Error{Kind: assay.Internal, Op: "rotate certificates: " + act.String(), Err: err, Remedy: "the next start removes it"}
+			if err := a.keep.forget(d.ID); err != nil {
+				return actions, true, &assay.Error{Kind: assay.Internal, Op: "rotate certificates: " + act.String(), Err: err, Remedy: "the next start removes it"}
 			}
 		}
 	}
-	return actions, nil
+	return actions, true, nil
+}
+
+// install makes what is kept the state in effect, with the leaves that were signed since.
+func (a *Authority) install(next State, pairs map[string]*pair) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.dirty = false
+	for _, was := range a.state.Roots {
+		for i := range next.Roots {
+			if r := &next.Roots[i]; r.ID == was.ID && r.Leaves.Before(was.Leaves) {
+				r.Leaves, a.dirty = was.Leaves, true
+			}
+		}
+	}
+	a.state, a.pairs, a.confirmed = next, pairs, a.now()
+}
+
+// reload takes what another process has stored, under stepping.
+func (a *Authority) reload() error {
+	s, pairs, err := a.keep.read()
+	if err != nil {
+		return err
+	}
+	if s == nil || s.TrustDomain != a.trustDomain {
+		return &assay.Error{Kind: assay.Conflict, Op: "follow the authority in " + a.keep.where(), Err: errors.New("it is not there any more, or another mesh's"), Remedy: "restore the store from its backup"}
+	}
+	a.install(s.State, pairs)
+	return nil
+}
+
+// Follow takes the steps that another process took, if the authority is shared, and
+// reports whether there were any. Called often: an authority that has not been able to for
+// Policy.Apart signs nothing.
+func (a *Authority) Follow() (bool, error) {
+	kept, ok := a.keep.(*sealed)
+	if !ok {
+		return false, nil
+	}
+	a.stepping.Lock()
+	defer a.stepping.Unlock()
+	asked := a.now()
+	changed, err := kept.changed()
+	switch {
+	case err != nil:
+		return false, err
+	case changed:
+		return true, a.reload()
+	}
+	a.mu.Lock()
+	a.confirmed = asked
+	a.mu.Unlock()
+	return false, nil
 }
 
 func samePhases(a, b State) bool {
@@ -271,19 +385,19 @@ func samePhases(a, b State) bool {
 	return true
 }
 
-func (a *Authority) save(s State) error {
-	b, err := json.MarshalIndent(saved{a.trustDomain, s}, "", "  ")
+func (a *Authority) save(s State, pairs, made map[string]*pair) (bool, error) {
+	swapped, err := a.keep.replace(saved{a.trustDomain, s}, pairs, made)
 	if err == nil {
-		err = a.folder.write(stateFile, append(b, '\n'))
+		return swapped, nil
 	}
-	if err != nil {
-		return &assay.Error{Kind: assay.Internal, Op: "store the authority's state in " + a.folder.path, Err: err, Remedy: "free or repair the disk"}
+	if _, ok := errors.AsType[*assay.Error](err); ok {
+		return false, err
 	}
-	return nil
+	return false, &assay.Error{Kind: assay.Internal, Op: "store the authority's state in " + a.keep.where(), Err: err, Remedy: "free or repair the disk"}
 }
 
-// make makes the key pair of an action and stores it.
-func (a *Authority) make(act Action, made map[string]*pair) error {
+// make makes the key pair of an action.
+func (a *Authority) make(act Action, pairs, made map[string]*pair) error {
 	var id string
 	var parent *pair
 	tmpl := &x509.Certificate{
@@ -301,7 +415,7 @@ func (a *Authority) make(act Action, made map[string]*pair) error {
 		tmpl.MaxPathLenZero = true
 		tmpl.Policies = []x509.OID{policyOf(act.Use)}
 		if parent = made[act.Root]; parent == nil {
-			parent = a.pairs[act.Root]
+			parent = pairs[act.Root]
 		}
 	default:
 		return nil
@@ -324,7 +438,7 @@ func (a *Authority) make(act Action, made map[string]*pair) error {
 		return err
 	}
 	made[id] = p
-	return a.folder.writePair(p)
+	return nil
 }
 
 func policyOf(use Use) x509.OID {

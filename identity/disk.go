@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/hex"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -46,7 +47,53 @@ func openFolder(path string) (*folder, error) {
 	return f, nil
 }
 
-func (f *folder) close() error { return f.root.Close() }
+func (f *folder) close() error  { return f.root.Close() }
+func (f *folder) where() string { return f.path }
+
+func (f *folder) read() (*saved, map[string]*pair, error) {
+	op := "open the authority in " + f.path
+	b, err := f.readFile(stateFile)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil, nil
+	case err != nil:
+		if _, ok := errors.AsType[*assay.Error](err); ok {
+			return nil, nil, err
+		}
+		return nil, nil, &assay.Error{Kind: assay.Internal, Op: op, Err: err}
+	}
+	var s saved
+	if err := json.Unmarshal(b, &s); err != nil {
+		return nil, nil, &assay.Error{Kind: assay.Internal, Op: op, Err: fmt.Errorf("%s: %w", stateFile, err), Remedy: "put the folder back from its backup"}
+	}
+	pairs, keep := map[string]*pair{}, map[string]bool{}
+	for _, id := range s.State.ids() {
+		if pairs[id], err = f.readPair(id); err != nil {
+			return nil, nil, err
+		}
+		keep[id+".key"], keep[id+".crt"] = true, true
+	}
+	if err := f.sweep(keep); err != nil {
+		return nil, nil, &assay.Error{Kind: assay.Internal, Op: op, Err: err}
+	}
+	return &s, pairs, nil
+}
+
+// replace writes new pairs first, so that a crash leaves the old state or the new.
+func (f *folder) replace(s saved, _, made map[string]*pair) (bool, error) {
+	for _, p := range made {
+		if err := f.writePair(p); err != nil {
+			return false, err
+		}
+	}
+	b, err := json.MarshalIndent(s, "", "  ")
+	if err == nil {
+		err = f.write(stateFile, append(b, '\n'))
+	}
+	return err == nil, err
+}
+
+func (f *folder) forget(id string) error { return f.removePair(id) }
 
 // private refuses a file that somebody else owns or can touch.
 func private(file *os.File, path string, want fs.FileMode) error {
@@ -72,7 +119,7 @@ func private(file *os.File, path string, want fs.FileMode) error {
 // maxFile bounds a file of the authority.
 const maxFile = 1 << 20
 
-func (f *folder) read(name string) ([]byte, error) {
+func (f *folder) readFile(name string) ([]byte, error) {
 	file, err := f.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -163,7 +210,7 @@ func (f *folder) readPair(id string) (*pair, error) {
 		}
 		return nil, &assay.Error{Kind: assay.Internal, Op: op, Err: err, Remedy: "put " + f.path + " back from its backup"}
 	}
-	b, err := f.read(id + ".crt")
+	b, err := f.readFile(id + ".crt")
 	if err != nil {
 		return fail(err)
 	}
@@ -171,7 +218,7 @@ func (f *folder) readPair(id string) (*pair, error) {
 	if p.cert, err = parseCertificate(b); err != nil {
 		return fail(err)
 	}
-	if b, err = f.read(id + ".key"); err != nil {
+	if b, err = f.readFile(id + ".key"); err != nil {
 		return fail(err)
 	}
 	if p.key, err = parseKey(b); err != nil {

@@ -18,11 +18,17 @@
 // passed; a root leaves the bundle only after the last leaf beneath it has ended;
 // the version of the bundle only grows.
 //
+// Several processes share an authority through a Vault: all of it, keys too, is one document,
+// sealed with AES-256-GCM under a key that the vault never sees, and each step of rotation replaces
+// that document if it is still the one that the step follows from. So a step is taken once,
+// whoever takes it. Each process signs by itself, and stops when it has not been able to look
+// for Policy.Apart.
+//
 // It starts no goroutine. Its owner calls Step, with what happened, from time to
 // time; Authority is safe for concurrent use.
 //
 // Tour: rotation.go (when to replace what: a pure function, tested by the
 // transcripts in testdata), authority.go (the signers and their life), issue.go
 // (leaves), request.go (what is taken from a certificate request), disk.go (keys
-// on disk), token.go (join tokens).
+// on disk), seal.go (an authority that is shared), token.go (join tokens).
 package identity

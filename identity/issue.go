@@ -119,6 +119,10 @@ func (a *Authority) sign(use Use, id *url.URL, key crypto.PublicKey, life time.D
 	issuer, root := a.pairs[im.ID], a.pairs[im.Root]
 
 	now := a.now()
+	if apart := now.Sub(a.confirmed); a.shared && apart > a.policy.Apart {
+		return nil, &assay.Error{Kind: assay.Unavailable, Op: "sign " + id.String(), Err: fmt.Errorf("the authority's keys could not be compared with those in the store for %s: others may have replaced them", apart.Round(time.Second)),
+			Remedy: "bring the store back, or ask another control"}
+	}
 	tmpl.SerialNumber = newSerial()
 	tmpl.NotBefore = latest(now.Add(-a.policy.Skew), issuer.cert.NotBefore, root.cert.NotBefore)
 	tmpl.NotAfter = earliest(now.Add(life), issuer.cert.NotAfter, root.cert.NotAfter)
@@ -146,14 +150,19 @@ func (a *Authority) sign(use Use, id *url.URL, key crypto.PublicKey, life time.D
 	}, nil
 }
 
-// remember, under the lock, keeps how long the leaves beneath a root live. A disk that does not take
-// it stops no renewal: it is stored with the next Step.
+// remember, under mu, keeps how long the leaves beneath a root live. What does not take it
+// now stops no renewal: it is stored with the next Step.
 func (a *Authority) remember(root string, notAfter time.Time) {
 	next, _ := Step(a.state, Issued{root, notAfter}, a.now(), a.policy)
 	for i := range next.Roots {
 		if !next.Roots[i].Leaves.Equal(a.state.Roots[i].Leaves) {
-			a.state = next
-			a.dirty = a.save(next) != nil
+			a.state, a.dirty = next, true
+			// With others it takes a network, and may wait: see Policy.Apart.
+			if !a.shared && a.stepping.TryLock() {
+				swapped, err := a.save(next, a.pairs, nil)
+				a.dirty = err != nil || !swapped
+				a.stepping.Unlock()
+			}
 			return
 		}
 	}

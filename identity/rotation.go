@@ -13,7 +13,14 @@ type Policy struct {
 	RootForce        time.Duration // and its successor signs, acknowledged or not, when less than this is left
 	IntermediateLife time.Duration // replaced at half of it
 	Skew             time.Duration // how far the clock of a verifier may be behind
+	// Apart is how long one of several signers goes on with the keys it knows while it
+	// cannot ask whether they are still those in use; zero: there is one signer.
+	Apart time.Duration
 }
+
+// DefaultApart is what several signers run with: a day without the store costs no
+// certificate of those who run and of those who come.
+const DefaultApart = day
 
 // DefaultPolicy is what the mesh runs with.
 var DefaultPolicy = Policy{
@@ -247,6 +254,12 @@ func (d *decision) promote(least uint64) {
 	}
 	old.Phase, next.Phase = Retiring, Signing
 	d.Deadline = time.Time{}
+	if d.p.Apart > 0 {
+		// A signer that does not hear of this signs beneath the old root for that long.
+		if until := d.now.Add(d.p.Apart + HostLife); old.Leaves.Before(until) {
+			old.Leaves = until
+		}
+	}
 }
 
 // intermediates replaces each one at half-life or when its root signs no longer.
