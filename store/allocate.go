@@ -71,6 +71,9 @@ func (db *DB) allocate(ctx context.Context, space, owner string, limit int64) (n
 		if _, err := t.exec(ctx, `INSERT INTO allocation (space, owner, number) VALUES ($1, $2, $3)`, space, owner, number); err != nil {
 			return err
 		}
+		if space == spaceVIP {
+			t.touch(OfVIP, owner)
+		}
 		_, err = t.exec(ctx, `INSERT INTO allocator (space, next) VALUES ($1, $2) ON CONFLICT (space) DO UPDATE SET next = excluded.next`, space, number+1)
 		return err
 	})
@@ -108,7 +111,10 @@ func (t *tx) firstFree(ctx context.Context, space string, low, high int64) (int6
 }
 
 func (t *tx) release(ctx context.Context, space, owner string) error {
-	_, err := t.exec(ctx, `DELETE FROM allocation WHERE space = $1 AND owner = $2`, space, owner)
+	n, err := t.exec(ctx, `DELETE FROM allocation WHERE space = $1 AND owner = $2`, space, owner)
+	if n > 0 && space == spaceVIP {
+		t.touch(OfVIP, owner)
+	}
 	return err
 }
 

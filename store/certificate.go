@@ -25,14 +25,14 @@ type Certificate struct {
 // is no error: the first record stands.
 func (db *DB) InsertCertificates(ctx context.Context, list ...Certificate) error {
 	const op = "store certificates"
-	for i := range list {
-		if _, err := encode(op, list[i].Serial, nil); err != nil {
+	for _, c := range list {
+		if _, err := encode(op, c.Serial, nil); err != nil {
 			return err
 		}
 	}
 	return db.write(ctx, op, func(ctx context.Context, t *tx) error {
-		for i := range list {
-			c := &list[i]
+		for _, c := range list {
+			t.touch(OfCertificate, c.Serial)
 			if _, err := t.exec(ctx, `INSERT INTO certificate (serial, subject, workload, host, artifacts, issuer, notbefore, notafter, issued)
 				VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (serial) DO NOTHING`,
 				c.Serial, c.Subject, c.Workload, c.Host, string(c.Artifacts), c.Issuer, micros(c.NotBefore), micros(c.NotAfter), micros(c.IssuedAt)); err != nil {
@@ -43,17 +43,31 @@ func (db *DB) InsertCertificates(ctx context.Context, list ...Certificate) error
 	})
 }
 
+// CertificatesBySerial returns those of the certificates that there are.
+func (db *DB) CertificatesBySerial(ctx context.Context, serials ...string) ([]Certificate, error) {
+	var list []Certificate
+	err := db.read(ctx, "read certificates", func(ctx context.Context, t *tx) (err error) {
+		list, err = byNames(ctx, t, scanCertificate, selectCertificate+` WHERE serial`, serials)
+		return err
+	})
+	return list, err
+}
+
+const selectCertificate = `SELECT serial, subject, workload, host, artifacts, issuer, notbefore, notafter, issued FROM certificate`
+
+func scanCertificate(rows *sql.Rows) (c Certificate, err error) {
+	var notBefore, notAfter, issued int64
+	err = rows.Scan(&c.Serial, &c.Subject, &c.Workload, &c.Host, &c.Artifacts, &c.Issuer, &notBefore, &notAfter, &issued)
+	c.NotBefore, c.NotAfter, c.IssuedAt = fromMicros(notBefore), fromMicros(notAfter), fromMicros(issued)
+	return c, err
+}
+
 // ListCertificates returns the certificates of a workload, or all for "", that end
 // after the given time, ordered by the time they end.
 func (db *DB) ListCertificates(ctx context.Context, workload string, after time.Time) ([]Certificate, error) {
 	var list []Certificate
 	err := db.read(ctx, "list certificates", func(ctx context.Context, t *tx) (err error) {
-		list, err = all(ctx, t, func(rows *sql.Rows) (c Certificate, err error) {
-			var notBefore, notAfter, issued int64
-			err = rows.Scan(&c.Serial, &c.Subject, &c.Workload, &c.Host, &c.Artifacts, &c.Issuer, &notBefore, &notAfter, &issued)
-			c.NotBefore, c.NotAfter, c.IssuedAt = fromMicros(notBefore), fromMicros(notAfter), fromMicros(issued)
-			return c, err
-		}, `SELECT serial, subject, workload, host, artifacts, issuer, notbefore, notafter, issued FROM certificate
+		list, err = all(ctx, t, scanCertificate, selectCertificate+`
 			WHERE ($1 = '' OR workload = $1) AND notafter > $2 ORDER BY notafter, serial`, workload, micros(after))
 		return err
 	})

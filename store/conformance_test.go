@@ -48,6 +48,12 @@ func conformance(t *testing.T, fresh func(testing.TB) string) {
 		{"Text", testText},
 		{"Cancelled", testCancelled},
 		{"ReadsSeeOneState", testReadsSeeOneState},
+		{"Follow", testFollow},
+		{"FollowConcurrently", testFollowConcurrently},
+		{"Attached", testAttached},
+		{"OneAddress", testOneAddress},
+		{"Claims", testClaims},
+		{"ChangedObjects", testChangedObjects},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, openTest(t, fresh(t))) })
 	}

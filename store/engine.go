@@ -63,7 +63,8 @@ type tx struct {
 	*engine
 	// err is the first error of a statement. PostgreSQL answers COMMIT with success
 	// after one, having rolled back, so it must never be overlooked.
-	err error
+	err     error
+	touched []touch // for those who follow
 }
 
 func (t *tx) exec(ctx context.Context, query string, args ...any) (int64, error) {
@@ -210,6 +211,9 @@ func (db *DB) transact(ctx context.Context, op, key string, fn func(context.Cont
 				return db.diagnose(err), err
 			}
 		}
+		if err := t.leave(ctx); err != nil {
+			return db.diagnose(err), err
+		}
 		if t.err != nil {
 			return diagnosis{}, fmt.Errorf("a statement's error was overlooked: %w", t.err)
 		}
@@ -323,10 +327,13 @@ func (e *engine) explain(ctx context.Context, op string, d diagnosis, err error,
 // pruneKeys forgets the keys of old commits, every now and then. It is an
 // auxiliary of a call that has succeeded already, so its own errors are left to
 // the next call that meets them.
-func (e *engine) pruneKeys(ctx context.Context) {
-	last, t := e.pruned.Load(), now()
-	if !e.keyed || t.UnixMicro()-last < pruneEvery.Microseconds() || !e.pruned.CompareAndSwap(last, t.UnixMicro()) {
+func (db *DB) pruneKeys(ctx context.Context) {
+	last, t := db.pruned.Load(), now()
+	if !db.keyed || t.UnixMicro()-last < pruneEvery.Microseconds() || !db.pruned.CompareAndSwap(last, t.UnixMicro()) {
 		return
 	}
-	_, _ = e.w.ExecContext(ctx, `DELETE FROM committed WHERE at < $1`, micros(t.Add(-keyRetention)))
+	_, _ = db.w.ExecContext(ctx, `DELETE FROM committed WHERE at < $1`, micros(t.Add(-keyRetention)))
+	if db.own() != "" {
+		db.forgetChanges(ctx)
+	}
 }

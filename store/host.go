@@ -20,6 +20,10 @@ type Host struct {
 	Node   string    `json:"node,omitempty"`
 	Joined time.Time `json:"joined"`
 	Seen   time.Time `json:"seen,omitzero"` // when its stream was last up
+	// Replica is the process that has its stream, of several; Bundle what that one
+	// acknowledged for it. AttachHost and AcknowledgeHost store them, PutHost does not.
+	Replica string `json:"-"`
+	Bundle  uint64 `json:"-"`
 }
 
 // hostRecord is what the column record holds of a host.
@@ -36,6 +40,7 @@ func (db *DB) PutHost(ctx context.Context, h Host) error {
 		return err
 	}
 	return db.write(ctx, op, func(ctx context.Context, t *tx) error {
+		t.touch(OfHost, h.ID)
 		_, err := t.exec(ctx, `INSERT INTO host (id, record, joined, seen) VALUES ($1, $2, $3, $4)
 			ON CONFLICT (id) DO UPDATE SET record = excluded.record, seen = excluded.seen`,
 			h.ID, record, micros(h.Joined), micros(h.Seen))
@@ -49,14 +54,15 @@ func (db *DB) ListHosts(ctx context.Context) ([]Host, error) {
 	err := db.read(ctx, "list hosts", func(ctx context.Context, t *tx) (err error) {
 		list, err = all(ctx, t, func(rows *sql.Rows) (h Host, err error) {
 			var record string
-			var joined, seen int64
-			if err := rows.Scan(&record, &joined, &seen); err != nil {
+			var joined, seen, bundle int64
+			var replica string
+			if err := rows.Scan(&record, &joined, &seen, &replica, &bundle); err != nil {
 				return h, err
 			}
 			var r hostRecord
 			err = json.Unmarshal([]byte(record), &r)
-			return Host{Host: r.Host, Node: r.Node, Joined: fromMicros(joined), Seen: fromMicros(seen)}, err
-		}, `SELECT record, joined, seen FROM host ORDER BY id`)
+			return Host{Host: r.Host, Node: r.Node, Joined: fromMicros(joined), Seen: fromMicros(seen), Replica: replica, Bundle: uint64(bundle)}, err
+		}, `SELECT record, joined, seen, replica, bundle FROM host ORDER BY id`)
 		return err
 	})
 	return list, err
@@ -69,7 +75,15 @@ func (db *DB) DeleteHost(ctx context.Context, id string) (found bool, err error)
 		if err != nil {
 			return err
 		}
-		found = n > 0
+		if found = n > 0; found {
+			t.touch(OfHost, id)
+		}
+		if _, err := t.exec(ctx, `DELETE FROM address WHERE workload IN (SELECT id FROM workload WHERE host = $1)`, id); err != nil {
+			return err
+		}
+		if _, err := t.exec(ctx, `DELETE FROM claim WHERE host = $1`, id); err != nil {
+			return err
+		}
 		if _, err := t.exec(ctx, `DELETE FROM workload WHERE host = $1`, id); err != nil {
 			return err
 		}
@@ -110,6 +124,7 @@ func (db *DB) CreateToken(ctx context.Context, k Token) error {
 			}
 			return fail(assay.Conflict, op, errors.New("there is another token of this ID"), "make a new one")
 		}
+		t.touch(OfToken, k.ID)
 		_, err = t.exec(ctx, `INSERT INTO token (id, hash, covers, creator, created, expires, consumer, consumed)
 			VALUES ($1, $2, $3, $4, $5, $6, '', 0)`,
 			k.ID, k.Hash, covers, k.Creator, micros(k.Created), micros(k.Expires))
@@ -146,6 +161,7 @@ func (db *DB) ConsumeToken(ctx context.Context, id string, hash []byte, consumer
 			return fail(assay.Denied, op, fmt.Errorf("it expired at %s", token.Expires.Format(time.RFC3339)), remedy)
 		}
 		token.Consumer, token.Consumed = consumer, fromMicros(micros(at))
+		t.touch(OfToken, id)
 		_, err = t.exec(ctx, `UPDATE token SET consumer = $1, consumed = $2 WHERE id = $3`, consumer, micros(at), id)
 		return err
 	})
@@ -159,7 +175,9 @@ func (db *DB) ConsumeToken(ctx context.Context, id string, hash []byte, consumer
 func (db *DB) DeleteToken(ctx context.Context, id string) (found bool, err error) {
 	err = db.write(ctx, "remove token "+id, func(ctx context.Context, t *tx) error {
 		n, err := t.exec(ctx, `DELETE FROM token WHERE id = $1`, id)
-		found = n > 0
+		if found = n > 0; found {
+			t.touch(OfToken, id)
+		}
 		return err
 	})
 	return found, err
@@ -208,6 +226,7 @@ func (db *DB) PutWorkloads(ctx context.Context, workloads ...assay.Workload) err
 	}
 	return db.write(ctx, op, func(ctx context.Context, t *tx) error {
 		for i, w := range workloads {
+			t.touch(OfWorkload, w.ID)
 			if _, err := t.exec(ctx, `INSERT INTO workload (id, host, record) VALUES ($1, $2, $3)
 				ON CONFLICT (id) DO UPDATE SET host = excluded.host, record = excluded.record`, w.ID, w.Host, record[i]); err != nil {
 				return err
@@ -221,7 +240,7 @@ func (db *DB) PutWorkloads(ctx context.Context, workloads ...assay.Workload) err
 func (db *DB) DeleteWorkloads(ctx context.Context, ids ...string) error {
 	return db.write(ctx, "remove workloads", func(ctx context.Context, t *tx) error {
 		for _, id := range ids {
-			if _, err := t.exec(ctx, `DELETE FROM workload WHERE id = $1`, id); err != nil {
+			if err := t.deleteWorkload(ctx, id, ""); err != nil {
 				return err
 			}
 		}
@@ -233,16 +252,18 @@ func (db *DB) DeleteWorkloads(ctx context.Context, ids ...string) error {
 func (db *DB) ListWorkloads(ctx context.Context, host string) ([]assay.Workload, error) {
 	var list []assay.Workload
 	err := db.read(ctx, "list workloads", func(ctx context.Context, t *tx) (err error) {
-		list, err = all(ctx, t, func(rows *sql.Rows) (w assay.Workload, err error) {
-			var record string
-			if err := rows.Scan(&record); err != nil {
-				return w, err
-			}
-			return w, json.Unmarshal([]byte(record), &w)
-		}, `SELECT record FROM workload WHERE $1 = '' OR host = $1 ORDER BY id`, host)
+		list, err = all(ctx, t, scanWorkload, `SELECT record FROM workload WHERE $1 = '' OR host = $1 ORDER BY id`, host)
 		return err
 	})
 	return list, err
+}
+
+func scanWorkload(rows *sql.Rows) (w assay.Workload, err error) {
+	var record string
+	if err := rows.Scan(&record); err != nil {
+		return w, err
+	}
+	return w, json.Unmarshal([]byte(record), &w)
 }
 
 // encode writes a record as JSON and insists on its key.

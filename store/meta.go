@@ -47,6 +47,7 @@ func (t *tx) putMeta(ctx context.Context, name string, value []byte) error {
 	if value == nil {
 		value = []byte{} // not NULL
 	}
+	t.touch(OfMeta, name)
 	_, err := t.exec(ctx, `INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value`, name, value)
 	return err
 }

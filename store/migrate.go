@@ -20,7 +20,7 @@ import (
 var migrations embed.FS
 
 // Schema is the newest version of the schema that this build knows.
-const Schema = 1
+const Schema = 2
 
 // migrate brings the schema up to date, or refuses one that is newer than this
 // build: running on would lose what the newer columns mean. Several processes may

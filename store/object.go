@@ -5,6 +5,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -70,6 +71,9 @@ type Replace struct {
 	Adopt bool
 	// DryRun computes the changes and stores nothing.
 	DryRun bool
+	// Since, if not 0, is a revision: when another process has changed objects after it, the
+	// error is a Conflict with ErrChanged in its chain, and nothing is stored.
+	Since int64
 }
 
 // PutObject creates or changes one object. Putting the same again changes nothing.
@@ -98,6 +102,9 @@ func (db *DB) ReplaceObjects(ctx context.Context, source string, objects []Objec
 	}
 	var changes []Change
 	work := func(ctx context.Context, t *tx) error {
+		if err := t.unchanged(ctx, op, how.Since); err != nil {
+			return err
+		}
 		have, err := all(ctx, t, scanObject, selectObject)
 		if err != nil {
 			return err
@@ -117,6 +124,7 @@ func (db *DB) ReplaceObjects(ctx context.Context, source string, objects []Objec
 			if how.DryRun || action == Unchanged {
 				continue
 			}
+			t.touch(OfObject, key.String())
 			at := micros(now())
 			if _, err := t.exec(ctx, `INSERT INTO object (kind, namespace, name, spec, source, generation, status, created, changed)
 				VALUES ($1, $2, $3, $4, $5, $6, '', $7, $7)
@@ -149,6 +157,21 @@ func (db *DB) ReplaceObjects(ctx context.Context, source string, objects []Objec
 	}
 	slices.SortFunc(changes, func(a, b Change) int { return compareKeys(a.Key, b.Key) })
 	return changes, nil
+}
+
+// ErrChanged is in the chain of an error when objects are not those that were planned with.
+var ErrChanged = errors.New("another control has changed what is declared")
+
+// unchanged fails when another process has changed objects after a revision.
+func (t *tx) unchanged(ctx context.Context, op string, since int64) error {
+	if since == 0 {
+		return nil
+	}
+	var n int64
+	if _, err := t.row(ctx, `SELECT count(*) FROM change WHERE kind = $1 AND revision > $2 AND origin <> $3`, []any{string(OfObject), since, t.own()}, &n); err != nil || n == 0 {
+		return err
+	}
+	return fail(assay.Conflict, op, ErrChanged, "try again")
 }
 
 // compare says what putting o would do.
@@ -194,6 +217,7 @@ func (db *DB) DeleteObject(ctx context.Context, key Key) (found bool, err error)
 }
 
 func (t *tx) deleteObject(ctx context.Context, key Key) (bool, error) {
+	t.touch(OfObject, key.String())
 	n, err := t.exec(ctx, `DELETE FROM object WHERE kind = $1 AND namespace = $2 AND name = $3`, key.Kind, key.Namespace, key.Name)
 	return n > 0, err
 }

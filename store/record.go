@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,6 +40,7 @@ func (a Audit) append(ctx context.Context, t *tx) error {
 	if a.ID == "" {
 		a.ID = newID(a.Time)
 	}
+	t.touch(OfAudit, a.ID)
 	_, err := t.exec(ctx, `INSERT INTO audit (id, at, who, role, call, subject, outcome) VALUES ($1, $2, $3, $4, $5, $6, $7)
 		ON CONFLICT (id) DO NOTHING`, a.ID, micros(a.Time), a.Who, a.Role, a.Call, a.Subject, a.Outcome)
 	return err
@@ -49,16 +51,30 @@ func (a Audit) append(ctx context.Context, t *tx) error {
 func (db *DB) ListAudit(ctx context.Context, before string, limit int) ([]Audit, error) {
 	var list []Audit
 	err := db.read(ctx, "list audit records", func(ctx context.Context, t *tx) (err error) {
-		list, err = all(ctx, t, func(rows *sql.Rows) (a Audit, err error) {
-			var at int64
-			err = rows.Scan(&a.ID, &at, &a.Who, &a.Role, &a.Call, &a.Subject, &a.Outcome)
-			a.Time = fromMicros(at)
-			return a, err
-		}, `SELECT id, at, who, role, call, subject, outcome FROM audit
-			WHERE $1 = '' OR id < $1 ORDER BY id DESC LIMIT $2`, before, limit)
+		list, err = all(ctx, t, scanAudit, selectAudit+` WHERE $1 = '' OR id < $1 ORDER BY id DESC LIMIT $2`, before, limit)
 		return err
 	})
 	return list, err
+}
+
+// AuditByID returns those of the lines that there are, ordered by ID.
+func (db *DB) AuditByID(ctx context.Context, ids ...string) ([]Audit, error) {
+	var list []Audit
+	err := db.read(ctx, "read audit records", func(ctx context.Context, t *tx) (err error) {
+		list, err = byNames(ctx, t, scanAudit, selectAudit+` WHERE id`, ids)
+		return err
+	})
+	slices.SortFunc(list, func(a, b Audit) int { return strings.Compare(a.ID, b.ID) })
+	return list, err
+}
+
+const selectAudit = `SELECT id, at, who, role, call, subject, outcome FROM audit`
+
+func scanAudit(rows *sql.Rows) (a Audit, err error) {
+	var at int64
+	err = rows.Scan(&a.ID, &at, &a.Who, &a.Role, &a.Call, &a.Subject, &a.Outcome)
+	a.Time = fromMicros(at)
+	return a, err
 }
 
 // MaxFindings is how many findings are kept; the ones last seen longest ago go first.
@@ -76,6 +92,7 @@ type Finding struct {
 func (db *DB) AppendFinding(ctx context.Context, f assay.Finding) error {
 	id := string(assay.DigestOf([]byte(strings.Join([]string{f.Workload, f.Kind, f.Subject}, "\x00"))))
 	return db.write(ctx, "store finding", func(ctx context.Context, t *tx) error {
+		t.touch(OfFinding, id)
 		n, err := t.exec(ctx, `UPDATE finding SET count = count + 1, detail = $1, remedy = $2,
 			last = CASE WHEN last < $3 THEN $3 ELSE last END WHERE id = $4`, f.Detail, f.Remedy, micros(f.Time), id)
 		if err != nil || n > 0 {
@@ -103,13 +120,27 @@ func (t *tx) boundFindings(ctx context.Context, bound int64) error {
 func (db *DB) ListFindings(ctx context.Context, limit int) ([]Finding, error) {
 	var list []Finding
 	err := db.read(ctx, "list findings", func(ctx context.Context, t *tx) (err error) {
-		list, err = all(ctx, t, func(rows *sql.Rows) (f Finding, err error) {
-			var first, last int64
-			err = rows.Scan(&f.Workload, &f.Kind, &f.Subject, &f.Detail, &f.Remedy, &first, &last, &f.Count)
-			f.First, f.Time = fromMicros(first), fromMicros(last)
-			return f, err
-		}, `SELECT workload, kind, subject, detail, remedy, first, last, count FROM finding ORDER BY last DESC, id LIMIT $1`, limit)
+		list, err = all(ctx, t, scanFinding, selectFinding+` ORDER BY last DESC, id LIMIT $1`, limit)
 		return err
 	})
 	return list, err
+}
+
+// FindingsByID returns those of the findings that there are; IDs are those of changes.
+func (db *DB) FindingsByID(ctx context.Context, ids ...string) ([]Finding, error) {
+	var list []Finding
+	err := db.read(ctx, "read findings", func(ctx context.Context, t *tx) (err error) {
+		list, err = byNames(ctx, t, scanFinding, selectFinding+` WHERE id`, ids)
+		return err
+	})
+	return list, err
+}
+
+const selectFinding = `SELECT workload, kind, subject, detail, remedy, first, last, count FROM finding`
+
+func scanFinding(rows *sql.Rows) (f Finding, err error) {
+	var first, last int64
+	err = rows.Scan(&f.Workload, &f.Kind, &f.Subject, &f.Detail, &f.Remedy, &first, &last, &f.Count)
+	f.First, f.Time = fromMicros(first), fromMicros(last)
+	return f, err
 }

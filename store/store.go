@@ -88,6 +88,7 @@ type engine struct {
 	turns  *semaphore.Weighted
 	pruned atomic.Int64 // when old keys were last forgotten, microseconds
 	held   atomic.Pointer[holder]
+	origin atomic.Pointer[string] // see Follow
 	// patience is how long one call keeps retrying.
 	patience time.Duration
 }
