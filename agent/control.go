@@ -68,7 +68,7 @@ func (a *Agent) sync(ctx context.Context) error {
 		return api.StatusError("connect to control", err)
 	}
 	a.mu.Lock()
-	hello := &api.HostHello{Build: a.cfg.Build, HostName: a.cfg.HostName, Known: a.snapshot.known(), Epoch: a.snapshot.epoch}
+	hello := &api.HostHello{Build: a.cfg.Build, HostName: a.cfg.HostName, Known: a.snapshot.known(), Epoch: a.snapshot.epoch, Revision: a.snapshot.revision}
 	a.mu.Unlock()
 	if a.cfg.Advertise.IsValid() {
 		hello.Advertise = a.cfg.Advertise.Unmap().AsSlice()

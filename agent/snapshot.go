@@ -20,6 +20,7 @@ import (
 type snapshot struct {
 	epoch     uint64
 	version   uint64
+	revision  int64                // of the store that controls share: the next one must not know less
 	resources map[string]*resource // by api.Resource.Key
 	bundle    *api.Bundle
 }
@@ -68,7 +69,7 @@ func (s *snapshot) apply(d *api.Delta) error {
 		}
 		s.resources[m.GetKey()] = r
 	}
-	s.version = d.GetVersion()
+	s.version, s.revision = d.GetVersion(), d.GetRevision()
 	return failed
 }
 
@@ -122,7 +123,7 @@ func (s *snapshot) hasWorkload(id string) bool { return s.resources["workload/"+
 // encode writes the snapshot as what control would send to a host that knows
 // nothing: a welcome with the epoch, the bundle, one delta.
 func (s *snapshot) encode() ([]byte, error) {
-	d := &api.Delta{Version: s.version, Complete: true}
+	d := &api.Delta{Version: s.version, Revision: s.revision, Complete: true}
 	for _, r := range s.resources {
 		d.Upsert = append(d.Upsert, r.message)
 	}

@@ -521,6 +521,7 @@ type HostHello struct {
 	Known         map[string]uint64      `protobuf:"bytes,4,rep,name=known,proto3" json:"known,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // resource key -> version, of the snapshot kept on disk
 	Epoch         uint64                 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`                                                                           // of that snapshot; another epoch resends everything
 	Advertise6    []byte                 `protobuf:"bytes,6,opt,name=advertise6,proto3" json:"advertise6,omitempty"`                                                                  // the same as advertise, for IPv6 workloads, where that is IPv4
+	Revision      int64                  `protobuf:"varint,7,opt,name=revision,proto3" json:"revision,omitempty"`                                                                     // of the last delta, whichever control sent that
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -595,6 +596,13 @@ func (x *HostHello) GetAdvertise6() []byte {
 		return x.Advertise6
 	}
 	return nil
+}
+
+func (x *HostHello) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
 }
 
 type Synced struct {
@@ -1120,6 +1128,7 @@ type Delta struct {
 	Upsert        []*Resource            `protobuf:"bytes,2,rep,name=upsert,proto3" json:"upsert,omitempty"`
 	Remove        []string               `protobuf:"bytes,3,rep,name=remove,proto3" json:"remove,omitempty"`      // keys
 	Complete      bool                   `protobuf:"varint,4,opt,name=complete,proto3" json:"complete,omitempty"` // the snapshot is whole after this delta
+	Revision      int64                  `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"` // of the store, that this control has followed the others to; 0: it is alone
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1180,6 +1189,13 @@ func (x *Delta) GetComplete() bool {
 		return x.Complete
 	}
 	return false
+}
+
+func (x *Delta) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
 }
 
 // Resource is one versioned piece of a snapshot. Keys: "workload/ID",
@@ -4009,6 +4025,182 @@ func (x *CheckResponse) GetFindings() []*Finding {
 	return nil
 }
 
+type StatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatusRequest) Reset() {
+	*x = StatusRequest{}
+	mi := &file_assay_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatusRequest) ProtoMessage() {}
+
+func (x *StatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
+func (*StatusRequest) Descriptor() ([]byte, []int) {
+	return file_assay_proto_rawDescGZIP(), []int{54}
+}
+
+type StatusResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Store         bool                   `protobuf:"varint,1,opt,name=store,proto3" json:"store,omitempty"`       // it answers
+	Revision      int64                  `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"` // followed to
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatusResponse) Reset() {
+	*x = StatusResponse{}
+	mi := &file_assay_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatusResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatusResponse) ProtoMessage() {}
+
+func (x *StatusResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
+func (*StatusResponse) Descriptor() ([]byte, []int) {
+	return file_assay_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *StatusResponse) GetStore() bool {
+	if x != nil {
+		return x.Store
+	}
+	return false
+}
+
+func (x *StatusResponse) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type NumbersRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NumbersRequest) Reset() {
+	*x = NumbersRequest{}
+	mi := &file_assay_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NumbersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NumbersRequest) ProtoMessage() {}
+
+func (x *NumbersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NumbersRequest.ProtoReflect.Descriptor instead.
+func (*NumbersRequest) Descriptor() ([]byte, []int) {
+	return file_assay_proto_rawDescGZIP(), []int{56}
+}
+
+type Number struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Report        []byte                 `protobuf:"bytes,1,opt,name=report,proto3" json:"report,omitempty"` // a WorkloadReport
+	Received      int64                  `protobuf:"varint,2,opt,name=received,proto3" json:"received,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Number) Reset() {
+	*x = Number{}
+	mi := &file_assay_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Number) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Number) ProtoMessage() {}
+
+func (x *Number) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Number.ProtoReflect.Descriptor instead.
+func (*Number) Descriptor() ([]byte, []int) {
+	return file_assay_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *Number) GetReport() []byte {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
+func (x *Number) GetReceived() int64 {
+	if x != nil {
+		return x.Received
+	}
+	return 0
+}
+
 var File_assay_proto protoreflect.FileDescriptor
 
 const file_assay_proto_rawDesc = "" +
@@ -4048,7 +4240,7 @@ const file_assay_proto_rawDesc = "" +
 	"\afinding\x18\x06 \x01(\v2\x11.assay.v1.FindingH\x00R\afinding\x12*\n" +
 	"\x06synced\x18\a \x01(\v2\x10.assay.v1.SyncedH\x00R\x06synced\x12-\n" +
 	"\arecords\x18\b \x01(\v2\x11.assay.v1.RecordsH\x00R\arecordsB\b\n" +
-	"\x06update\"\x82\x02\n" +
+	"\x06update\"\x9e\x02\n" +
 	"\tHostHello\x12\x14\n" +
 	"\x05build\x18\x01 \x01(\tR\x05build\x12\x1b\n" +
 	"\thost_name\x18\x02 \x01(\tR\bhostName\x12\x1c\n" +
@@ -4057,7 +4249,8 @@ const file_assay_proto_rawDesc = "" +
 	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\x12\x1e\n" +
 	"\n" +
 	"advertise6\x18\x06 \x01(\fR\n" +
-	"advertise6\x1a8\n" +
+	"advertise6\x12\x1a\n" +
+	"\brevision\x18\a \x01(\x03R\brevision\x1a8\n" +
 	"\n" +
 	"KnownEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -4096,12 +4289,13 @@ const file_assay_proto_rawDesc = "" +
 	"\vworkload_id\x18\x01 \x01(\tR\n" +
 	"workloadId\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +
-	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"\x81\x01\n" +
+	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"\x9d\x01\n" +
 	"\x05Delta\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12*\n" +
 	"\x06upsert\x18\x02 \x03(\v2\x12.assay.v1.ResourceR\x06upsert\x12\x16\n" +
 	"\x06remove\x18\x03 \x03(\tR\x06remove\x12\x1a\n" +
-	"\bcomplete\x18\x04 \x01(\bR\bcomplete\"\xa9\x02\n" +
+	"\bcomplete\x18\x04 \x01(\bR\bcomplete\x12\x1a\n" +
+	"\brevision\x18\x05 \x01(\x03R\brevision\"\xa9\x02\n" +
 	"\bResource\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x120\n" +
@@ -4357,7 +4551,15 @@ const file_assay_proto_rawDesc = "" +
 	"\fCheckRequest\x12%\n" +
 	"\x0eexpiry_seconds\x18\x01 \x01(\x03R\rexpirySeconds\">\n" +
 	"\rCheckResponse\x12-\n" +
-	"\bfindings\x18\x01 \x03(\v2\x11.assay.v1.FindingR\bfindings2\xec\x01\n" +
+	"\bfindings\x18\x01 \x03(\v2\x11.assay.v1.FindingR\bfindings\"\x0f\n" +
+	"\rStatusRequest\"B\n" +
+	"\x0eStatusResponse\x12\x14\n" +
+	"\x05store\x18\x01 \x01(\bR\x05store\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\"\x10\n" +
+	"\x0eNumbersRequest\"<\n" +
+	"\x06Number\x12\x16\n" +
+	"\x06report\x18\x01 \x01(\fR\x06report\x12\x1a\n" +
+	"\breceived\x18\x02 \x01(\x03R\breceived2\xec\x01\n" +
 	"\x05Hosts\x125\n" +
 	"\x04Join\x12\x15.assay.v1.JoinRequest\x1a\x16.assay.v1.JoinResponse\x127\n" +
 	"\x05Renew\x12\x16.assay.v1.RenewRequest\x1a\x16.assay.v1.JoinResponse\x129\n" +
@@ -4371,7 +4573,10 @@ const file_assay_proto_rawDesc = "" +
 	"\rIssueOperator\x12\x1e.assay.v1.IssueOperatorRequest\x1a\x1f.assay.v1.IssueOperatorResponse\x12;\n" +
 	"\x06Rotate\x12\x17.assay.v1.RotateRequest\x1a\x18.assay.v1.RotateResponse\x121\n" +
 	"\x03Tap\x12\x14.assay.v1.TapRequest\x1a\x12.assay.v1.TapEvent0\x01\x128\n" +
-	"\x05Check\x12\x16.assay.v1.CheckRequest\x1a\x17.assay.v1.CheckResponseB\x0fZ\rassay.dev/apib\x06proto3"
+	"\x05Check\x12\x16.assay.v1.CheckRequest\x1a\x17.assay.v1.CheckResponse2\x80\x01\n" +
+	"\bReplicas\x12;\n" +
+	"\x06Status\x12\x17.assay.v1.StatusRequest\x1a\x18.assay.v1.StatusResponse\x127\n" +
+	"\aNumbers\x12\x18.assay.v1.NumbersRequest\x1a\x10.assay.v1.Number0\x01B\x0fZ\rassay.dev/apib\x06proto3"
 
 var (
 	file_assay_proto_rawDescOnce sync.Once
@@ -4385,7 +4590,7 @@ func file_assay_proto_rawDescGZIP() []byte {
 	return file_assay_proto_rawDescData
 }
 
-var file_assay_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
+var file_assay_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
 var file_assay_proto_goTypes = []any{
 	(*JoinRequest)(nil),           // 0: assay.v1.JoinRequest
 	(*JoinResponse)(nil),          // 1: assay.v1.JoinResponse
@@ -4441,14 +4646,18 @@ var file_assay_proto_goTypes = []any{
 	(*TapEvent)(nil),              // 51: assay.v1.TapEvent
 	(*CheckRequest)(nil),          // 52: assay.v1.CheckRequest
 	(*CheckResponse)(nil),         // 53: assay.v1.CheckResponse
-	nil,                           // 54: assay.v1.HostHello.KnownEntry
-	nil,                           // 55: assay.v1.Records.DroppedEntry
-	nil,                           // 56: assay.v1.Workload.LabelsEntry
-	nil,                           // 57: assay.v1.WorkloadReport.HandshakeFailuresEntry
-	nil,                           // 58: assay.v1.WorkloadReport.DetectionsEntry
-	nil,                           // 59: assay.v1.WorkloadReport.RefusalsEntry
-	nil,                           // 60: assay.v1.BalanceWay.ControlEntry
-	nil,                           // 61: assay.v1.Signals.GrpcEntry
+	(*StatusRequest)(nil),         // 54: assay.v1.StatusRequest
+	(*StatusResponse)(nil),        // 55: assay.v1.StatusResponse
+	(*NumbersRequest)(nil),        // 56: assay.v1.NumbersRequest
+	(*Number)(nil),                // 57: assay.v1.Number
+	nil,                           // 58: assay.v1.HostHello.KnownEntry
+	nil,                           // 59: assay.v1.Records.DroppedEntry
+	nil,                           // 60: assay.v1.Workload.LabelsEntry
+	nil,                           // 61: assay.v1.WorkloadReport.HandshakeFailuresEntry
+	nil,                           // 62: assay.v1.WorkloadReport.DetectionsEntry
+	nil,                           // 63: assay.v1.WorkloadReport.RefusalsEntry
+	nil,                           // 64: assay.v1.BalanceWay.ControlEntry
+	nil,                           // 65: assay.v1.Signals.GrpcEntry
 }
 var file_assay_proto_depIdxs = []int32{
 	17, // 0: assay.v1.JoinResponse.bundle:type_name -> assay.v1.Bundle
@@ -4459,29 +4668,29 @@ var file_assay_proto_depIdxs = []int32{
 	28, // 5: assay.v1.HostUpdate.finding:type_name -> assay.v1.Finding
 	7,  // 6: assay.v1.HostUpdate.synced:type_name -> assay.v1.Synced
 	11, // 7: assay.v1.HostUpdate.records:type_name -> assay.v1.Records
-	54, // 8: assay.v1.HostHello.known:type_name -> assay.v1.HostHello.KnownEntry
+	58, // 8: assay.v1.HostHello.known:type_name -> assay.v1.HostHello.KnownEntry
 	12, // 9: assay.v1.ControlUpdate.welcome:type_name -> assay.v1.Welcome
 	15, // 10: assay.v1.ControlUpdate.delta:type_name -> assay.v1.Delta
 	17, // 11: assay.v1.ControlUpdate.bundle:type_name -> assay.v1.Bundle
 	13, // 12: assay.v1.ControlUpdate.accepted:type_name -> assay.v1.Accepted
 	14, // 13: assay.v1.ControlUpdate.refused:type_name -> assay.v1.Refused
 	10, // 14: assay.v1.ControlUpdate.watches:type_name -> assay.v1.Watches
-	55, // 15: assay.v1.Records.dropped:type_name -> assay.v1.Records.DroppedEntry
+	59, // 15: assay.v1.Records.dropped:type_name -> assay.v1.Records.DroppedEntry
 	16, // 16: assay.v1.Delta.upsert:type_name -> assay.v1.Resource
 	20, // 17: assay.v1.Resource.workload:type_name -> assay.v1.Workload
 	24, // 18: assay.v1.Resource.service:type_name -> assay.v1.Service
 	22, // 19: assay.v1.Resource.namespace:type_name -> assay.v1.NamespaceConfig
 	21, // 20: assay.v1.Resource.host:type_name -> assay.v1.Host
 	27, // 21: assay.v1.Resource.route:type_name -> assay.v1.Route
-	56, // 22: assay.v1.Workload.labels:type_name -> assay.v1.Workload.LabelsEntry
+	60, // 22: assay.v1.Workload.labels:type_name -> assay.v1.Workload.LabelsEntry
 	19, // 23: assay.v1.Workload.artifacts:type_name -> assay.v1.Artifact
 	23, // 24: assay.v1.NamespaceConfig.allow:type_name -> assay.v1.EgressRule
 	25, // 25: assay.v1.Service.ports:type_name -> assay.v1.Port
 	26, // 26: assay.v1.Service.endpoints:type_name -> assay.v1.Endpoint
 	35, // 27: assay.v1.WorkloadReport.signals:type_name -> assay.v1.Signals
-	57, // 28: assay.v1.WorkloadReport.handshake_failures:type_name -> assay.v1.WorkloadReport.HandshakeFailuresEntry
-	58, // 29: assay.v1.WorkloadReport.detections:type_name -> assay.v1.WorkloadReport.DetectionsEntry
-	59, // 30: assay.v1.WorkloadReport.refusals:type_name -> assay.v1.WorkloadReport.RefusalsEntry
+	61, // 28: assay.v1.WorkloadReport.handshake_failures:type_name -> assay.v1.WorkloadReport.HandshakeFailuresEntry
+	62, // 29: assay.v1.WorkloadReport.detections:type_name -> assay.v1.WorkloadReport.DetectionsEntry
+	63, // 30: assay.v1.WorkloadReport.refusals:type_name -> assay.v1.WorkloadReport.RefusalsEntry
 	32, // 31: assay.v1.WorkloadReport.balance:type_name -> assay.v1.Balance
 	30, // 32: assay.v1.WorkloadReport.decisions:type_name -> assay.v1.Decided
 	31, // 33: assay.v1.WorkloadReport.unfit:type_name -> assay.v1.Unfit
@@ -4490,8 +4699,8 @@ var file_assay_proto_depIdxs = []int32{
 	34, // 36: assay.v1.BalanceWay.link:type_name -> assay.v1.FrameCount
 	34, // 37: assay.v1.BalanceWay.proxy:type_name -> assay.v1.FrameCount
 	34, // 38: assay.v1.BalanceWay.exceptions:type_name -> assay.v1.FrameCount
-	60, // 39: assay.v1.BalanceWay.control:type_name -> assay.v1.BalanceWay.ControlEntry
-	61, // 40: assay.v1.Signals.grpc:type_name -> assay.v1.Signals.GrpcEntry
+	64, // 39: assay.v1.BalanceWay.control:type_name -> assay.v1.BalanceWay.ControlEntry
+	65, // 40: assay.v1.Signals.grpc:type_name -> assay.v1.Signals.GrpcEntry
 	36, // 41: assay.v1.ApplyRequest.files:type_name -> assay.v1.File
 	39, // 42: assay.v1.ApplyResponse.changes:type_name -> assay.v1.Change
 	17, // 43: assay.v1.IssueOperatorResponse.bundle:type_name -> assay.v1.Bundle
@@ -4509,20 +4718,24 @@ var file_assay_proto_depIdxs = []int32{
 	48, // 55: assay.v1.Operator.Rotate:input_type -> assay.v1.RotateRequest
 	50, // 56: assay.v1.Operator.Tap:input_type -> assay.v1.TapRequest
 	52, // 57: assay.v1.Operator.Check:input_type -> assay.v1.CheckRequest
-	1,  // 58: assay.v1.Hosts.Join:output_type -> assay.v1.JoinResponse
-	1,  // 59: assay.v1.Hosts.Renew:output_type -> assay.v1.JoinResponse
-	9,  // 60: assay.v1.Hosts.Sync:output_type -> assay.v1.ControlUpdate
-	4,  // 61: assay.v1.Hosts.Issue:output_type -> assay.v1.IssueResponse
-	38, // 62: assay.v1.Operator.Apply:output_type -> assay.v1.ApplyResponse
-	41, // 63: assay.v1.Operator.Delete:output_type -> assay.v1.DeleteResponse
-	43, // 64: assay.v1.Operator.List:output_type -> assay.v1.ListResponse
-	45, // 65: assay.v1.Operator.CreateToken:output_type -> assay.v1.CreateTokenResponse
-	47, // 66: assay.v1.Operator.IssueOperator:output_type -> assay.v1.IssueOperatorResponse
-	49, // 67: assay.v1.Operator.Rotate:output_type -> assay.v1.RotateResponse
-	51, // 68: assay.v1.Operator.Tap:output_type -> assay.v1.TapEvent
-	53, // 69: assay.v1.Operator.Check:output_type -> assay.v1.CheckResponse
-	58, // [58:70] is the sub-list for method output_type
-	46, // [46:58] is the sub-list for method input_type
+	54, // 58: assay.v1.Replicas.Status:input_type -> assay.v1.StatusRequest
+	56, // 59: assay.v1.Replicas.Numbers:input_type -> assay.v1.NumbersRequest
+	1,  // 60: assay.v1.Hosts.Join:output_type -> assay.v1.JoinResponse
+	1,  // 61: assay.v1.Hosts.Renew:output_type -> assay.v1.JoinResponse
+	9,  // 62: assay.v1.Hosts.Sync:output_type -> assay.v1.ControlUpdate
+	4,  // 63: assay.v1.Hosts.Issue:output_type -> assay.v1.IssueResponse
+	38, // 64: assay.v1.Operator.Apply:output_type -> assay.v1.ApplyResponse
+	41, // 65: assay.v1.Operator.Delete:output_type -> assay.v1.DeleteResponse
+	43, // 66: assay.v1.Operator.List:output_type -> assay.v1.ListResponse
+	45, // 67: assay.v1.Operator.CreateToken:output_type -> assay.v1.CreateTokenResponse
+	47, // 68: assay.v1.Operator.IssueOperator:output_type -> assay.v1.IssueOperatorResponse
+	49, // 69: assay.v1.Operator.Rotate:output_type -> assay.v1.RotateResponse
+	51, // 70: assay.v1.Operator.Tap:output_type -> assay.v1.TapEvent
+	53, // 71: assay.v1.Operator.Check:output_type -> assay.v1.CheckResponse
+	55, // 72: assay.v1.Replicas.Status:output_type -> assay.v1.StatusResponse
+	57, // 73: assay.v1.Replicas.Numbers:output_type -> assay.v1.Number
+	60, // [60:74] is the sub-list for method output_type
+	46, // [46:60] is the sub-list for method input_type
 	46, // [46:46] is the sub-list for extension type_name
 	46, // [46:46] is the sub-list for extension extendee
 	0,  // [0:46] is the sub-list for field type_name
@@ -4564,9 +4777,9 @@ func file_assay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_assay_proto_rawDesc), len(file_assay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   62,
+			NumMessages:   66,
 			NumExtensions: 0,
-			NumServices:   2,
+			NumServices:   3,
 		},
 		GoTypes:           file_assay_proto_goTypes,
 		DependencyIndexes: file_assay_proto_depIdxs,

@@ -650,3 +650,159 @@ var Operator_ServiceDesc = grpc.ServiceDesc{
 	},
 	Metadata: "assay.proto",
 }
+
+const (
+	Replicas_Status_FullMethodName  = "/assay.v1.Replicas/Status"
+	Replicas_Numbers_FullMethodName = "/assay.v1.Replicas/Numbers"
+)
+
+// ReplicasClient is the client API for Replicas service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Replicas is what controls on one store ask each other. What one of them must know of
+// another to serve its hosts is in the store; here is the rest. It takes control's own
+// certificate.
+type ReplicasClient interface {
+	// Status tells whether the one that is asked reaches the store.
+	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
+	// Numbers are the latest reports of the workloads whose hosts have their stream there.
+	Numbers(ctx context.Context, in *NumbersRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Number], error)
+}
+
+type replicasClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewReplicasClient(cc grpc.ClientConnInterface) ReplicasClient {
+	return &replicasClient{cc}
+}
+
+func (c *replicasClient) Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StatusResponse)
+	err := c.cc.Invoke(ctx, Replicas_Status_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *replicasClient) Numbers(ctx context.Context, in *NumbersRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Number], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Replicas_ServiceDesc.Streams[0], Replicas_Numbers_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[NumbersRequest, Number]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Replicas_NumbersClient = grpc.ServerStreamingClient[Number]
+
+// ReplicasServer is the server API for Replicas service.
+// All implementations must embed UnimplementedReplicasServer
+// for forward compatibility.
+//
+// Replicas is what controls on one store ask each other. What one of them must know of
+// another to serve its hosts is in the store; here is the rest. It takes control's own
+// certificate.
+type ReplicasServer interface {
+	// Status tells whether the one that is asked reaches the store.
+	Status(context.Context, *StatusRequest) (*StatusResponse, error)
+	// Numbers are the latest reports of the workloads whose hosts have their stream there.
+	Numbers(*NumbersRequest, grpc.ServerStreamingServer[Number]) error
+	mustEmbedUnimplementedReplicasServer()
+}
+
+// UnimplementedReplicasServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedReplicasServer struct{}
+
+func (UnimplementedReplicasServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
+}
+func (UnimplementedReplicasServer) Numbers(*NumbersRequest, grpc.ServerStreamingServer[Number]) error {
+	return status.Error(codes.Unimplemented, "method Numbers not implemented")
+}
+func (UnimplementedReplicasServer) mustEmbedUnimplementedReplicasServer() {}
+func (UnimplementedReplicasServer) testEmbeddedByValue()                  {}
+
+// UnsafeReplicasServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to ReplicasServer will
+// result in compilation errors.
+type UnsafeReplicasServer interface {
+	mustEmbedUnimplementedReplicasServer()
+}
+
+func RegisterReplicasServer(s grpc.ServiceRegistrar, srv ReplicasServer) {
+	// If the following call panics, it indicates UnimplementedReplicasServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Replicas_ServiceDesc, srv)
+}
+
+func _Replicas_Status_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StatusRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ReplicasServer).Status(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Replicas_Status_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ReplicasServer).Status(ctx, req.(*StatusRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Replicas_Numbers_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(NumbersRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ReplicasServer).Numbers(m, &grpc.GenericServerStream[NumbersRequest, Number]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Replicas_NumbersServer = grpc.ServerStreamingServer[Number]
+
+// Replicas_ServiceDesc is the grpc.ServiceDesc for Replicas service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Replicas_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "assay.v1.Replicas",
+	HandlerType: (*ReplicasServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Status",
+			Handler:    _Replicas_Status_Handler,
+		},
+	},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Numbers",
+			Handler:       _Replicas_Numbers_Handler,
+			ServerStreams: true,
+		},
+	},
+	Metadata: "assay.proto",
+}

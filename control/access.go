@@ -25,6 +25,7 @@ const (
 	hostRole  role = "host"
 	viewer    role = "viewer"
 	operator  role = "operator"
+	replica   role = "control" // another one on the store
 )
 
 // rule says who may call a method.
@@ -49,7 +50,10 @@ var access = map[string]rule{
 	api.Operator_CreateToken_FullMethodName:   {roles: []role{operator}, audited: true},
 	api.Operator_IssueOperator_FullMethodName: {roles: []role{operator}, audited: true},
 	api.Operator_Rotate_FullMethodName:        {roles: []role{operator}, audited: true},
-	api.Operator_Tap_FullMethodName:           {roles: []role{operator}, audited: true}, // it shows what people do
+	api.Operator_Tap_FullMethodName:           {roles: []role{replica, operator}, audited: true}, // it shows what people do
+
+	api.Replicas_Status_FullMethodName:  {roles: []role{replica}},
+	api.Replicas_Numbers_FullMethodName: {roles: []role{replica}},
 }
 
 // caller is who calls, as the transport proved it. It is the AuthInfo of every
@@ -116,7 +120,12 @@ func (c *Control) admitCall(ctx context.Context, method string) (context.Context
 		return ctx, k, deny(fmt.Errorf("%s is %s; it takes %s", k.who, article(k.role), article(r.roles[len(r.roles)-1])), "ask an operator")
 	}
 	if k.role == hostRole {
-		if _, ok := c.model.host(k.name); !ok {
+		_, ok := c.model.host(k.name)
+		if !ok && c.several != nil {
+			c.catchUp(ctx) // it may have joined at another control
+			_, ok = c.model.host(k.name)
+		}
+		if !ok {
 			return ctx, k, unknownHost(k.name)
 		}
 	}

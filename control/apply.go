@@ -90,13 +90,17 @@ func (c *Control) loadIntent(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.intent.objects = make(map[store.Key]store.Object, len(list))
+	objects := make(map[store.Key]store.Object, len(list))
 	var files []discovery.File
 	for _, o := range list {
-		c.intent.objects[o.Key()] = o
+		objects[o.Key()] = o
 		files = append(files, storedFile(o))
 	}
-	if len(files) == 0 || c.cfg.Translate == nil {
+	c.intent.shown.Lock()
+	before := len(c.intent.objects)
+	c.intent.objects = objects
+	c.intent.shown.Unlock()
+	if len(files)+before == 0 || c.cfg.Translate == nil {
 		return nil
 	}
 	in, _, err := c.cfg.Translate(files)
@@ -233,11 +237,11 @@ func normal(raw json.RawMessage) (json.RawMessage, error) {
 
 // commit stores a plan and puts it into effect. The caller holds intent.mu since
 // before the plan.
-func (c *Control) commit(ctx context.Context, db *store.DB, p *plan, prune bool) error {
+func (c *Control) commit(ctx context.Context, db *store.DB, p *plan, prune bool, since int64) error {
 	if !slices.ContainsFunc(p.changes, func(ch store.Change) bool { return ch.Action != store.Unchanged }) && p.source == fromFolder {
 		return nil
 	}
-	if _, err := db.ReplaceObjects(ctx, p.source, p.objects, store.Replace{Prune: prune}); err != nil {
+	if _, err := db.ReplaceObjects(ctx, p.source, p.objects, store.Replace{Prune: prune, Since: since}); err != nil {
 		return err
 	}
 	now := c.now()
@@ -262,13 +266,27 @@ func (c *Control) commit(ctx context.Context, db *store.DB, p *plan, prune bool)
 
 // apply is the one path from files to what is in effect.
 func (c *Control) apply(ctx context.Context, db *store.DB, source string, files []discovery.File, prune bool) ([]store.Change, error) {
+	for n := 0; ; n++ {
+		changes, err := c.tryApply(ctx, db, source, files, prune)
+		if !errors.Is(err, store.ErrChanged) || n == applies {
+			return changes, err
+		}
+		c.catchUp(ctx) // another control was first
+	}
+}
+
+// applies is how often a change is planned anew because another control was first.
+const applies = 5
+
+func (c *Control) tryApply(ctx context.Context, db *store.DB, source string, files []discovery.File, prune bool) ([]store.Change, error) {
 	c.intent.mu.Lock()
 	defer c.intent.mu.Unlock()
+	since := c.several.heardTo()
 	p, err := c.plan(source, files, prune)
 	if err != nil {
 		return nil, err
 	}
-	return p.changes, c.commit(ctx, db, p, prune)
+	return p.changes, c.commit(ctx, db, p, prune, since)
 }
 
 // remove removes one object of intent.

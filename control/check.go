@@ -14,13 +14,15 @@ import (
 )
 
 // Check returns what is wrong or will be within the time asked about.
-func (c *Control) Check(_ context.Context, req *api.CheckRequest) (*api.CheckResponse, error) {
+func (c *Control) Check(ctx context.Context, req *api.CheckRequest) (*api.CheckResponse, error) {
 	s := req.GetExpirySeconds()
 	if s < 0 || s > 100*365*24*3600 {
 		return nil, &assay.Error{Kind: assay.Invalid, Op: "check", Err: fmt.Errorf("an expiry of %d s", s)}
 	}
+	c.gather(ctx)
 	var out []assay.Finding
 	out = append(out, c.checkSelf()...)
+	out = append(out, c.checkOthers()...)
 	out = append(out, c.checkAuthority(time.Duration(s)*time.Second)...)
 	out = append(out, c.checkMesh(time.Duration(s)*time.Second)...)
 	resp := &api.CheckResponse{}
@@ -167,7 +169,7 @@ func (c *Control) checkMesh(within time.Duration) []assay.Finding {
 			Remedy: "see that agents can reach control; hosts that will not come back: assay delete host ID"})
 	}
 	for _, h := range m.hosts {
-		if h.session == nil {
+		if !h.present {
 			out = append(out, assay.Finding{Time: h.away, Kind: "host-not-connected", Subject: cmp.Or(h.Name, h.ID) + " (" + h.ID + ")",
 				Detail: fmt.Sprintf("its agent has been away since %s; %d workloads", h.away.UTC().Format(time.RFC3339), h.running),
 				Remedy: "start its agent, or: assay delete host " + h.ID})

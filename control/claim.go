@@ -10,7 +10,8 @@ import "maps"
 // claim is what is known of a pod that may be meshed and is not taken.
 type claim struct {
 	host    string
-	session *session // that reported it; nil: none could
+	session *session // that reported it here; nil: none did
+	stored  bool     // others know of it
 }
 
 // claim notes that a host has a pod in its hands. Only the pod's own node can.
@@ -21,7 +22,14 @@ func (m *model) claim(h *host, s *session, id string) {
 	if p := m.cluster.pods[id]; p == nil || p.Node != h.Node || p.HostNetwork {
 		return
 	}
-	m.cluster.claims[id] = claim{h.ID, s}
+	if old, ok := m.cluster.claims[id]; ok && s == nil && (old.session != nil || old.stored) {
+		return
+	}
+	told := m.me != "" && s != nil
+	if told {
+		m.behind.claim(id, h.ID)
+	}
+	m.cluster.claims[id] = claim{h.ID, s, told}
 	m.catalog.SetClaimed(id, true)
 }
 
@@ -32,7 +40,7 @@ func (m *model) claimNew(ids []string) {
 	}
 	away := map[string]*host{} // by node
 	for _, h := range m.hosts {
-		if h.Node != "" && h.session == nil {
+		if h.Node != "" && !h.present {
 			away[h.Node] = h
 		}
 	}
@@ -50,7 +58,7 @@ func (m *model) disclaim(f func(id string, c claim) bool) {
 		if !f(id, c) {
 			return false
 		}
-		m.catalog.SetClaimed(id, false)
+		m.unclaim(id, c)
 		return true
 	})
 }
@@ -60,8 +68,15 @@ func (m *model) disclaimPod(id string) {
 	if m.cluster == nil {
 		return
 	}
-	if _, claimed := m.cluster.claims[id]; claimed {
+	if c, claimed := m.cluster.claims[id]; claimed {
 		delete(m.cluster.claims, id)
-		m.catalog.SetClaimed(id, false)
+		m.unclaim(id, c)
+	}
+}
+
+func (m *model) unclaim(id string, c claim) {
+	m.catalog.SetClaimed(id, false)
+	if c.stored {
+		m.behind.claim(id, "")
 	}
 }

@@ -247,8 +247,13 @@ func (c *Control) declare(d *Declared) {
 }
 
 // Roots returns the certificates of the authority's roots, in DER: those that sign, and those that
-// will or did.
-func (c *Control) Roots() [][]byte { return c.authority.Bundle().Roots }
+// will or did; none while another control may know better (see several.cutOff).
+func (c *Control) Roots() [][]byte {
+	if c.several.cutOff() {
+		return nil
+	}
+	return c.authority.Bundle().Roots
+}
 
 // RouteStatus returns what became of a route at each of its parents, by assay.Route.Key; none of
 // a route that is not known. The caller changes nothing of it.
@@ -354,6 +359,7 @@ func (m *model) follow(ch *ClusterChanges) (first bool) {
 	m.claimNew(came)
 	if first = !v.told; first {
 		v.told = true
+		m.disclaim(func(id string, _ claim) bool { return v.pods[id] == nil })
 		for _, w := range m.catalog.Workloads() {
 			suspects[w.ID] = true
 		}
@@ -394,7 +400,7 @@ func (m *model) suspect(id string) {
 		return
 	}
 	h := m.hosts[w.Host]
-	if h == nil || h.Node == "" {
+	if h == nil || h.Node == "" || h.elsewhere() {
 		return
 	}
 	err := m.vouched(h, w)
@@ -408,7 +414,7 @@ func (m *model) suspect(id string) {
 		return
 	}
 	m.removeWorkload(id)
-	m.behind.workload(id, nil)
+	m.behind.gone(id, "")
 	if m.cluster.pods[id] == nil {
 		return
 	}
@@ -438,7 +444,7 @@ const waitFor = 10 * time.Second
 func (m *model) wait(s *session, w *assay.Workload, cause error) {
 	if old, ok := m.catalog.Workload(w.ID); ok && !slices.Equal(old.Addrs, w.Addrs) {
 		m.removeWorkload(w.ID)
-		m.behind.workload(w.ID, nil)
+		m.behind.gone(w.ID, old.Host)
 	}
 	n := &waiting{session: s, w: w, cause: cause, since: m.now()}
 	if old := m.cluster.waiting[w.ID]; old != nil && old.session == s {
@@ -550,6 +556,9 @@ func (c *Control) forgetNodes(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
+		}
+		if !c.several.first(c.cfg.takeover) {
+			continue // another does
 		}
 		for _, id := range c.model.goneNodes() {
 			if err := c.forgetNode(ctx, id); err != nil && ctx.Err() == nil {

@@ -20,19 +20,23 @@ import (
 // node's agent, "pod UID" that of an agent's pod whose node it does not name.
 func startCluster(t *testing.T, change func(*Config)) *running {
 	return start(t, func(cfg *Config) {
-		cfg.Cluster = &Cluster{Bearer: func(_ context.Context, token string) (Bearer, error) {
-			if uid, ok := strings.CutPrefix(token, "pod "); ok {
-				return Bearer{Pod: uid}, nil
-			}
-			if !strings.HasPrefix(token, "node-") {
-				return Bearer{}, &assay.Error{Kind: assay.Denied, Op: "join", Err: errors.New("it is not an agent's")}
-			}
-			return Bearer{Node: token}, nil
-		}}
+		cfg.Cluster = testCluster()
 		if change != nil {
 			change(cfg)
 		}
 	})
+}
+
+func testCluster() *Cluster {
+	return &Cluster{Bearer: func(_ context.Context, token string) (Bearer, error) {
+		if uid, ok := strings.CutPrefix(token, "pod "); ok {
+			return Bearer{Pod: uid}, nil
+		}
+		if !strings.HasPrefix(token, "node-") {
+			return Bearer{}, &assay.Error{Kind: assay.Denied, Op: "join", Err: errors.New("it is not an agent's")}
+		}
+		return Bearer{Node: token}, nil
+	}}
 }
 
 func (r *running) follow(t *testing.T, ch ClusterChanges) {

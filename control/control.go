@@ -40,6 +40,13 @@ type Config struct {
 	// Cluster makes nodes of a platform the hosts of this mesh; nil: they join with tokens.
 	// Whoever watches the platform tells Follow; intent is what it says.
 	Cluster *Cluster
+	// Authority, if not nil, has the authority's keys in the store, sealed under these, and not
+	// in Data; what is in Data is taken over. On a store that several can reach it makes this
+	// control one of several that serve at the same time.
+	Authority *identity.SealingKeys
+	// Advertise is HOST:PORT where the other controls reach this one; "": they do not, and
+	// show people what it knows of its own hosts' traffic alone.
+	Advertise string
 	// Lease is how long the workloads of a host whose stream is down stay ready. 0
 	// means 30 s.
 	Lease time.Duration
@@ -60,6 +67,7 @@ type Config struct {
 type Control struct {
 	api.UnimplementedHostsServer
 	api.UnimplementedOperatorServer
+	api.UnimplementedReplicasServer
 
 	cfg         Config
 	log         *slog.Logger
@@ -78,6 +86,7 @@ type Control struct {
 	refused     refusedCertificates
 	refusing    sync.Mutex     // held while refused changes
 	taken       atomic.Bool    // another control has the store
+	several     *several       // nil: there is one control on the store
 	told        string         // of this mesh's roots, to the store; Open's, then showLife's
 	streams     sync.WaitGroup // receivers of Sync streams
 	nobodies    nobodies
@@ -132,13 +141,19 @@ func Open(ctx context.Context, cfg Config) (_ *Control, err error) {
 	if err := c.claim(ctx); err != nil {
 		return nil, err
 	}
-	if c.authority, err = openAuthority(cfg); err != nil {
+	if err := c.openAuthority(ctx); err != nil {
 		return nil, err
 	}
 	if err := c.sameMesh(ctx); err != nil {
 		return nil, err
 	}
+	if cfg.Authority != nil && c.store.Shared() {
+		if err := c.beOneOfSeveral(ctx); err != nil {
+			return nil, err
+		}
+	}
 	c.behind = newBehind(c.store, c.log)
+	c.behind.several = c.several != nil
 	if err := c.load(ctx); err != nil {
 		return nil, err
 	}
@@ -149,16 +164,6 @@ func Open(ctx context.Context, cfg Config) (_ *Control, err error) {
 		c.followFolder(ctx, cfg.Intent)
 	}
 	return c, nil
-}
-
-func openAuthority(cfg Config) (*identity.Authority, error) {
-	dir := filepath.Join(cfg.Data, "ca")
-	if cfg.TrustDomain == "" {
-		if _, err := os.Lstat(filepath.Join(dir, "state.json")); errors.Is(err, os.ErrNotExist) {
-			cfg.TrustDomain = "assay.local"
-		}
-	}
-	return identity.Open(identity.Config{Dir: dir, TrustDomain: cfg.TrustDomain, Policy: cfg.Certificates, LeafLife: cfg.LeafLife, Now: cfg.Now})
 }
 
 // lockFolder makes this process the one control of a data folder. The lock ends
@@ -200,8 +205,16 @@ func (c *Control) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	heard, err := c.store.Revision(ctx) // what changes from here on is heard
+	if err != nil {
+		return err
+	}
 	m := newModel(c.authority.TrustDomain(), c.cfg.Network, epoch, c.cfg.Lease, c.now, c.behind)
 	c.model = m
+	if c.several != nil {
+		m.me, m.revision, c.several.revision = c.several.id, heard, heard
+		c.behind.attached, c.behind.rejected = m.attached, m.rejected
+	}
 	if c.cfg.Cluster != nil {
 		m.cluster = newClusterView()
 	}
@@ -224,6 +237,16 @@ func (c *Control) load(ctx context.Context) error {
 	}
 	for i := range workloads {
 		c.loadWorkload(&workloads[i])
+	}
+	if m.cluster != nil {
+		claims, err := c.store.ListClaims(ctx)
+		if err != nil {
+			return err
+		}
+		for pod, host := range claims {
+			m.cluster.claims[pod] = claim{host: host, stored: true}
+			m.catalog.SetClaimed(pod, true)
+		}
 	}
 	idle := map[string]idleService{}
 	raw, err := c.store.GetMeta(ctx, metaIdle)
@@ -280,7 +303,9 @@ func (c *Control) loadWorkload(w *assay.Workload) {
 	for _, a := range w.Addrs {
 		if owner, taken := c.model.owner[a]; taken || c.model.hosts[w.Host] == nil {
 			c.log.Warn("a stored workload is left out", "workload", w.ID, "host", w.Host, "address", a, "owner", owner)
-			c.behind.workload(w.ID, nil)
+			if c.several == nil {
+				c.behind.gone(w.ID, "")
+			}
 			return
 		}
 	}
@@ -296,15 +321,20 @@ func newestLast[T any](list []T, err error) ([]T, error) {
 
 // nextEpoch counts the starts of control.
 func (c *Control) nextEpoch(ctx context.Context) (uint64, error) {
-	raw, err := c.store.GetMeta(ctx, metaEpoch)
-	if err != nil && assay.KindOf(err) != assay.NotFound {
-		return 0, err
+	for {
+		raw, err := c.store.GetMeta(ctx, metaEpoch)
+		if err != nil && assay.KindOf(err) != assay.NotFound {
+			return 0, err
+		}
+		epoch := uint64(1)
+		if len(raw) == 8 {
+			epoch = binary.BigEndian.Uint64(raw) + 1
+		}
+		swapped, err := c.store.CompareAndSetMeta(ctx, metaEpoch, raw, binary.BigEndian.AppendUint64(nil, epoch))
+		if err != nil || swapped {
+			return epoch, err
+		}
 	}
-	epoch := uint64(1)
-	if len(raw) == 8 {
-		epoch = binary.BigEndian.Uint64(raw) + 1
-	}
-	return epoch, c.store.PutMeta(ctx, metaEpoch, binary.BigEndian.AppendUint64(nil, epoch))
 }
 
 // TrustDomain returns the mesh's trust domain.
@@ -316,7 +346,13 @@ func (c *Control) Run(ctx context.Context) error {
 	group.Go(func() error { return c.behind.run(ctx) })
 	group.Go(func() error { return c.model.publisher(ctx) })
 	group.Go(func() error { return c.tick(ctx) })
-	group.Go(func() error { return c.showLife(ctx) })
+	group.Go(func() error { return c.rotations(ctx) })
+	if c.several != nil {
+		group.Go(func() error { return c.hear(ctx) })
+		group.Go(func() error { return c.live(ctx) })
+	} else {
+		group.Go(func() error { return c.showLife(ctx) })
+	}
 	if c.cfg.Intent != "" {
 		group.Go(func() error { return c.watch(ctx, c.cfg.Intent) })
 	}
@@ -340,14 +376,28 @@ func (c *Control) tick(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
+			c.model.tick()
+		}
+	}
+}
+
+// rotations does so with certificates. It is on its own because it may wait for the store.
+func (c *Control) rotations(ctx context.Context) error {
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
 		case <-c.rotateSoon:
 		}
-		c.model.tick()
+		c.acknowledge(ctx)
 		var e identity.Event = identity.Tick{}
 		if c.authority.Waiting() {
 			e = identity.Acknowledged{Least: c.model.leastAcknowledged()}
 		}
-		if err := c.rotate(e); err != nil {
+		if err := c.rotate(e); err != nil && ctx.Err() == nil {
 			c.log.Error("rotation", "err", err)
 		}
 	}
@@ -389,9 +439,17 @@ func (c *Control) LocalHost(ctx context.Context) (api.HostsClient, error) {
 // ServeRemote serves hosts and operators of other machines, over TLS with
 // certificates of the mesh, until ctx ends. It closes the listener.
 func (c *Control) ServeRemote(ctx context.Context, l net.Listener) error {
+	if c.several != nil {
+		return c.serveWhileWell(ctx, l, c.serveRemote)
+	}
+	return c.serveRemote(ctx, l)
+}
+
+func (c *Control) serveRemote(ctx context.Context, l net.Listener) error {
 	server := c.server(newStrangers(credentials.NewTLS(c.serverTLS())))
 	api.RegisterHostsServer(server, c)
 	api.RegisterOperatorServer(server, c)
+	api.RegisterReplicasServer(server, c)
 	return c.serve(ctx, server, l)
 }
 
@@ -459,6 +517,9 @@ func (c *Control) Close() error {
 	if c.behind != nil && !c.taken.Load() {
 		// What came in after Run had ended, while calls under way came to theirs.
 		errs = append(errs, c.behind.flush(context.Background()))
+	}
+	if c.several != nil {
+		errs = append(errs, c.end())
 	}
 	if c.store != nil {
 		errs = append(errs, c.giveUp(), c.store.Close())

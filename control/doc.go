@@ -9,8 +9,11 @@
 // when the store is away. So with the store lost nothing new is taken from
 // people, and serving, renewals and discovery go on.
 //
-// Since it serves from memory a store has one control at a time: on a server the others
-// wait, and one that was taken for dead cannot write (holder.go).
+// Several serve on one store if the authority is in it: each has the streams of some hosts and
+// speaks for those in the store; of the rest it hears there what the others store (hear.go).
+// Which of them live it sees by whether their beats grow, and one that alone has lost the store
+// leaves its hosts to the others (several.go). Nobody leads. Without the authority in the store
+// one control has it at a time, and one that was taken for dead cannot write (holder.go).
 //
 // It trusts a host with the host's own workloads and nothing else: a host's
 // certificate names the host, its join token says which namespaces and services
@@ -25,7 +28,8 @@
 // not come back stays in the address table (its address is meshed, not plaintext)
 // and is ready nowhere; a method without a line in the access table is denied.
 //
-// Goroutines: Run owns the writer to the store, the clock's tick, the watcher of
+// Goroutines: Run owns the writer to the store, the clock's tick, rotation, what follows
+// other controls, the watcher of
 // the intent folder, the end of nodes and the server of the local host. Each Sync stream has two:
 // gRPC's own, which sends, and one that receives, which ends with the stream.
 // Serve functions block until their context ends.
@@ -38,6 +42,7 @@
 // stream), hosts.go (join, renew, issue), cluster.go (nodes and pods of a platform), access.go, peers.go and refuse.go (who calls
 // and may), operator.go (what people call), apply.go and folder.go (intent), list.go
 // (what people see; package api has the documents), edges.go, check.go, rotate.go
-// (certificates over time), claim.go (pods in between), persist.go (the store behind), holder.go (one control for a
+// (certificates over time), authority.go (where it is kept), several.go, hear.go and ask.go (other controls on the
+// store), claim.go (pods in between), persist.go (the store behind), holder.go (one control for a
 // store), lease.go (when a host's workloads stop being ready), network.go (addresses).
 package control

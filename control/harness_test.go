@@ -46,6 +46,12 @@ type running struct {
 // start opens and runs a control; the test's end stops it.
 func start(t *testing.T, change func(*Config)) *running {
 	t.Helper()
+	return startAt(t, "127.0.0.1:0", change)
+}
+
+// startAt does so with the address for hosts.
+func startAt(t *testing.T, address string, change func(*Config)) *running {
+	t.Helper()
 	cfg := Config{Data: filepath.Join(t.TempDir(), "data"), TrustDomain: "bank.test", Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 	if change != nil {
 		change(&cfg)
@@ -56,7 +62,7 @@ func start(t *testing.T, change func(*Config)) *running {
 	}
 	c.model.hold = time.Millisecond // most tests look at a stream that has said nothing
 	r := &running{Control: c, t: t, cfg: cfg}
-	remote, err := net.Listen("tcp", "127.0.0.1:0")
+	remote, err := net.Listen("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -248,6 +254,7 @@ type agent struct {
 	mu        sync.Mutex
 	resources map[string]*api.Resource
 	version   uint64
+	revision  int64
 	complete  int      // deltas that were whole
 	first     []string // keys after the first of them
 	messages  int
@@ -275,6 +282,9 @@ func dialSync(t *testing.T, hosts api.HostsClient, before *agent) *agent {
 	t.Cleanup(a.close)
 	hello := &api.HostHello{Build: "test", HostName: "node"}
 	if before != nil {
+		before.mu.Lock()
+		defer before.mu.Unlock()
+		hello.Revision = before.revision
 		hello.Epoch, hello.Known = before.welcome.GetEpoch(), map[string]uint64{}
 		for k, r := range before.resources {
 			a.resources[k] = r
@@ -329,7 +339,7 @@ func (a *agent) read() {
 				a.resources[r.Key] = r
 				a.upserts++
 			}
-			a.version = u.Delta.Version
+			a.version, a.revision = u.Delta.Version, u.Delta.Revision
 			if u.Delta.Complete {
 				if a.complete++; a.complete == 1 {
 					a.first = slices.Sorted(maps.Keys(a.resources))

@@ -29,6 +29,16 @@ const (
 // claim waits until the store is this control's. It is the first that Open does with
 // the store: what another one writes before that is loaded.
 func (c *Control) claim(ctx context.Context) error {
+	if c.cfg.Authority == nil {
+		// An authority of this folder's own would be another one.
+		switch _, err := c.store.GetMeta(ctx, metaAuthority); {
+		case err == nil:
+			return &assay.Error{Kind: assay.Conflict, Op: "open store " + c.store.Name(), Err: errors.New("it has the authority too, sealed"),
+				Remedy: "give this control the sealing key of the others: --authority-key FILE"}
+		case assay.KindOf(err) != assay.NotFound:
+			return err
+		}
+	}
 	if !c.store.Shared() {
 		return nil // the file has a lock of its own
 	}

@@ -19,8 +19,19 @@ import (
 	"assay.dev/store"
 )
 
-// postgres starts a server of the test's own and returns a URL of a database in it.
-func postgres(t *testing.T) string {
+// server is a PostgreSQL server of a test's own.
+type server struct {
+	t       *testing.T
+	dir     string // of its data and its socket
+	bin     string
+	attr    *syscall.SysProcAttr
+	process *exec.Cmd
+}
+
+// postgres starts a server and returns a URL of a database in it.
+func postgres(t *testing.T) string { return newServer(t).url() }
+
+func newServer(t *testing.T) *server {
 	t.Helper()
 	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
 	if len(found) == 0 {
@@ -50,25 +61,40 @@ func postgres(t *testing.T) string {
 	if out, err := initdb.CombinedOutput(); err != nil {
 		t.Fatalf("initdb: %v\n%s", err, out)
 	}
-	server := exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-k", dir, "-c", "listen_addresses=", "-c", "fsync=off", "-c", "shared_buffers=16MB")
-	server.Dir, server.SysProcAttr = dir, attr
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
+	s := &server{t: t, dir: dir, bin: bin, attr: attr}
 	t.Cleanup(func() {
-		server.Process.Signal(syscall.SIGQUIT)
-		server.Wait()
+		s.kill()
 		os.RemoveAll(dir)
 	})
-	url := fmt.Sprintf("postgres://assay@/postgres?host=%s&port=5432", dir)
-	eventually(t, "PostgreSQL answers", func() bool {
-		db, err := store.Open(t.Context(), url)
+	s.start()
+	return s
+}
+
+func (s *server) url() string {
+	return fmt.Sprintf("postgres://assay@/postgres?host=%s&port=5432", s.dir)
+}
+
+// start starts it and waits until it answers.
+func (s *server) start() {
+	s.t.Helper()
+	s.process = exec.Command(filepath.Join(s.bin, "postgres"), "-D", filepath.Join(s.dir, "data"), "-k", s.dir, "-c", "listen_addresses=", "-c", "fsync=off", "-c", "shared_buffers=16MB")
+	s.process.Dir, s.process.SysProcAttr = s.dir, s.attr
+	if err := s.process.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	eventually(s.t, "PostgreSQL answers", func() bool {
+		db, err := store.Open(s.t.Context(), s.url())
 		if err == nil {
 			err = db.Close()
 		}
 		return err == nil
 	})
-	return url
+}
+
+// kill ends it at once, as a crash does.
+func (s *server) kill() {
+	s.process.Process.Signal(syscall.SIGQUIT)
+	s.process.Wait()
 }
 
 // TestControlsOnOneStore: a second control waits until the first has ended, and then

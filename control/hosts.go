@@ -42,6 +42,9 @@ func (c *Control) Join(ctx context.Context, req *api.JoinRequest) (*api.JoinResp
 	// Whoever calls is nobody yet, and there may be many: what they are answered costs
 	// no signature and no transaction.
 	if !c.model.knowsToken(token.ID, identity.TokenHash(token)) {
+		c.catchUp(ctx) // it may be new, from another control
+	}
+	if !c.model.knowsToken(token.ID, identity.TokenHash(token)) {
 		return fail(assay.NotFound, errors.New("there is no such token"), "make a new one with: assay token create")
 	}
 	id := hostID(token.ID, csr.RawSubjectPublicKeyInfo)

@@ -47,11 +47,14 @@ var lists = map[string]func(*Control) []item{
 }
 
 // List returns documents from memory.
-func (c *Control) List(_ context.Context, req *api.ListRequest) (*api.ListResponse, error) {
+func (c *Control) List(ctx context.Context, req *api.ListRequest) (*api.ListResponse, error) {
 	list, ok := lists[req.GetKind()]
 	if !ok {
 		return nil, &assay.Error{Kind: assay.Invalid, Op: "list " + cut(req.GetKind(), 64), Err: fmt.Errorf("there is no such kind"),
 			Remedy: "want one of " + strings.Join(slices.Sorted(maps.Keys(lists)), ", ")}
+	}
+	if req.GetKind() == "signals" || req.GetKind() == "edges" {
+		c.gather(ctx)
 	}
 	resp := &api.ListResponse{Time: api.FromTime(c.now())}
 	for _, it := range list(c) {

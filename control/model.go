@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"errors"
 	"net/netip"
 	"slices"
@@ -58,13 +59,21 @@ type model struct {
 	tokens   map[string]store.Token
 	bundle   *api.Bundle
 	routes   map[string][]assay.RouteParentStatus // by Route.Key, with the times of changes
+
+	// Of a control that is one of several (hear.go).
+	me       string          // its name; "": it is alone
+	revision int64           // of the store, that this has been brought to
+	dead     map[string]bool // other controls that show no life
+	lost     []string        // workloads of which the store has to be asked again
+	moved    []string        // hosts of whose workloads it has
 }
 
 // host is what is known of a host besides its noun.
 type host struct {
 	store.Host
-	session *session  // nil while its stream is down
-	away    time.Time // since when
+	session *session  // nil while its stream is not here
+	present bool      // its stream is up, here or at another control
+	away    time.Time // since when it is not
 	lost    bool      // away for longer than the lease
 	bundle  uint64    // acknowledged by the agent
 	running int       // workloads in the catalog
@@ -97,7 +106,7 @@ func (m *model) tick() {
 	now := m.now()
 	list := make([]lease, 0, len(m.hosts))
 	for _, h := range m.hosts {
-		list = append(list, lease{id: h.ID, connected: h.session != nil, away: h.away, lost: h.lost, idle: h.running == 0})
+		list = append(list, lease{id: h.ID, connected: h.present, away: h.away, lost: h.lost, idle: h.running == 0})
 	}
 	for _, id := range m.leases.expire(list, now) {
 		m.hosts[id].lost = true
@@ -164,12 +173,13 @@ func (m *model) setHost(h store.Host) {
 		known = &host{away: m.now()}
 		m.hosts[h.ID] = known
 	}
-	h.Ready = known.session != nil
+	h.Ready, h.Replica, h.Bundle = known.present, cmp.Or(known.Replica, h.Replica), max(known.Bundle, h.Bundle)
 	if m.cluster != nil {
 		n := m.cluster.nodes[h.Node]
 		h.Zone, h.Addrs = n.Zone, n.Addrs
 	}
 	known.Host = h
+	m.settle(known)
 	m.publishHost(known)
 	m.publish()
 }
@@ -178,6 +188,10 @@ func (m *model) setHost(h store.Host) {
 func (m *model) removeHost(id string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	return m.removeHostLocked(id)
+}
+
+func (m *model) removeHostLocked(id string) bool {
 	h := m.hosts[id]
 	if h == nil {
 		return false

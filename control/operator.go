@@ -156,7 +156,13 @@ func (c *Control) IssueOperator(ctx context.Context, req *api.IssueOperatorReque
 	if err != nil {
 		return nil, err
 	}
-	// Stored before it is given away: nobody has a certificate that no list shows.
+	// Stored before it is given away: nobody has a certificate that no list shows, or that
+	// outlives its root.
+	if c.cfg.Authority != nil {
+		if err := c.rotate(identity.Tick{}); err != nil {
+			return nil, err
+		}
+	}
 	line := inventoryLine(cert, "", "", "")
 	if err := c.storeFor(ctx, req.GetRole()+" "+req.GetName()+", serial "+line.Serial).InsertCertificates(ctx, line); err != nil {
 		return nil, err

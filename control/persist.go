@@ -45,17 +45,35 @@ type behind struct {
 	numbered func(key string, n int64)
 	released func(key string) bool
 	services int64
+
+	// Of one of several controls.
+	several  bool
+	attached func(host string, found bool)
+	rejected func([]store.Rejected)
 }
 
 // pending is what waits.
 type pending struct {
-	workloads    map[string]*assay.Workload // nil: gone
-	hosts        map[string]store.Host
-	vips         map[string]bool // key -> wanted or to be released
+	workloads    map[string]said
+	hosts        map[string]attached
+	claims       map[string]string // by pod; "": it is none any more
+	vips         map[string]bool   // key -> wanted or to be released
 	idle         map[string]idleService
 	certificates []store.Certificate
 	findings     []assay.Finding
 	audit        []store.Audit
+}
+
+// said is what a host says of a workload.
+type said struct {
+	w    *assay.Workload // nil: it has gone
+	host string          // whose word it is; "": the platform's
+}
+
+// attached is a host whose stream came here, or went.
+type attached struct {
+	store.Host
+	here bool
 }
 
 func newBehind(db *store.DB, log *slog.Logger) *behind {
@@ -63,11 +81,11 @@ func newBehind(db *store.DB, log *slog.Logger) *behind {
 }
 
 func emptyPending() pending {
-	return pending{workloads: map[string]*assay.Workload{}, hosts: map[string]store.Host{}, vips: map[string]bool{}}
+	return pending{workloads: map[string]said{}, hosts: map[string]attached{}, vips: map[string]bool{}, claims: map[string]string{}}
 }
 
 func (p *pending) empty() bool {
-	return len(p.workloads)+len(p.hosts)+len(p.vips)+len(p.certificates)+len(p.findings)+len(p.audit) == 0 && p.idle == nil
+	return len(p.workloads)+len(p.hosts)+len(p.vips)+len(p.claims)+len(p.certificates)+len(p.findings)+len(p.audit) == 0 && p.idle == nil
 }
 
 func (b *behind) add(f func(p *pending)) {
@@ -81,9 +99,26 @@ func (b *behind) add(f func(p *pending)) {
 }
 
 func (b *behind) workload(id string, w *assay.Workload) {
-	b.add(func(p *pending) { p.workloads[id] = w })
+	b.add(func(p *pending) { p.workloads[id] = said{w, w.Host} })
 }
-func (b *behind) host(h store.Host)                { b.add(func(p *pending) { p.hosts[h.ID] = h }) }
+
+// gone has a workload forgotten that its host ("": the platform) says has gone.
+func (b *behind) gone(id, host string) {
+	b.add(func(p *pending) { p.workloads[id] = said{nil, host} })
+}
+
+// waits reports whether something is still to be stored of a workload.
+func (b *behind) waits(id string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	_, waits := b.work.workloads[id]
+	return waits
+}
+
+func (b *behind) host(h store.Host, here bool) {
+	b.add(func(p *pending) { p.hosts[h.ID] = attached{h, here} })
+}
+func (b *behind) claim(pod, host string)           { b.add(func(p *pending) { p.claims[pod] = host }) }
 func (b *behind) vip(key string, want bool)        { b.add(func(p *pending) { p.vips[key] = want }) }
 func (b *behind) idle(list map[string]idleService) { b.add(func(p *pending) { p.idle = list }) }
 
@@ -95,7 +130,7 @@ func (b *behind) alone(host string, f func() error) error {
 	b.mu.Lock()
 	delete(b.work.hosts, host)
 	for id, w := range b.work.workloads {
-		if w != nil && w.Host == host {
+		if w.host == host {
 			delete(b.work.workloads, id)
 		}
 	}
@@ -215,6 +250,7 @@ func (b *behind) keep(old *pending) {
 	keepOld(p.workloads, old.workloads)
 	keepOld(p.hosts, old.hosts)
 	keepOld(p.vips, old.vips)
+	keepOld(p.claims, old.claims)
 	if p.idle == nil {
 		p.idle = old.idle
 	}
@@ -244,13 +280,19 @@ func (b *behind) write(ctx context.Context, p *pending) error {
 		delete(p.vips, key)
 	}
 	for _, id := range slices.Sorted(maps.Keys(p.hosts)) {
-		if err := b.final("store host", b.store.PutHost(ctx, p.hosts[id])); err != nil {
+		if err := b.final("store host", b.writeHost(ctx, p.hosts[id])); err != nil {
 			return err
 		}
 		delete(p.hosts, id)
 	}
 	if err := b.writeWorkloads(ctx, p); err != nil {
 		return err
+	}
+	if len(p.claims) > 0 {
+		if err := b.final("store claims", b.store.SetClaims(ctx, p.claims)); err != nil {
+			return err
+		}
+		clear(p.claims)
 	}
 	if p.idle != nil {
 		raw, err := json.Marshal(p.idle)
@@ -291,15 +333,32 @@ func each[T any](b *behind, list *[]T, op string, write func(T) error) error {
 // page is how many records of a kind are written at once: a cluster that joins has thousands.
 const page = 500
 
+func (b *behind) writeHost(ctx context.Context, h attached) error {
+	switch {
+	case !b.several:
+		return b.store.PutHost(ctx, h.Host)
+	case !h.here:
+		return b.store.DetachHost(ctx, h.ID, h.Seen)
+	}
+	found, err := b.store.AttachHost(ctx, h.Host)
+	if err == nil {
+		b.attached(h.ID, found)
+	}
+	return err
+}
+
 func (b *behind) writeWorkloads(ctx context.Context, p *pending) error {
 	var put []assay.Workload
 	var gone []string
 	for _, id := range slices.Sorted(maps.Keys(p.workloads)) {
-		if w := p.workloads[id]; w != nil {
+		if w := p.workloads[id].w; w != nil {
 			put = append(put, *w)
 		} else {
 			gone = append(gone, id)
 		}
+	}
+	if b.several {
+		return b.reportWorkloads(ctx, p, put, gone)
 	}
 	for part := range slices.Chunk(gone, page) {
 		if err := b.final("forget workloads", b.store.DeleteWorkloads(ctx, part...)); err != nil {
@@ -315,6 +374,32 @@ func (b *behind) writeWorkloads(ctx context.Context, p *pending) error {
 		}
 		for _, w := range part {
 			delete(p.workloads, w.ID)
+		}
+	}
+	return nil
+}
+
+// reportWorkloads stores what others may contradict.
+func (b *behind) reportWorkloads(ctx context.Context, p *pending, put []assay.Workload, gone []string) error {
+	for len(put)+len(gone) > 0 {
+		var ended []store.Gone
+		for _, id := range gone[:min(len(gone), page)] {
+			ended = append(ended, store.Gone{ID: id, Host: p.workloads[id].host})
+		}
+		there := put[:min(len(put), page-len(ended))]
+		rejected, err := b.store.ReportWorkloads(ctx, there, ended)
+		if err := b.final("store workloads", err); err != nil {
+			return err
+		}
+		for _, g := range ended {
+			delete(p.workloads, g.ID)
+		}
+		for i := range there {
+			delete(p.workloads, there[i].ID)
+		}
+		gone, put = gone[len(ended):], put[len(there):]
+		if len(rejected) > 0 {
+			b.rejected(rejected)
 		}
 	}
 	return nil

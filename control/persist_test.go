@@ -111,15 +111,15 @@ func TestBoundsOfWhatWaits(t *testing.T) {
 	for range 1000 {
 		b.workload("w", w)
 	}
-	b.workload("w", nil)
-	if len(b.work.workloads) != 1 || b.work.workloads["w"] != nil {
+	b.gone("w", "h")
+	if len(b.work.workloads) != 1 || b.work.workloads["w"].w != nil {
 		t.Errorf("waiting: %v", b.work.workloads)
 	}
 	// What comes back does not undo what came later.
 	old := emptyPending()
-	old.workloads["w"], old.workloads["v"] = w, w
+	old.workloads["w"], old.workloads["v"] = said{w: w}, said{w: w}
 	b.keep(&old)
-	if b.work.workloads["w"] != nil || b.work.workloads["v"] == nil {
+	if b.work.workloads["w"].w != nil || b.work.workloads["v"].w == nil {
 		t.Errorf("kept: %v", b.work.workloads)
 	}
 }

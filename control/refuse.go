@@ -35,18 +35,25 @@ func (r *refusedCertificates) list() map[string]time.Time {
 }
 
 func (c *Control) loadRefused(ctx context.Context) error {
-	raw, err := c.store.GetMeta(ctx, metaRefused)
-	if assay.KindOf(err) == assay.NotFound {
-		return nil
-	}
-	var list map[string]time.Time
-	if err == nil {
-		err = json.Unmarshal(raw, &list)
-	}
-	if err == nil {
+	c.refusing.Lock()
+	defer c.refusing.Unlock()
+	_, list, err := c.storedRefused(ctx)
+	if err == nil && list != nil {
 		c.refused.Store(&list)
 	}
 	return err
+}
+
+// storedRefused reads the list, as it is stored too; nil: there is none.
+func (c *Control) storedRefused(ctx context.Context) (raw []byte, list map[string]time.Time, err error) {
+	raw, err = c.store.GetMeta(ctx, metaRefused)
+	if assay.KindOf(err) == assay.NotFound {
+		return nil, nil, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(raw, &list)
+	}
+	return raw, list, err
 }
 
 // revoked refuses a certificate that was taken back, on every new connection; calls on
@@ -86,24 +93,32 @@ func (c *Control) refuseCertificate(ctx context.Context, serial string) error {
 func (c *Control) refuseCertificates(ctx context.Context, db *store.DB, certs ...store.Certificate) error {
 	c.refusing.Lock()
 	defer c.refusing.Unlock()
-	list := maps.Clone(c.refused.list())
-	if list == nil {
-		list = map[string]time.Time{}
+	for {
+		was, list, err := c.storedRefused(ctx)
+		if err != nil {
+			return err
+		}
+		if list == nil {
+			list = map[string]time.Time{}
+		}
+		now := c.now()
+		maps.DeleteFunc(list, func(_ string, ends time.Time) bool { return ends.Before(now) })
+		for _, cert := range certs {
+			list[cert.Serial] = cert.NotAfter
+		}
+		raw, err := json.Marshal(list)
+		if err != nil {
+			return err
+		}
+		swapped, err := db.CompareAndSetMeta(ctx, metaRefused, was, raw)
+		if err != nil {
+			return err
+		}
+		if swapped {
+			c.refused.Store(&list)
+			return nil
+		}
 	}
-	now := c.now()
-	maps.DeleteFunc(list, func(_ string, ends time.Time) bool { return ends.Before(now) })
-	for _, cert := range certs {
-		list[cert.Serial] = cert.NotAfter
-	}
-	raw, err := json.Marshal(list)
-	if err != nil {
-		return err
-	}
-	if err := db.PutMeta(ctx, metaRefused, raw); err != nil {
-		return err
-	}
-	c.refused.Store(&list)
-	return nil
 }
 
 // certificatesOf returns the certificates of a subject that have not ended.

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"time"
 
 	"assay.dev"
@@ -8,17 +9,24 @@ import (
 	"assay.dev/identity"
 )
 
-// rotate tells the authority what happened, publishes a new bundle and keeps
-// control's own certificate fresh. Only Open, tick and Rotate call it, through
-// the authority's lock one after the other.
+// rotate follows the steps of others and tells the authority what happened, publishes a new
+// bundle and keeps control's own certificate fresh. Only Open, rotations and Rotate call it,
+// through the authority's lock one after the other.
 func (c *Control) rotate(e identity.Event) error {
-	actions, err := c.authority.Step(e)
+	followed, err := c.authority.Follow()
+	if followed {
+		c.log.Info("certificates", "followed", "another control's step")
+	}
+	var actions []identity.Action
+	if err == nil {
+		actions, err = c.authority.Step(e)
+	}
 	for _, a := range actions {
 		c.log.Info("certificates", "action", a.String())
 	}
 	b := c.authority.Bundle()
 	c.model.setBundle(api.FromBundle(b.Version, b.Roots))
-	if own := c.ownCertificate(len(actions) > 0); err == nil {
+	if own := c.ownCertificate(followed || len(actions) > 0); err == nil {
 		err = own
 	}
 	return err
@@ -67,17 +75,17 @@ func (m *model) live() []trusting {
 	now := m.now()
 	var out []trusting
 	for _, h := range m.hosts {
-		if h.session != nil || m.certified(assay.Infrastructure(m.trustDomain, "host", h.ID).String(), "", now) {
-			out = append(out, trusting{nil, h, h.bundle})
+		if h.present || m.certified(assay.Infrastructure(m.trustDomain, "host", h.ID).String(), "", now) {
+			out = append(out, trusting{nil, h, h.acknowledged(h.bundle)})
 		}
 	}
 	for _, w := range m.catalog.Workloads() {
 		h := m.hosts[w.Host]
-		if h == nil {
-			continue
+		if h == nil || h.elsewhere() {
+			continue // who has its stream says for all on it
 		}
-		if m.certified(w.Identity.String(), w.ID, now) || !w.MeshedSince.IsZero() && h.session != nil {
-			out = append(out, trusting{w, h, m.acks[w.ID]})
+		if m.certified(w.Identity.String(), w.ID, now) || !w.MeshedSince.IsZero() && h.present {
+			out = append(out, trusting{w, h, h.acknowledged(m.acks[w.ID])})
 		}
 	}
 	return out
@@ -96,4 +104,67 @@ func (m *model) leastAcknowledged() uint64 {
 		least = min(least, t.version)
 	}
 	return least
+}
+
+// acknowledged is what somebody on a host trusts: what was heard here while its stream is here,
+// and else what the control stored that had it, if that is more.
+func (h *host) acknowledged(heard uint64) uint64 {
+	if h.session != nil {
+		return heard
+	}
+	return max(heard, h.Bundle)
+}
+
+// acknowledge stores what everybody on the hosts trusts whose streams are here, for the control
+// that takes the next step.
+func (c *Control) acknowledge(ctx context.Context) {
+	if c.several == nil {
+		return
+	}
+	for id, least := range c.model.toAcknowledge(c.authority.Waiting()) {
+		limited, cancel := context.WithTimeout(ctx, flushTime)
+		err := c.store.AcknowledgeHost(limited, id, least)
+		cancel()
+		if err != nil {
+			return // the next tick does, when the store is back
+		}
+		c.model.stored(id, least)
+	}
+}
+
+// toAcknowledge returns the oldest bundle that anybody trusts on hosts of which the store has
+// another. A workload that has not said yet counts only when somebody waits for all.
+func (m *model) toAcknowledge(waiting bool) map[string]uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	due := false
+	for _, h := range m.hosts {
+		due = due || h.session != nil && h.session.attached && (waiting || m.bundle != nil && h.Bundle < m.bundle.Version)
+	}
+	if !due {
+		return nil
+	}
+	out := map[string]uint64{}
+	for _, t := range m.live() {
+		if s := t.host.session; s == nil || !s.attached || t.version == 0 && t.workload != nil && !waiting {
+			continue
+		}
+		if least, ok := out[t.host.ID]; !ok || t.version < least {
+			out[t.host.ID] = t.version
+		}
+	}
+	for id, least := range out {
+		if m.hosts[id].Bundle == least {
+			delete(out, id)
+		}
+	}
+	return out
+}
+
+func (m *model) stored(host string, bundle uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if h := m.hosts[host]; h != nil {
+		h.Bundle = bundle
+	}
 }

@@ -87,6 +87,8 @@ type changes struct {
 	version uint64
 	upsert  []*api.Resource
 	remove  []string
+	// revision of the store that it follows from, if others share that.
+	revision int64
 }
 
 // since returns what changed after version v; ok is false when removals after v

@@ -51,7 +51,9 @@ type session struct {
 	seen     map[string]bool // workloads that were reported on this stream
 	// early are acknowledgements of proxies whose workload is yet to be reported;
 	// at most maxRunning.
-	early map[string]uint64
+	early    map[string]uint64
+	attached bool // the store knows that the stream is here; if others share it
+	synced   bool // the host has told all that it runs
 }
 
 // resumption is what a host had when it opened its stream, for the first delta.
@@ -59,7 +61,16 @@ type resumption struct {
 	epoch uint64
 	known map[string]uint64
 	by    time.Time // the delta waits no longer than this for Synced; zero: it came
+	// The host heard from another control of what this one has to hear of first: revision
+	// until, and, for the hosts that come with it, what they report.
+	revision  int64
+	until     time.Time
+	elsewhere bool
 }
+
+// heardMost is how long a host that comes from another control waits for this one to have
+// heard what that one knew. Until then it goes on with that.
+const heardMost = 10 * time.Second
 
 func (s *session) wake() {
 	select {
@@ -128,7 +139,7 @@ func (m *model) join(s *session, hello *api.HostHello) (*api.Welcome, error) {
 		h.session.cancel(errReplaced)
 		delete(m.sessions, h.session)
 	}
-	h.session, h.Ready, h.Seen = s, true, m.now()
+	h.session, h.present, h.Ready, h.Seen = s, true, true, m.now()
 	if name != "" && h.Node == "" {
 		h.Name = name
 	}
@@ -137,9 +148,12 @@ func (m *model) join(s *session, hello *api.HostHello) (*api.Welcome, error) {
 		h.lost = false
 		m.catalog.SetHostLost(h.ID, false)
 	}
-	m.behind.host(h.Host)
+	m.behind.host(h.Host, true)
 	m.publishHost(h)
-	s.first = &resumption{hello.GetEpoch(), hello.GetKnown(), time.Now().Add(m.hold)}
+	s.first = &resumption{epoch: hello.GetEpoch(), known: hello.GetKnown(), by: time.Now().Add(m.hold)}
+	if m.me != "" && hello.GetEpoch() != 0 && hello.GetEpoch() != m.snapshot.epoch {
+		s.first.revision, s.first.until, s.first.elsewhere = hello.GetRevision(), time.Now().Add(heardMost), true
+	}
 	s.version = m.snapshot.version
 	m.sessions[s] = true
 	m.publish()
@@ -153,6 +167,20 @@ func unknownHost(id string) error {
 	return &assay.Error{Kind: assay.Denied, Op: "host " + id, Err: errors.New("it is not of this mesh, or was removed"), Remedy: "join it again with a new token"}
 }
 
+// attached takes in that the store knows of a host's stream, or that the host was removed.
+func (m *model) attached(id string, found bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	h := m.hosts[id]
+	switch {
+	case h == nil:
+	case !found:
+		m.removeHostLocked(id)
+	case h.session != nil:
+		h.session.attached, h.Replica = true, m.me
+	}
+}
+
 // leave ends s; the host keeps its workloads.
 func (m *model) leave(s *session) {
 	m.mu.Lock()
@@ -163,9 +191,12 @@ func (m *model) leave(s *session) {
 		return
 	}
 	m.stopWaiting(s.host)
-	h.session, h.Ready, h.away, h.Seen = nil, false, m.now(), m.now()
-	m.behind.host(h.Host)
-	m.publishHost(h)
+	h.session, h.Seen = nil, m.now()
+	if h.Replica == m.me {
+		h.Replica = ""
+	}
+	m.settle(h)
+	m.behind.host(h.Host, false)
 	m.publish()
 }
 
@@ -247,7 +278,12 @@ func (m *model) collect(s *session, due bool) (b batch, err error) {
 			b.more, b.hold = true, left
 			return b, nil
 		}
+		if s.first.revision > m.revision && time.Now().Before(s.first.until) {
+			b.more, b.hold = true, coalesce
+			return b, nil
+		}
 		first := m.snapshot.resume(s.first.epoch, s.first.known)
+		first.revision = m.revision
 		b.changes, s.first, s.version = &first, nil, first.version
 		return b, nil
 	}
@@ -262,18 +298,18 @@ func (m *model) collect(s *session, due bool) (b batch, err error) {
 	if !ok {
 		return b, &assay.Error{Kind: assay.Unavailable, Op: "sync host " + s.host, Err: errTooSlow}
 	}
-	s.version = ch.version
+	s.version, ch.revision = ch.version, m.revision
 	b.changes = &ch
 	return b, nil
 }
 
 // sendDelta sends changes in messages of bounded size; the last one is complete.
 func sendDelta(stream grpc.BidiStreamingServer[api.HostUpdate, api.ControlUpdate], ch *changes) error {
-	d := &api.Delta{Version: ch.version}
+	d := &api.Delta{Version: ch.version, Revision: ch.revision}
 	size := 0
 	flush := func() error {
 		err := stream.Send(&api.ControlUpdate{Update: &api.ControlUpdate_Delta{Delta: d}})
-		d, size = &api.Delta{Version: ch.version}, 0
+		d, size = &api.Delta{Version: ch.version, Revision: ch.revision}, 0
 		return err
 	}
 	// Removals first: an address that moved is free before it is taken.
@@ -338,18 +374,21 @@ func (m *model) take(s *session, msg *api.HostUpdate) error {
 		m.publishSoon()
 		if w, ok := m.catalog.Workload(u.WorkloadGone); ok && w.Host == s.host {
 			m.removeWorkload(u.WorkloadGone)
-			m.behind.workload(u.WorkloadGone, nil)
+			m.behind.gone(u.WorkloadGone, s.host)
 		}
 	case *api.HostUpdate_Synced:
 		for _, id := range m.workloadsOf(s.host) {
 			if !s.seen[id] {
 				m.removeWorkload(id)
-				m.behind.workload(id, nil)
+				m.behind.gone(id, s.host)
 			}
 		}
+		s.synced = true
 		m.disclaim(func(_ string, c claim) bool { return c.host == s.host && c.session != s })
 		m.publish()
-		if s.first != nil {
+		// From another control hosts come together: what one of them said there last the others
+		// know, and this control when that host has told it again.
+		if s.first != nil && !s.first.elsewhere {
 			s.first.by = time.Time{}
 			s.wake()
 		}
@@ -418,7 +457,7 @@ func (m *model) report(h *host, s *session, w *assay.Workload) {
 	}
 	for _, id := range stale {
 		m.removeWorkload(id)
-		m.behind.workload(id, nil)
+		m.behind.gone(id, h.ID)
 	}
 	if h.Node != "" {
 		known := *w

@@ -1,12 +1,14 @@
 package control
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"assay.dev"
@@ -68,6 +70,13 @@ func (c *Control) Tap(req *api.TapRequest, stream grpc.ServerStreamingServer[api
 	}
 	defer c.model.closeTap(t)
 	c.record(k, nil)
+	if k.role != replica {
+		elsewhere, cancel := context.WithCancel(ctx)
+		var asked sync.WaitGroup
+		asked.Go(func() { c.tapElsewhere(elsewhere, req.GetWatch(), t) })
+		defer asked.Wait()
+		defer cancel()
+	}
 	end := time.NewTimer(time.Until(w.Until))
 	defer end.Stop()
 	tick := time.NewTicker(time.Second)

@@ -3,7 +3,7 @@
 // certificates, the audit trail, findings, and small named values.
 //
 // One schema and one set of queries run on two engines: SQLite, embedded, for one
-// control; PostgreSQL's wire protocol for several. What differs is in dialect
+// control; PostgreSQL's wire protocol for several, which follow each other's writes. What differs is in dialect
 // values (sqlite.go, postgres.go): how a transaction starts, how a row is locked,
 // what an error code means. CockroachDB is designed for (no LISTEN, advisory lock,
 // sequence, or any SQL of one engine) and untested.
@@ -35,7 +35,8 @@
 //
 // # What it refuses to do
 //
-// It holds no private key and no secret: of a token it has only a hash. It decides
+// It holds no secret in the clear: of a token it has only a hash, of an authority that
+// several controls share what they have sealed. It decides
 // nothing, watches nothing and starts no goroutine of its own (database/sql keeps
 // one per pool until Close). Nothing reads it to serve a request.
 //
@@ -47,5 +48,6 @@
 // store.go opens; engine.go runs transactions; migrate.go and migrations/ hold the
 // schema; object.go is intent; host.go hosts, tokens and workloads; allocate.go
 // stable numbers; certificate.go the inventory; record.go audit and findings;
-// meta.go named values.
+// meta.go named values; follow.go what others have changed; replica.go who they are, whose
+// hosts are whose, and what one may say of them.
 package store
