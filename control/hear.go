@@ -167,7 +167,8 @@ func (m *model) hearHost(h store.Host) {
 	}
 	h.Ready = known.Ready
 	if m.cluster != nil {
-		h.Zone = m.cluster.nodes[h.Node]
+		n := m.cluster.nodes[h.Node]
+		h.Zone, h.Addrs = n.Zone, n.Addrs
 	}
 	known.Host = h
 	m.settle(known)
@@ -376,6 +377,7 @@ func (m *model) hearFinding(f *store.Finding) {
 		return o.Workload == f.Workload && o.Kind == f.Kind && o.Subject == f.Subject
 	})
 	n := *f
+	m.found++
 	if i >= 0 {
 		n.Count = max(n.Count, m.findings[i].Count)
 		m.findings = slices.Delete(m.findings, i, i+1)

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -26,6 +27,7 @@ type controlFlags struct {
 	lease, leafLife                                           time.Duration
 	kubernetes                                                bool
 	kubeconfig, namespace                                     string
+	authorityKey, authoritySecret, advertise                  string
 }
 
 // controlCommand runs control alone, for the hosts of a mesh.
@@ -40,6 +42,10 @@ and signs their workloads' certificates. Hosts join with a token (assay token cr
 With --kubernetes its hosts are the nodes of a cluster: their agents join with the tokens of
 their service account, services and pods are those of the API server, and people declare
 routes and the rest there.
+
+With --authority-key its authority is in the store too, sealed under that key. Of those that
+have the same key and the same PostgreSQL store any number serve at the same time: hosts go to
+any of them, and to another when one dies.
 
 It stops at SIGTERM; connections of workloads do not need it.`,
 		Args: cobra.NoArgs,
@@ -58,7 +64,11 @@ It stops at SIGTERM; connections of workloads do not need it.`,
 	flags.BoolVar(&f.kubernetes, "kubernetes", false, "be the control of a Kubernetes cluster")
 	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "how to reach its API server (default: as the pod that this runs in)")
 	flags.StringVar(&f.namespace, "namespace", cmp.Or(os.Getenv("POD_NAMESPACE"), "assay-system"), "the mesh's own namespace there, with the agents' service account (default: $POD_NAMESPACE, or assay-system)")
+	flags.StringVar(&f.authorityKey, "authority-key", "", "file with the key under which the authority is sealed in the store (default: its keys are in --data)")
+	flags.StringVar(&f.authoritySecret, "authority-secret", "", "with --kubernetes: Secret with that key, in --namespace; an empty one is filled")
+	flags.StringVar(&f.advertise, "advertise", "", "HOST:PORT where other controls on the store reach this one")
 	c.MarkFlagsMutuallyExclusive("kubernetes", "config")
+	c.MarkFlagsMutuallyExclusive("authority-key", "authority-secret")
 	flags.DurationVar(&f.lease, "lease", 30*time.Second, "how long the workloads of a host that is away stay ready")
 	flags.DurationVar(&f.leafLife, "leaf-life", identity.WorkloadLife, "how long workloads' certificates live; renewed at half of it")
 	return c
@@ -73,7 +83,15 @@ func runControl(ctx context.Context, f controlFlags, log *slog.Logger) (err erro
 	}
 	cfg := control.Config{
 		Data: f.data, Store: f.store, TrustDomain: f.trustDomain, Intent: f.config, Translate: kube.Translate,
-		Lease: f.lease, LeafLife: f.leafLife, Viewers: viewers, Log: log,
+		Lease: f.lease, LeafLife: f.leafLife, Viewers: viewers, Log: log, Advertise: f.advertise,
+	}
+	if f.authoritySecret != "" && !f.kubernetes {
+		return &assay.Error{Kind: assay.Invalid, Op: "read flags", Err: errors.New("--authority-secret is for --kubernetes"), Remedy: "name a file with --authority-key"}
+	}
+	if f.authorityKey != "" {
+		if cfg.Authority, err = identity.ReadSealingKeys(f.authorityKey); err != nil {
+			return err
+		}
 	}
 	var platform *kubernetes
 	if f.kubernetes {
@@ -81,6 +99,11 @@ func runControl(ctx context.Context, f controlFlags, log *slog.Logger) (err erro
 			return err
 		}
 		cfg.Cluster = &control.Cluster{Bearer: platform.bearer}
+		if f.authoritySecret != "" {
+			if cfg.Authority, err = platform.sealingKeys(ctx, f.authoritySecret); err != nil {
+				return err
+			}
+		}
 	}
 	c, err := control.Open(ctx, cfg)
 	if err != nil && ctx.Err() != nil {

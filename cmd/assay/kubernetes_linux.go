@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"assay.dev/control"
+	"assay.dev/identity"
 	"assay.dev/kube/cluster"
 	"assay.dev/kube/publish"
 	"assay.dev/kube/review"
@@ -30,6 +31,7 @@ type kubernetes struct {
 	routes   *publish.Routes
 	events   *publish.Events
 	log      *slog.Logger
+	sealing  func(ctx context.Context, secret string) ([]byte, error)
 	missing  []string // kinds of configuration that the API server does not have
 }
 
@@ -54,7 +56,19 @@ func openKubernetes(kubeconfig, namespace string, log *slog.Logger) (*kubernetes
 	if err != nil {
 		return nil, err
 	}
-	return &kubernetes{watcher: cluster.New(config, log), reviewer: reviewer, trust: trust, routes: routes, events: events, log: log}, nil
+	return &kubernetes{watcher: cluster.New(config, log), reviewer: reviewer, trust: trust, routes: routes, events: events, log: log,
+		sealing: func(ctx context.Context, secret string) ([]byte, error) {
+			return publish.SealingKey(ctx, config, namespace, secret, identity.NewSealingKey)
+		}}, nil
+}
+
+// sealingKeys are those in a Secret of the mesh's own namespace.
+func (k *kubernetes) sealingKeys(ctx context.Context, name string) (*identity.SealingKeys, error) {
+	text, err := k.sealing(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return identity.ParseSealingKeys(text)
 }
 
 // bearer is control.Cluster's.

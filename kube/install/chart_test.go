@@ -49,6 +49,9 @@ func values(o *Options) map[string]any {
 	if o.MetricsPort != 0 {
 		v["metricsPort"] = o.MetricsPort
 	}
+	if o.Replicas != 0 {
+		v["replicas"] = o.Replicas
+	}
 	if o.ServiceMonitor {
 		v["serviceMonitor"] = true
 	}
@@ -129,15 +132,14 @@ func TestChart(t *testing.T) {
 // TestChartRefuses: what options cannot be, values cannot be.
 func TestChartRefuses(t *testing.T) {
 	for want, v := range map[string]map[string]any{
-		"build one as docs/kubernetes.md":   {},
-		"one control's alone":               {"image": "a", "replicas": 2},
-		"the authority's keys on control's": {"image": "a", "replicas": 2, "storeSecret": "s"},
-		"there are no metrics":              {"image": "a", "metricsPort": -1, "serviceMonitor": true},
-		"/volume":                           {"image": "a", "volume": "tape"},
-		"additional properties 'imagee'":    {"imagee": "a"},
-		"/metricsPort":                      {"image": "a", "metricsPort": 70000},
-		"/cniBin":                           {"image": "a", "cniBin": "opt/cni"},
-		"/image":                            {"image": "a b"},
+		"build one as docs/kubernetes.md": {},
+		"one control's alone":             {"image": "a", "replicas": 2},
+		"there are no metrics":            {"image": "a", "metricsPort": -1, "serviceMonitor": true},
+		"/volume":                         {"image": "a", "volume": "tape"},
+		"additional properties 'imagee'":  {"imagee": "a"},
+		"/metricsPort":                    {"image": "a", "metricsPort": 70000},
+		"/cniBin":                         {"image": "a", "cniBin": "opt/cni"},
+		"/image":                          {"image": "a b"},
 	} {
 		out, err := helm(t, "template", "mesh", chart, "--namespace", "mesh", "-f", write(t, v))
 		if err == nil || !strings.Contains(out, want) {

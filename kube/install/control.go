@@ -6,6 +6,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -21,10 +22,30 @@ const (
 // controlObjects are control and the way to it.
 func controlObjects(o *Options) []Object {
 	list := []Object{controlService(o), controlPolicy(o)}
-	if o.Volume == Claim {
+	if o.StoreSecret != "" {
+		list = append(list, authority(o))
+	}
+	if o.Volume == Claim && !o.several() {
 		list = append(list, claim(o))
 	}
+	if o.Replicas > 1 {
+		list = append(list, budget(o))
+	}
 	return append(list, deployment(o))
+}
+
+// authority is empty: the first control makes the key. It may do so in this one alone, and
+// therefore does not make it.
+func authority(o *Options) *corev1.Secret {
+	return &corev1.Secret{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"}, ObjectMeta: meta(o, AuthorityName, "control"), Type: corev1.SecretTypeOpaque}
+}
+
+// budget lets nodes be drained one control after the other.
+func budget(o *Options) *policyv1.PodDisruptionBudget {
+	return &policyv1.PodDisruptionBudget{
+		TypeMeta: metav1.TypeMeta{APIVersion: policyv1.SchemeGroupVersion.String(), Kind: "PodDisruptionBudget"}, ObjectMeta: meta(o, ControlName, "control"),
+		Spec: policyv1.PodDisruptionBudgetSpec{MaxUnavailable: new(intstr.FromInt32(1)), Selector: &metav1.LabelSelector{MatchLabels: selector("control")}},
+	}
 }
 
 // controlService comes before the agents: its address is in their environment, so that they
@@ -67,14 +88,20 @@ func claim(o *Options) *corev1.PersistentVolumeClaim {
 	return c
 }
 
-// deployment is control, which is replaced and never doubled: one control has the
-// authority. Everything that runs goes on meanwhile.
+// deployment is control. One with a volume is replaced and never doubled, since it has the
+// authority, and everything that runs goes on meanwhile; of several the next is ready before
+// one ends.
 func deployment(o *Options) *appsv1.Deployment {
+	strategy := appsv1.DeploymentStrategy{Type: appsv1.RecreateDeploymentStrategyType}
+	if o.several() {
+		strategy = appsv1.DeploymentStrategy{Type: appsv1.RollingUpdateDeploymentStrategyType,
+			RollingUpdate: &appsv1.RollingUpdateDeployment{MaxUnavailable: new(intstr.FromInt32(0)), MaxSurge: new(intstr.FromInt32(1))}}
+	}
 	return &appsv1.Deployment{
 		TypeMeta: metav1.TypeMeta{APIVersion: "apps/v1", Kind: "Deployment"}, ObjectMeta: meta(o, ControlName, "control"),
 		Spec: appsv1.DeploymentSpec{
 			Replicas: &o.Replicas,
-			Strategy: appsv1.DeploymentStrategy{Type: appsv1.RecreateDeploymentStrategyType},
+			Strategy: strategy,
 			Selector: &metav1.LabelSelector{MatchLabels: selector("control")},
 			Template: corev1.PodTemplateSpec{
 				ObjectMeta: metav1.ObjectMeta{Labels: labels("control", nil)},
@@ -97,7 +124,15 @@ func controlPod(o *Options) corev1.PodSpec {
 		Containers: []corev1.Container{controlContainer(o)},
 		Volumes:    []corev1.Volume{controlVolume(o), {Name: "run", VolumeSource: emptyDir()}, {Name: "tmp", VolumeSource: emptyDir()}},
 	}
+	if o.Replicas > 1 {
+		s.TopologySpreadConstraints = []corev1.TopologySpreadConstraint{spread(corev1.LabelHostname), spread(corev1.LabelTopologyZone)}
+	}
 	return s
+}
+
+// spread keeps controls apart as far as there is room.
+func spread(key string) corev1.TopologySpreadConstraint {
+	return corev1.TopologySpreadConstraint{MaxSkew: 1, TopologyKey: key, WhenUnsatisfiable: corev1.ScheduleAnyway, LabelSelector: &metav1.LabelSelector{MatchLabels: selector("control")}}
 }
 
 func controlContainer(o *Options) corev1.Container {
@@ -109,7 +144,7 @@ func controlContainer(o *Options) corev1.Container {
 		// Where the operators' socket is, for control and for whoever executes assay in its pod.
 		Env:   []corev1.EnvVar{{Name: "ASSAY_RUNTIME", Value: run}},
 		Ports: []corev1.ContainerPort{{Name: "hosts", ContainerPort: ControlPort, Protocol: corev1.ProtocolTCP}},
-		// It listens when it holds its store.
+		// It listens when it has read its store, and not while others reach a store that it does not.
 		ReadinessProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("hosts")}}, PeriodSeconds: 5},
 		Resources:      requests("100m", "128Mi"),
 		SecurityContext: &corev1.SecurityContext{
@@ -122,13 +157,14 @@ func controlContainer(o *Options) corev1.Container {
 	if o.StoreSecret != "" {
 		c.Env = append(c.Env, corev1.EnvVar{Name: "ASSAY_STORE", ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{
 			LocalObjectReference: corev1.LocalObjectReference{Name: o.StoreSecret}, Key: "url"}}})
-		c.Args = append(c.Args, "--store=$(ASSAY_STORE)")
+		c.Env = append(c.Env, corev1.EnvVar{Name: "POD_IP", ValueFrom: field("status.podIP")})
+		c.Args = append(c.Args, "--store=$(ASSAY_STORE)", "--authority-secret="+AuthorityName, fmt.Sprintf("--advertise=[$(POD_IP)]:%d", ControlPort))
 	}
 	return c
 }
 
 func controlVolume(o *Options) corev1.Volume {
-	if o.Volume == EmptyDir {
+	if o.Volume == EmptyDir || o.several() {
 		return corev1.Volume{Name: "data", VolumeSource: emptyDir()}
 	}
 	return corev1.Volume{Name: "data", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: ControlName}}}

@@ -140,11 +140,18 @@ func title(u *unstructured.Unstructured) string {
 
 // everything is all that any choice of options installs.
 func everything(namespace string) ([]Object, error) {
-	return Objects(Options{Namespace: namespace, Image: "none", ServiceMonitor: true})
+	all, err := Objects(Options{Namespace: namespace, Image: "none", ServiceMonitor: true, Replicas: 2, StoreSecret: "none"})
+	if err != nil {
+		return nil, err
+	}
+	return append(all, claim(&Options{Namespace: namespace, VolumeSize: "1Gi"})), nil
 }
 
-// prune removes what an earlier choice of options had installed. The authority's volume
-// stays.
+// keepsAuthority reports whether without an object of this kind the mesh would be lost.
+func keepsAuthority(kind string) bool { return kind == "PersistentVolumeClaim" || kind == "Secret" }
+
+// prune removes what an earlier choice of options had installed. The authority's volume and
+// key stay.
 func (i *Installer) prune(ctx context.Context, o Options, wanted []Object) error {
 	all, err := everything(o.Namespace)
 	if err != nil {
@@ -155,7 +162,7 @@ func (i *Installer) prune(ctx context.Context, o Options, wanted []Object) error
 		same := func(w Object) bool {
 			return w.GetObjectKind().GroupVersionKind().Kind == kind && w.GetName() == x.GetName()
 		}
-		if kind == "PersistentVolumeClaim" || slices.ContainsFunc(wanted, same) {
+		if keepsAuthority(kind) || slices.ContainsFunc(wanted, same) {
 			continue
 		}
 		if err := i.remove(ctx, kind, x.GetNamespace(), x.GetName()); err != nil {

@@ -100,10 +100,10 @@ var resources = map[string]schema.GroupVersionResource{
 	"PodDisruptionBudget":      {Group: policyv1.GroupName, Version: "v1", Resource: "poddisruptionbudgets"},
 	"ServiceMonitor":           {Group: "monitoring.coreos.com", Version: "v1", Resource: "servicemonitors"},
 	"Pod":                      {Version: "v1", Resource: "pods"},
+	"Secret":                   {Version: "v1", Resource: "secrets"},
 	// Not installed, but read.
 	"Event":        {Version: "v1", Resource: "events"},
 	"Node":         {Version: "v1", Resource: "nodes"},
-	"Secret":       {Version: "v1", Resource: "secrets"},
 	"RuntimeClass": {Group: "node.k8s.io", Version: "v1", Resource: "runtimeclasses"},
 }
 

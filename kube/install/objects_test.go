@@ -18,7 +18,8 @@ var forms = map[string]Options{
 		StoreSecret: "store", VolumeSize: "5Gi", StorageClass: "fast", CNIConf: "/etc/rancher/cni", CNIBin: "/var/lib/rancher/bin",
 		CRISocket: "/var/lib/rancher/containerd.sock", MetricsPort: 9999, ServiceMonitor: true, OlderGrace: "90s",
 	},
-	"try": {Image: "assay.test/assay:3", Volume: EmptyDir, MetricsPort: -1, CRISocket: "/run/k3s/containerd.sock"},
+	"several": {Image: "assay.test/assay:4", Replicas: 3, StoreSecret: "store"},
+	"try":     {Image: "assay.test/assay:3", Volume: EmptyDir, MetricsPort: -1, CRISocket: "/run/k3s/containerd.sock"},
 }
 
 // TestObjects compares what is applied with what a person has looked at.
@@ -69,7 +70,6 @@ func TestOptionsThatAreWrong(t *testing.T) {
 		"want 1 to 65535":         func(o *Options) { o.MetricsPort = 70000 },
 		"there are no metrics":    func(o *Options) { o.MetricsPort, o.ServiceMonitor = -1, true },
 		"one control's alone":     func(o *Options) { o.Replicas = 2 },
-		"the authority's keys":    func(o *Options) { o.Replicas, o.StoreSecret = 2, "store" },
 		"a mesh has one at least": func(o *Options) { o.Replicas = -1 },
 	} {
 		o := forms["default"]

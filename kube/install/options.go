@@ -19,9 +19,10 @@ import (
 // Names of what is installed. The agents' and control's packages rely on them.
 const (
 	DefaultNamespace = "assay-system"
-	ControlName      = "assay-control"   // service account, Deployment, Service, claim
-	AgentName        = "assay-agent"     // service account, DaemonSet, Service of metrics
-	TrustName        = publish.TrustName // the ConfigMap with the authority's roots
+	ControlName      = "assay-control"       // service account, Deployment, Service, claim
+	AgentName        = "assay-agent"         // service account, DaemonSet, Service of metrics
+	TrustName        = publish.TrustName     // the ConfigMap with the authority's roots
+	AuthorityName    = publish.AuthorityName // the Secret with the sealing key of a shared authority
 	ControlPort      = 7400
 	Audience         = "assay" // of the agents' tokens
 	// MeshLabel on a namespace or pod is "enabled" or "disabled".
@@ -37,13 +38,15 @@ type Options struct {
 	PullSecrets []string // in Namespace
 	TrustDomain string   // cluster.local; that of an authority cannot be changed
 
-	// Replicas of control: 1, until an authority can be shared.
+	// Replicas of control: 1. More of them serve at the same time, and need StoreSecret.
 	Replicas int32
 	// StoreSecret names a Secret in Namespace whose key "url" is a store as in
-	// `assay control --store`; "": embedded, on control's volume.
+	// `assay control --store`, on a PostgreSQL server: the authority is in it too, sealed under
+	// the key in Secret AuthorityName. "": embedded, on control's volume.
 	StoreSecret string
-	// Volume is "claim", a PersistentVolumeClaim (the default), or "emptyDir", for
-	// try-outs: the authority ends with control's pod.
+	// Volume of one replica is "claim", a PersistentVolumeClaim (the default), or "emptyDir":
+	// for try-outs, since the authority ends with control's pod, and for a StoreSecret that has
+	// the authority. Several replicas have no claim.
 	Volume       string
 	VolumeSize   string // of the claim; 1Gi
 	StorageClass string // of the claim; "" is the cluster's default
@@ -134,10 +137,15 @@ func (o *Options) validateReplicas() error {
 	case o.Replicas < 1:
 		return &assay.Error{Kind: assay.Invalid, Op: op, Err: errors.New("a mesh has one at least")}
 	case o.StoreSecret == "":
-		return &assay.Error{Kind: assay.Invalid, Op: op, Err: errors.New("the embedded store is one control's alone"), Remedy: "one replica; connections and proxies do not need control while it restarts"}
+		return &assay.Error{Kind: assay.Invalid, Op: op, Err: errors.New("the embedded store is one control's alone"),
+			Remedy: "name a Secret with the URL of a PostgreSQL store: --store-secret; or one replica: connections and proxies do not need control while it restarts"}
 	}
-	return &assay.Error{Kind: assay.Invalid, Op: op, Err: errors.New("the store can be shared, the authority's keys on control's volume cannot yet"),
-		Remedy: "one replica; connections and proxies do not need control while it restarts"}
+	return nil
+}
+
+// several reports whether control is replaced one pod after the other, and has no volume.
+func (o *Options) several() bool {
+	return o.StoreSecret != "" && (o.Replicas > 1 || o.Volume == EmptyDir)
 }
 
 func (o *Options) metrics() bool { return o.MetricsPort > 0 }

@@ -235,9 +235,13 @@ func (i *Installer) removeObjects(ctx context.Context, r Removal) (kept []string
 				definitions = append(definitions, name)
 				continue
 			}
-		case "PersistentVolumeClaim":
+		case "PersistentVolumeClaim", "Secret":
 			if _, err := i.in(kind, r.Namespace).Get(ctx, name, metav1.GetOptions{}); err == nil && !r.Purge {
-				kept = append(kept, fmt.Sprintf("persistentvolumeclaim/%s in %s, with the authority: another installation in it is the same mesh", name, r.Namespace))
+				what := "the authority"
+				if kind == "Secret" {
+					what = "the key of the authority in the store"
+				}
+				kept = append(kept, fmt.Sprintf("%s/%s in %s, with %s: another installation in it is the same mesh", strings.ToLower(kind), name, r.Namespace, what))
 				continue
 			}
 		}

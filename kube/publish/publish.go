@@ -1,15 +1,17 @@
 // Package publish writes to an API server what others read there: the roots of the mesh's
 // authority (ConfigMap assay-trust, by which agents know control), what became of routes
-// (their status, as the Gateway API has it), and what was found about pods (events).
+// (their status, as the Gateway API has it), what was found about pods (events), and once
+// the key under which several controls share an authority (Secret assay-authority).
 //
-// It changes nothing else, and nobody else's: of a ConfigMap one key, of a route's status the
-// entries of our controller name, events that it has made. It writes only what differs from what is there, a bounded
-// number of times in a second. What somebody else changes is written again.
+// It changes nothing else, and nobody else's: of a ConfigMap and a Secret one key, of a route's
+// status the entries of our controller name, events that it has made. It writes only what differs
+// from what is there, a bounded number of times in a second, so several controls that say the same
+// write it once. What somebody else changes is written again.
 //
 // Goroutines: each Run blocks and starts none. LocalRules and Rules are all that it must be
 // allowed.
 //
-// Tour: publish.go, trust.go, routes.go, events.go.
+// Tour: publish.go, trust.go, authority.go, routes.go, events.go.
 package publish
 
 import (
@@ -35,9 +37,12 @@ func Rules() []rbacv1.PolicyRule {
 	}
 }
 
-// LocalRules is what Trust must be allowed in the mesh's own namespace.
+// LocalRules is what Trust and SealingKey must be allowed in the mesh's own namespace.
 func LocalRules() []rbacv1.PolicyRule {
-	return []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{TrustName}, Verbs: []string{"get", "patch"}}}
+	return []rbacv1.PolicyRule{
+		{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{TrustName}, Verbs: []string{"get", "patch"}},
+		{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{AuthorityName}, Verbs: []string{"get", "update"}},
+	}
 }
 
 // coreClient returns a client of the API's core.

@@ -44,7 +44,8 @@ const (
 	checkEvery = 30 * time.Second
 )
 
-// Run keeps the ConfigMap as roots says, certificates in DER, until ctx ends.
+// Run keeps the ConfigMap as roots says, certificates in DER, until ctx ends. While it says
+// none, nothing is written. Several controls may do so: what they say is the same.
 func (t *Trust) Run(ctx context.Context, roots func() [][]byte) error {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
@@ -53,7 +54,7 @@ func (t *Trust) Run(ctx context.Context, roots func() [][]byte) error {
 	var checked time.Time
 	for {
 		text := encode(roots())
-		if !bytes.Equal(text, written) || time.Since(checked) >= checkEvery {
+		if len(text) > 0 && (!bytes.Equal(text, written) || time.Since(checked) >= checkEvery) {
 			err := t.write(ctx, text)
 			problem.result(ctx, err)
 			if err == nil {

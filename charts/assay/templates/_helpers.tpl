@@ -25,13 +25,15 @@ image: {{ required "image is needed: build one as docs/kubernetes.md tells, and 
 imagePullPolicy: {{ .Values.imagePullPolicy }}
 {{- end }}
 
+{{- /* whether control is replaced one pod after the other, and has no volume */}}
+{{- define "assay.several" -}}
+{{- if and .Values.storeSecret (or (gt (int .Values.replicas) 1) (eq .Values.volume "emptyDir")) }}yes{{- end }}
+{{- end }}
+
 {{- /* refuses what would be two meshes, or a control that never starts */}}
 {{- define "assay.validate" -}}
-{{- if gt (int .Values.replicas) 1 }}
-{{- if .Values.storeSecret }}
-{{- fail "replicas: the store can be shared, the authority's keys on control's volume cannot yet: one replica" }}
-{{- end }}
-{{- fail "replicas: the embedded store is one control's alone: one replica" }}
+{{- if and (gt (int .Values.replicas) 1) (not .Values.storeSecret) }}
+{{- fail "replicas: the embedded store is one control's alone: name a Secret with the URL of a PostgreSQL store in storeSecret, or one replica" }}
 {{- end }}
 {{- if and .Values.serviceMonitor (lt (int .Values.metricsPort) 0) }}
 {{- fail "serviceMonitor: there are no metrics without metricsPort" }}
