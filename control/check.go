@@ -175,6 +175,7 @@ func (c *Control) checkMesh(within time.Duration) []assay.Finding {
 				Remedy: "start its agent, or: assay delete host " + h.ID})
 		}
 	}
+	out = append(out, m.checkNodes()...)
 	for _, w := range m.catalog.Workloads() {
 		if why := m.notReady(w); why != "" && !w.Draining {
 			out = append(out, assay.Finding{Workload: w.ID, Kind: "proxy-not-ready", Subject: w.Namespace + "/" + w.Name, Detail: why})
@@ -205,6 +206,24 @@ func (c *Control) checkMesh(within time.Duration) []assay.Finding {
 	slices.SortFunc(out, func(a, b assay.Finding) int {
 		return cmp.Or(strings.Compare(a.Kind, b.Kind), strings.Compare(a.Subject, b.Subject), strings.Compare(a.Workload, b.Workload))
 	})
+	return out
+}
+
+// checkNodes is about nodes of a cluster that nobody speaks for. mu is held.
+func (m *model) checkNodes() (out []assay.Finding) {
+	if m.cluster == nil || len(m.hosts) == 0 { // a mesh that is being installed
+		return nil
+	}
+	joined := map[string]bool{}
+	for _, h := range m.hosts {
+		joined[h.Node] = true
+	}
+	for name := range m.cluster.nodes {
+		if !joined[name] {
+			out = append(out, assay.Finding{Kind: "node-without-agent", Subject: "node " + name, Detail: "its agent has never joined: none of its pods is in the mesh, whatever their labels say",
+				Remedy: "see what the agent's pod on it says (kubectl get pods -A -o wide); Linux alone has agents"})
+		}
+	}
 	return out
 }
 

@@ -428,6 +428,17 @@ func TestFoundOfPods(t *testing.T) {
 		a.send(&api.HostUpdate{Update: &api.HostUpdate_Finding{Finding: api.FromFinding(&f)}})
 	}
 	eventually(t, "the finding is known", func() bool { return r.findings("pod-not-meshed") > 0 })
+	check, err := r.Check(t.Context(), &api.CheckRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]string{}
+	for _, f := range check.Findings {
+		found[f.Kind] += f.Subject
+	}
+	if found["node-without-agent"] != "node node-2" || found["pod-not-meshed"] != "shop/odd" {
+		t.Errorf("check finds %v", found)
+	}
 	list, number := r.Found(none)
 	if len(list) != 1 || list[0].Workload != "odd" || list[0].Count != 1 || number == none {
 		t.Errorf("%d, then %d: %+v", none, number, list)
