@@ -104,6 +104,9 @@ func (c *Control) loadIntent(ctx context.Context) error {
 		return nil
 	}
 	in, _, err := c.cfg.Translate(files)
+	if err == nil && c.cfg.Intent == "" {
+		c.intent.broke(nil, c.now()) // another control may have mended it
+	}
 	if err != nil {
 		c.intent.broke(fmt.Errorf("stored intent: %w", err), c.now())
 		c.log.Error("stored intent is not all in effect", "err", err)

@@ -115,7 +115,7 @@ func (r *running) restart(change func(*Config)) *running {
 // eventually waits for a condition.
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; {
+	for deadline := time.Now().Add(time.Minute); ; {
 		if f() {
 			return
 		}

@@ -35,7 +35,9 @@ func (c *Control) hearSince(ctx context.Context, after int64) (int64, error) {
 		return 0, err
 	}
 	lost := c.model.takeLost()
-	changed[store.OfWorkload] = append(changed[store.OfWorkload], lost...)
+	if len(lost) > 0 {
+		changed[store.OfWorkload] = append(changed[store.OfWorkload], lost...)
+	}
 	n, err := c.read(ctx, revision, changed)
 	if err != nil {
 		c.model.putLost(lost)

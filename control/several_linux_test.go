@@ -127,7 +127,7 @@ func (m *severalControls) add() *running {
 	remote.Close()
 	r := startAt(m.t, remote.Addr().String(), func(cfg *Config) {
 		cfg.Log = slog.New(slog.NewTextHandler(m.t.Output(), nil)).With("control", len(m.controls))
-		cfg.Store, cfg.Authority, cfg.Advertise, cfg.takeover = way.url(), m.key, remote.Addr().String(), 4*time.Second
+		cfg.Store, cfg.Authority, cfg.Advertise, cfg.takeover = way.url(), m.key, remote.Addr().String(), 10*time.Second
 		if m.change != nil {
 			m.change(cfg)
 		}
