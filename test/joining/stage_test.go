@@ -81,6 +81,11 @@ func (s *stage) talkTo(to netip.AddrPort, server, client func(c *net.TCPConn) st
 	said := make(chan string, 1)
 	var taken atomic.Bool
 	handle := func(c *net.TCPConn) {
+		// A client that is slow to speak may be about to listen: its proxy then has the server
+		// greet it, on a connection that HTTP does not use.
+		if to.Port() == portText && !spoken(c) {
+			return
+		}
 		if !taken.CompareAndSwap(false, true) {
 			return
 		}
@@ -107,6 +112,22 @@ func (s *stage) talkTo(to netip.AddrPort, server, client func(c *net.TCPConn) st
 	case <-time.After(patience):
 	}
 	return join(theirs, mine)
+}
+
+// spoken waits until the client has said something, and leaves it to be read.
+func spoken(c *net.TCPConn) bool {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return false
+	}
+	c.SetReadDeadline(time.Now().Add(patience))
+	n := 0
+	err = errors.Join(raw.Read(func(fd uintptr) bool {
+		var failed error
+		n, _, failed = unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK)
+		return failed != unix.EAGAIN
+	}), c.SetReadDeadline(time.Time{}))
+	return err == nil && n > 0
 }
 
 func join(said ...string) string {
