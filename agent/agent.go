@@ -46,16 +46,18 @@ type Agent struct {
 	tableOf    uint64     // fingerprint of the table
 	routed     string     // the peers that are routed to
 
-	mu        sync.Mutex
-	state     hostState
-	host      *netns.Host
-	hostError error
-	snapshot  *snapshot
-	table     sharedTable
-	connected bool
-	relay     netip.AddrPort // of names, when the host needs one
-	inUse     map[netip.Addr]bool
-	addresses []netip.Addr // the host's own, where pods are probed
+	mu          sync.Mutex
+	state       hostState
+	host        *netns.Host
+	hostError   error
+	snapshot    *snapshot
+	table       sharedTable
+	connected   bool
+	leaving     Leaving
+	leavingView uint64         // the first with leaving
+	relay       netip.AddrPort // of names, when the host needs one
+	inUse       map[netip.Addr]bool
+	addresses   []netip.Addr // the host's own, where pods are probed
 }
 
 // workloads are those of the host, and the goroutines of all.

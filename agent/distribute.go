@@ -20,6 +20,17 @@ func (w *workload) wakeUp() {
 	}
 }
 
+// wakeOlder has proxies that drain hear of a new view: what they carry still may dial.
+func (w *workload) wakeOlder() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, g := range w.older {
+		if g.session != nil {
+			g.session.wakeUp()
+		}
+	}
+}
+
 func (w *workload) look() {
 	select {
 	case w.lookNow <- struct{}{}:

@@ -64,6 +64,7 @@ func (a *Agent) scrape(out http.ResponseWriter, r *http.Request) {
 	if a.cfg.Pods != nil {
 		h.unmeshed = a.cfg.Pods.Unmeshed()
 	}
+	h.lingering = a.lingering()
 	writeMetrics(b, h, list)
 }
 
@@ -81,6 +82,7 @@ type hostMetrics struct {
 	unlogged  uint64
 	untraced  uint64
 	unmeshed  []Unmeshed
+	lingering *lingering
 }
 
 // source is one workload's part of the metrics.
@@ -135,6 +137,12 @@ func writeMetrics(out io.Writer, h hostMetrics, list []*workload) {
 		p.sample("assay_pod_unmeshed", labels("namespace", u.Namespace, "pod", u.Name), 1)
 	}
 
+	if l := h.lingering; l != nil {
+		p.family("assay_leaving_pods", "gauge", "While the mesh is taken out: pods that are not yet as far as that stage.")
+		p.sample("assay_leaving_pods", labels("stage", "serve"), float64(l.serve))
+		p.sample("assay_leaving_pods", labels("stage", "dial"), float64(l.dial))
+		p.sample("assay_leaving_pods", labels("stage", "release"), float64(l.release))
+	}
 	p.family("assay_proxy_connections", "gauge", "Connections of each proxy process; one that was upgraded drains.")
 	for _, s := range sources {
 		for _, x := range s.proxies {

@@ -421,3 +421,63 @@ func TestPodThatControlRefuses(t *testing.T) {
 	lab.Eventually(t, "control takes it again", func() bool { return a.Mesh(t.Context(), p.spec()) == nil })
 	through.ping(t, "afterwards")
 }
+
+// TestLeave: a mesh that is taken out serves plaintext before it dials nothing else, before
+// anything is released; and it can be taken back.
+func TestLeave(t *testing.T) {
+	c := newTestControl(t)
+	c.start(t)
+	c.namespace(assay.NamespaceConfig{Namespace: "bank", Mode: assay.Strict, Egress: assay.Strict})
+	id := assay.Identity{TrustDomain: "test", Namespace: "bank", Account: "other"}
+	c.service(assay.Service{
+		Namespace: "bank", Name: "other", VIPs: lab.Addrs("10.182.0.9"), Ports: []assay.Port{{Port: 80}},
+		Endpoints: []assay.Endpoint{{Workload: "other-1", Identity: id, Addrs: lab.Addrs("10.181.7.150"), Targets: []uint16{8080}}},
+	})
+	cfg := testConfig(t.TempDir(), logs(t))
+	cfg.Hosts = c.client(t)
+	a := startAgent(t, cfg)
+	p, far := newPod(t, cfg), client(t, cfg)
+	if err := a.Mesh(t.Context(), p.spec()); err != nil {
+		t.Fatal(err)
+	}
+	through := hold(t, far)
+	type told struct {
+		mode, egress assay.Mode
+		endpoint     assay.Identity
+		pods         bool
+		lingering    lingering
+	}
+	look := func() told {
+		v := a.view.Load()
+		s := v.services["bank/other"].service
+		if s == nil {
+			return told{}
+		}
+		out := told{v.config("bank").Mode, v.config("bank").Egress, s.Endpoints[0].Identity, len(v.meshed) > 0, lingering{-1, -1, -1}}
+		if l := a.lingering(); l != nil {
+			out.lingering = *l
+		}
+		return out
+	}
+	stays := told{assay.Strict, assay.Strict, id, true, lingering{-1, -1, -1}}
+	for _, s := range []struct {
+		step Leaving
+		want told
+	}{
+		{Leaving{}, stays},
+		{Leaving{Serve: true}, told{assay.Observe, assay.Observe, id, true, lingering{0, 1, 1}}},
+		{Leaving{Serve: true, Dial: true}, told{assay.Observe, assay.Observe, assay.Identity{}, false, lingering{0, 0, 1}}},
+		{Leaving{}, stays},
+		{Leaving{Serve: true, Dial: true}, told{assay.Observe, assay.Observe, assay.Identity{}, false, lingering{0, 0, 1}}},
+	} {
+		a.Leave(s.step)
+		lab.Eventually(t, fmt.Sprintf("%+v is taken", s.step), func() bool { return look() == s.want })
+		through.ping(t, fmt.Sprint(s.step))
+		hold(t, far).c.Close()
+	}
+	if err := a.Release(p.spec().ID); err != nil {
+		t.Fatal(err)
+	}
+	lab.Eventually(t, "the pod is released", func() bool { return a.lingering().release == 0 })
+	through.c.Close()
+}

@@ -64,8 +64,11 @@ type versionedRoute struct {
 }
 
 // version tells one content of a resource from every other: a control that was started
-// again counts anew.
-type version struct{ epoch, number uint64 }
+// again counts anew, and a mesh that is taken out has no identities.
+type version struct {
+	epoch, number uint64
+	plain         bool
+}
 
 // sharedTable is the newest address table. It is replaced while others send it, so a
 // sender takes a copy of the descriptor.
@@ -161,7 +164,7 @@ func (a *Agent) publish() {
 	a.publishing.Lock()
 	defer a.publishing.Unlock()
 	a.mu.Lock()
-	s, self, host := a.snapshot, a.state.HostID, a.host
+	s, self, host, leaving := a.snapshot, a.state.HostID, a.host, a.leaving
 	last := a.view.Load()
 	a.mu.Unlock()
 	v := &view{
@@ -171,21 +174,29 @@ func (a *Agent) publish() {
 	var workloads []assay.Workload
 	for _, r := range s.resources {
 		switch {
-		case r.workload != nil:
+		case r.workload != nil && !leaving.Dial:
 			workloads = append(workloads, *r.workload)
 			v.meshed = append(v.meshed, r.workload)
 		case r.service != nil:
-			v.services[r.service.Key()] = versioned{r.service, version{s.epoch, r.message.GetVersion()}}
+			x := versioned{r.service, version{epoch: s.epoch, number: r.message.GetVersion(), plain: leaving.Dial}}
+			if leaving.Dial {
+				x.service = withoutIdentities(x.service)
+			}
+			v.services[r.service.Key()] = x
 			openPorts(v.open, r.service, self)
 		case r.route != nil:
-			v.routes[r.route.Key()] = versionedRoute{r.route, version{s.epoch, r.message.GetVersion()}}
+			v.routes[r.route.Key()] = versionedRoute{r.route, version{epoch: s.epoch, number: r.message.GetVersion()}}
 		case r.host != nil:
 			v.nodes = append(v.nodes, r.host.Addrs...)
 			if r.host.ID == self {
 				v.zone = r.host.Zone
 			}
 		case r.namespace != nil:
-			v.namespaces[r.namespace.Namespace] = *r.namespace
+			c := *r.namespace
+			if leaving.Serve {
+				c.Mode, c.Egress = assay.Observe, assay.Observe
+			}
+			v.namespaces[c.Namespace] = c
 		}
 	}
 	slices.SortFunc(v.nodes, netip.Addr.Compare)
@@ -199,7 +210,7 @@ func (a *Agent) publish() {
 	if s.bundle != nil {
 		v.bundle = &link.Bundle{Version: s.bundle.GetVersion(), Roots: s.bundle.GetRoots()}
 	}
-	if fingerprint := tableFingerprint(s); fingerprint != a.tableOf || last.table == 0 {
+	if fingerprint := tableFingerprint(v.meshed); fingerprint != a.tableOf || last.table == 0 {
 		file, err := buildTable(v.number, workloads)
 		if err != nil {
 			a.log.Error("the address table stays old", "err", err)
@@ -220,7 +231,18 @@ func (a *Agent) publish() {
 	a.view.Store(v)
 	for _, w := range a.all() {
 		w.wakeUp()
+		w.wakeOlder()
 	}
+}
+
+// withoutIdentities is a service whose endpoints are dialled in plaintext.
+func withoutIdentities(s *assay.Service) *assay.Service {
+	c := *s
+	c.Endpoints = slices.Clone(s.Endpoints)
+	for i := range c.Endpoints {
+		c.Endpoints[i].Workload, c.Endpoints[i].Identity = "", assay.Identity{}
+	}
+	return &c
 }
 
 // openPorts adds a service's virtual addresses and ports that have an endpoint for clients on
@@ -255,10 +277,10 @@ func openRouted(open map[netip.AddrPort]bool, s *assay.Service, kind assay.Route
 // tableFingerprint changes when the table would: it is cheaper than building one for
 // each change of an endpoint's readiness, which makes a new version of a workload
 // too, but not of what the table says of it.
-func tableFingerprint(s *snapshot) uint64 {
+func tableFingerprint(list []*assay.Workload) uint64 {
 	var sum uint64
-	for _, r := range s.resources {
-		if w := r.workload; w != nil && !w.MeshedSince.IsZero() {
+	for _, w := range list {
+		if !w.MeshedSince.IsZero() {
 			sum += hashWorkload(w)
 		}
 	}

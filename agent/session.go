@@ -157,7 +157,7 @@ func (s *session) greet(m link.Message) error {
 // needs them.
 func (w *workload) configuration(withListeners bool) (link.Configure, []int, error) {
 	w.a.mu.Lock()
-	mesh, host := slices.Clone(w.a.state.Mesh), w.a.state.HostID
+	mesh, host, leaving := slices.Clone(w.a.state.Mesh), w.a.state.HostID, w.a.leaving
 	var gateways []netip.Addr
 	for _, a := range w.a.state.Addresses {
 		gateways = append(gateways, a.Gateway())
@@ -188,7 +188,7 @@ func (w *workload) configuration(withListeners bool) (link.Configure, []int, err
 		MeshPrefixes: mesh, Gateways: gateways, DNS: names, CertificateWait: cfg.CertificateWait, Zone: zone, Host: host, Nodes: w.a.view.Load().nodes,
 	}
 	if w.given {
-		c.Probes, c.Transition = w.rec.Given.Probes, w.transition
+		c.Probes, c.Transition = w.rec.Given.Probes, w.transition || leaving.Serve
 	}
 	if cfg.Last {
 		c.AgentSocket = ""

@@ -356,6 +356,11 @@ func (h *nodeHost) Attest(uid string, set assay.ArtifactSet) error { return h.ag
 
 func (h *nodeHost) End(ctx context.Context, uid string) error { return h.agent.PodEnded(ctx, uid) }
 
+func (h *nodeHost) Leave(step string) {
+	dial := step == knode.LeavingDial || step == knode.LeavingRelease
+	h.agent.Leave(agent.Leaving{Serve: dial || step == knode.LeavingServe, Dial: dial})
+}
+
 // nodePods is package kube/node, as the agent needs it.
 type nodePods struct {
 	source     *knode.Source

@@ -80,6 +80,9 @@ func (i *Installer) Install(ctx context.Context, o Options) error {
 			return err
 		}
 	}
+	if err := i.setLeaving(ctx, o.Namespace, ""); err != nil { // of an uninstallation that did not come to its end
+		return err
+	}
 	if err := i.prune(ctx, o, objects); err != nil {
 		return err
 	}

@@ -34,9 +34,9 @@ type Removal struct {
 	Drain time.Duration
 }
 
-// Uninstall takes the mesh out, while pods go on talking: agents end and leave their
-// proxies; on every node what they made is undone, pod by pod; then control and the rest
-// go. A node that fails is an error, and control is left in place, unless forced. One that
+// Uninstall takes the mesh out, while pods go on talking: the agents take every pod out of
+// it, all nodes step by step together (leave.go); they end; on every node what they made is
+// undone; then control and the rest go. A node that fails is an error, and control is left in place, unless forced. One that
 // is not ready is passed over. What is left is told.
 func (i *Installer) Uninstall(ctx context.Context, r Removal) error {
 	if r.Namespace == "" {
@@ -72,8 +72,13 @@ func (i *Installer) releaseNodes(ctx context.Context, r Removal) (left []string,
 	if err != nil {
 		return nil, i.explain("look for the agents", err)
 	}
-	if err := i.park(ctx, r.Namespace); err != nil {
+	aside, err := i.leave(ctx, agents, r)
+	if err != nil {
 		return nil, err
+	}
+	left = append(left, aside...)
+	if err := i.park(ctx, r.Namespace); err != nil {
+		return left, err
 	}
 	nodes, err := list[corev1.Node](ctx, i, "Node", "", corev1.LabelOSStable+"=linux")
 	if err != nil {
@@ -103,7 +108,7 @@ func (i *Installer) releaseNodes(ctx context.Context, r Removal) (left []string,
 			return left, err
 		}
 	}
-	return left, nil
+	return left, i.setLeaving(ctx, r.Namespace, "")
 }
 
 // park ends all agents and keeps their DaemonSet.

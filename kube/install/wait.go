@@ -1,7 +1,6 @@
 package install
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -162,12 +161,11 @@ func (i *Installer) verify(ctx context.Context, o *Options) error {
 		}
 		var missing []string
 		for _, p := range pods {
-			path := fmt.Sprintf("/api/v1/namespaces/%s/pods/%s:%d/proxy/metrics", o.Namespace, p.Name, o.MetricsPort)
-			text, err := i.server.Get().AbsPath(path).DoRaw(ctx)
+			text, err := i.metricsOf(ctx, o.Namespace, p.Name, o.MetricsPort)
 			switch {
 			case err != nil:
 				missing = append(missing, p.Spec.NodeName+": its agent does not answer: "+err.Error())
-			case !bytes.Contains(text, []byte("\nassay_control_connected 1\n")):
+			case !strings.Contains(text, "\nassay_control_connected 1\n"):
 				missing = append(missing, p.Spec.NodeName+" has not joined")
 			}
 		}

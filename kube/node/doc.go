@@ -22,6 +22,9 @@
 // pod that cannot be meshed is tried again, ever less often, holds up no other, and is
 // named with the reason (Unmeshed).
 //
+// A label of Assay's own namespace takes the whole mesh out ([LeavingLabel]): every agent
+// hears of it, without control, and with no further right.
+//
 // It refuses to guess: a pod is released when the API server says that it is not wanted,
 // never because nothing is known of it; its end is the end of its sandbox, and of its
 // object.

@@ -220,6 +220,12 @@ func (n *node) Meshed() (list []string) {
 	return list
 }
 
+func (n *node) Leave(step string) {
+	if step != "" {
+		n.say(nil, "leave", step)
+	}
+}
+
 func (n *node) Mesh(ctx context.Context, p Placed) error {
 	if strings.HasPrefix(p.UID, "bad") {
 		n.mu.Lock()
@@ -332,6 +338,23 @@ func TestReconciler(t *testing.T) {
 	})
 	pods.Delete(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "good-3", Namespace: "bank", Name: "good-3"}})
 	eventually(t, "one has ended", func() bool { return n.has("end good-3") })
+
+	// The mesh is taken out.
+	namespaces := &kind{s: source, index: 1, set: source.setNamespace, remove: source.removeNamespace}
+	for _, step := range []string{LeavingServe, LeavingDial, LeavingRelease} {
+		if n.has("release good-4") {
+			t.Errorf("a pod was released before step %s", step)
+		}
+		namespaces.Update(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: DefaultSystem, Labels: map[string]string{LeavingLabel: step}}})
+		eventually(t, "the agent hears of step "+step, func() bool { return n.has("leave " + step) })
+	}
+	for i := 4; i < 40; i++ {
+		uid := fmt.Sprintf("good-%d", i)
+		eventually(t, uid+" is released", func() bool { return n.has("release " + uid) })
+	}
+	if _, wanted, err := source.Pod(ctx, "bank", "good-4", "good-4"); wanted || err != nil {
+		t.Errorf("a pod that starts is wanted: %v, %v", wanted, err)
+	}
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Error(err)

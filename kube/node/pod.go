@@ -20,6 +20,15 @@ const (
 	Disabled  = "disabled"
 )
 
+// LeavingLabel on the system namespace takes the whole mesh out of the cluster, in steps:
+// LeavingServe, LeavingDial, LeavingRelease. Any other value is as good as none.
+const (
+	LeavingLabel   = "assay.dev/leaving"
+	LeavingServe   = "serve"   // proxies serve plaintext, too
+	LeavingDial    = "dial"    // and dial nothing else
+	LeavingRelease = "release" // and pods are released: none is wanted
+)
+
 // DefaultSystem is the namespace that Assay itself runs in.
 const DefaultSystem = "assay-system"
 
@@ -143,6 +152,15 @@ func ParseMemory(s string) (int64, error) {
 		return 0, errors.New("it is less than nothing")
 	}
 	return q.Value(), nil
+}
+
+// leaving is the step that the labels of the system namespace say; "" for none.
+func leaving(labels map[string]string) string {
+	switch step := labels[LeavingLabel]; step {
+	case LeavingServe, LeavingDial, LeavingRelease:
+		return step
+	}
+	return ""
 }
 
 // wanted decides whether a pod is to be meshed. labels are its namespace's.

@@ -36,6 +36,9 @@ type Host interface {
 	Attest(uid string, set assay.ArtifactSet) error
 	// End removes what is kept of a pod that is gone.
 	End(ctx context.Context, uid string) error
+	// Leave says how far a mesh has come that is taken out (LeavingServe …), "" for one
+	// that stays.
+	Leave(step string)
 }
 
 // Runtime is the node's container runtime.
@@ -85,6 +88,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	defer cancel()
 	all.Go(func() { r.listen(ctx) })
 	for ctx.Err() == nil {
+		r.host.Leave(r.source.Leaving())
 		steps, next := r.look(ctx)
 		for _, s := range steps {
 			if r.begin(s.uid) {

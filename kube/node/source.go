@@ -146,7 +146,7 @@ func (s *Source) Pod(ctx context.Context, namespace, name, uid string) (p Pod, w
 	found, labels, err := s.find(ctx, namespace, name, uid)
 	switch {
 	case err == nil:
-		return *found, found.wanted(s.cfg.System, labels), nil
+		return *found, found.wanted(s.cfg.System, labels) && s.Leaving() != LeavingRelease, nil
 	case namespace == clusterSystem && assay.KindOf(err) == assay.Unavailable:
 		// The API server may need it to come back. If it is labelled itself, it is meshed
 		// as soon as that is known.
@@ -211,12 +211,21 @@ func (s *Source) Pods() (map[string]Known, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := make(map[string]Known, len(s.pods))
+	stays := leaving(s.namespaces[s.cfg.System]) != LeavingRelease
 	for _, from := range []map[string]*Pod{s.asked, s.pods} {
 		for uid, p := range from {
-			out[uid] = Known{Pod: *p, Wanted: p.wanted(s.cfg.System, s.namespaces[p.Namespace]), Ended: p.ended}
+			out[uid] = Known{Pod: *p, Wanted: stays && p.wanted(s.cfg.System, s.namespaces[p.Namespace]), Ended: p.ended}
 		}
 	}
 	return out, s.synced[0] && s.synced[1]
+}
+
+// Leaving is the step that a mesh has come to which is taken out of the cluster
+// (LeavingServe …); "" when it stays, and while nothing is known.
+func (s *Source) Leaving() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return leaving(s.namespaces[s.cfg.System])
 }
 
 // Changed has a token whenever Pods may say something else than before.

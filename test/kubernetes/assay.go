@@ -14,6 +14,8 @@ import (
 const (
 	AssayImage = "assay.test/assay:dev"
 	EchoImage  = "assay.test/echo:dev"
+	// NextImage is AssayImage of another version, for LoadNext.
+	NextImage = "assay.test/assay:next"
 )
 
 // Assay is the image of the mesh, from the folder with both programs.
@@ -33,23 +35,42 @@ func Assay(name, programs string) Image {
 // every node.
 func (c *Cluster) LoadAssay(ctx context.Context) error {
 	c.log("compiling assay and the images of it")
-	repo, err := repository(ctx)
-	if err != nil {
-		return err
-	}
-	dir, err := os.MkdirTemp("", "assay-images-")
+	dir, err := compileAssay(ctx, "dev", "./cmd/assay", "./cmd/assay-proxy", "./test/kubernetes/echo")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", dir+"/", "./cmd/assay", "./cmd/assay-proxy", "./test/kubernetes/echo")
-	build.Dir, build.Env = repo, append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("compile assay: %w\n%s", err, strings.TrimSpace(string(out)))
-	}
 	_, err = c.TryImport(ctx, Assay(AssayImage, dir))
 	_, err2 := c.TryImport(ctx, Image{
 		Name: EchoImage, Files: map[string]File{"/bin/echo": {From: filepath.Join(dir, "echo")}}, Entrypoint: []string{"/bin/echo"}, User: "65532:65532",
 	})
 	return errors.Join(err, err2)
+}
+
+// LoadNext gives NextImage to every node: what LoadAssay does, as programs that differ.
+func (c *Cluster) LoadNext(ctx context.Context) error {
+	dir, err := compileAssay(ctx, "next", "./cmd/assay", "./cmd/assay-proxy")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	_, err = c.TryImport(ctx, Assay(NextImage, dir))
+	return err
+}
+
+// compileAssay compiles commands of this repository into a new folder.
+func compileAssay(ctx context.Context, version string, packages ...string) (dir string, err error) {
+	repo, err := repository(ctx)
+	if err != nil {
+		return "", err
+	}
+	if dir, err = os.MkdirTemp("", "assay-images-"); err != nil {
+		return "", err
+	}
+	build := exec.CommandContext(ctx, "go", append([]string{"build", "-trimpath", "-ldflags", "-X main.version=" + version, "-o", dir + "/"}, packages...)...)
+	build.Dir, build.Env = repo, append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", errors.Join(fmt.Errorf("compile assay: %w\n%s", err, strings.TrimSpace(string(out))), os.RemoveAll(dir))
+	}
+	return dir, nil
 }

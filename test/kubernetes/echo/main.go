@@ -1,12 +1,15 @@
 // Command echo is what the cluster's suites run in pods: a server that tells who
 // asks whom, and a client.
 //
-//	echo serve [ADDRESS]      HTTP, on :8080 if nothing is said; /slow/SECONDS answers a line in each
+//	echo serve [ADDRESS [RAW]]  HTTP, on :8080 if nothing is said; /slow/SECONDS answers a line in
+//	                            each; at RAW it says its name and then each line that it hears
 //	echo health ADDRESS       gRPC's own health service
 //	echo get URL [TIMES]      prints the answers
 //	echo try URL              the same, with five seconds for it
 //	echo load URL             asks for ever, by new connections and by one that stays open,
 //	                          and prints what fails
+//	echo steady URL RAW       the same, and a connection to RAW that is held; what it says is in
+//	                          steady.go
 //	echo lookup NAME          prints the addresses of a name
 //	echo cat FILE             prints a file
 //	echo sleep                waits for its end
@@ -51,7 +54,7 @@ func main() {
 func run(ctx context.Context, args []string) error {
 	switch args[0] {
 	case "serve":
-		return serve(ctx, args[1])
+		return serve(ctx, args[1], args[2])
 	case "health":
 		return health(ctx, args[1])
 	case "get":
@@ -62,6 +65,9 @@ func run(ctx context.Context, args []string) error {
 		return get(ctx, args[1], "")
 	case "load":
 		return load(ctx, args[1])
+	case "steady":
+		steady(ctx, args[1], args[2])
+		return nil
 	case "lookup":
 		addrs, err := net.DefaultResolver.LookupHost(ctx, args[1])
 		slices.Sort(addrs)
@@ -78,8 +84,9 @@ func run(ctx context.Context, args []string) error {
 	return fmt.Errorf("%q is nothing that it can do", args[0])
 }
 
-// serve answers with its host's name, the client's address and the path, and logs it.
-func serve(ctx context.Context, address string) error {
+// serve answers with its host's name, the client's address and the path, and logs it. At
+// its end it finishes what it was asked.
+func serve(ctx context.Context, address, raw string) error {
 	if address == "" {
 		address = ":8080"
 	}
@@ -95,6 +102,13 @@ func serve(ctx context.Context, address string) error {
 			drip(w, seconds)
 		}
 	})}
+	if raw != "" {
+		l, err := net.Listen("tcp", raw)
+		if err != nil {
+			return err
+		}
+		go repeat(l, host)
+	}
 	ended := make(chan struct{})
 	context.AfterFunc(ctx, func() {
 		defer close(ended)
