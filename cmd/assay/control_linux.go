@@ -99,6 +99,11 @@ func runControl(ctx context.Context, f controlFlags, log *slog.Logger) (err erro
 			return err
 		}
 		cfg.Cluster = &control.Cluster{Bearer: platform.bearer}
+		if f.kubeconfig == "" { // in a pod
+			if err := closeVolume(f.data); err != nil {
+				return err
+			}
+		}
 		if f.authoritySecret != "" {
 			if cfg.Authority, err = platform.sealingKeys(ctx, f.authoritySecret); err != nil {
 				return err
