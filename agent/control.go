@@ -237,9 +237,14 @@ func (a *Agent) sendChanges(ctx context.Context, stream hostStream) error {
 
 func (a *Agent) sendBatch(stream hostStream, b batch) error {
 	send := func(u *api.HostUpdate) error { return stream.Send(u) }
-	for id, last := range b.gone {
-		if last != nil {
-			if err := send(api.ReportUpdate(last)); err != nil {
+	for id, d := range b.gone {
+		if d.last != nil {
+			if err := send(api.ReportUpdate(d.last)); err != nil {
+				return err
+			}
+		}
+		if d.released {
+			if err := send(&api.HostUpdate{Update: &api.HostUpdate_WorkloadReleased{WorkloadReleased: id}}); err != nil {
 				return err
 			}
 		}

@@ -21,7 +21,7 @@
 //     and finds in them whoever tried meanwhile. With agent and proxy both dead the
 //     kernel refuses connections: nothing ever falls back to plaintext.
 //   - "Meshed" is told to control after the proxy accepts and taken back before
-//     anything is removed.
+//     anything is removed; of a pod that ends, after: nothing may be sent to it in plaintext.
 //
 // # Goroutines
 //

@@ -17,9 +17,9 @@ type outbox struct {
 	wake chan struct{} // holds one token when there may be something
 
 	mu       sync.Mutex
-	up       map[string]bool                // IDs of workloads to send
-	gone     map[string]*api.WorkloadReport // with its last numbers, or nil
-	acks     map[string]uint64              // workload -> bundle version; "" is the agent
+	up       map[string]bool // IDs of workloads to send
+	gone     map[string]departure
+	acks     map[string]uint64 // workload -> bundle version; "" is the agent
 	reports  map[string]bool
 	findings []*api.Finding
 	dropped  int
@@ -29,7 +29,7 @@ type outbox struct {
 func newOutbox() *outbox {
 	return &outbox{
 		wake: make(chan struct{}, 1),
-		up:   map[string]bool{}, gone: map[string]*api.WorkloadReport{}, acks: map[string]uint64{}, reports: map[string]bool{},
+		up:   map[string]bool{}, gone: map[string]departure{}, acks: map[string]uint64{}, reports: map[string]bool{},
 	}
 }
 
@@ -47,12 +47,18 @@ func (o *outbox) workloadUp(id string) {
 	o.signal()
 }
 
-func (o *outbox) workloadGone(id string, last *api.WorkloadReport) {
+// departure is how a workload left.
+type departure struct {
+	last     *api.WorkloadReport // its last numbers, or nil
+	released bool                // it runs on without the mesh
+}
+
+func (o *outbox) workloadGone(id string, d departure) {
 	o.mu.Lock()
 	delete(o.up, id)
 	delete(o.acks, id)
 	delete(o.reports, id)
-	o.gone[id] = last
+	o.gone[id] = d
 	o.mu.Unlock()
 	o.signal()
 }
@@ -85,7 +91,7 @@ func (o *outbox) finding(f *assay.Finding) {
 // batch is what an outbox held.
 type batch struct {
 	up, reports []string
-	gone        map[string]*api.WorkloadReport
+	gone        map[string]departure
 	acks        map[string]uint64
 	findings    []*api.Finding
 	records     *api.Records
@@ -107,7 +113,7 @@ func (o *outbox) take(reports bool) batch {
 		clear(o.reports)
 	}
 	clear(o.up)
-	o.gone, o.acks, o.findings = map[string]*api.WorkloadReport{}, map[string]uint64{}, nil
+	o.gone, o.acks, o.findings = map[string]departure{}, map[string]uint64{}, nil
 	return b
 }
 

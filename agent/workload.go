@@ -128,7 +128,16 @@ func (w *workload) live(ctx context.Context) {
 	if leaves {
 		w.setTransition(true)
 	}
-	w.withdraw()
+	// What dials a pod that ends must find the mesh, or nobody: the address stays meshed
+	// until nothing listens there.
+	ends := errors.Is(cause, errPodEnded)
+	if ends {
+		w.drain()
+		w.settleReport()
+	} else {
+		w.settleReport()
+		w.withdraw(leaves)
+	}
 	if leaves && !w.heard(w.a.workloads.ctx) && !w.gone.is() {
 		cause = context.Cause(w.a.workloads.ctx) // the next agent is asked once more to release it
 	}
@@ -151,17 +160,19 @@ func (w *workload) live(ctx context.Context) {
 	if err := w.remove(); err != nil {
 		w.log.Error("something of the workload is left", "err", err)
 	}
+	if ends {
+		w.withdraw(false)
+	}
 	w.over.set()
 }
 
-// withdraw takes back "meshed" before anything is removed, and gives control a
-// moment to tell the others. Without control there is nobody to tell.
-func (w *workload) withdraw() {
+// withdraw takes back "meshed", and gives control a moment to tell the others. Without
+// control there is nobody to tell.
+func (w *workload) withdraw(released bool) {
 	w.mu.Lock()
 	w.withdrawn = true
 	w.mu.Unlock()
-	w.settleReport()
-	w.a.outbox.workloadGone(w.id, w.reportMessage())
+	w.a.outbox.workloadGone(w.id, departure{w.reportMessage(), released})
 	const most = 300 * time.Millisecond
 	for deadline := time.Now().Add(most); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if !w.published() {

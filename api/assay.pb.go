@@ -347,6 +347,7 @@ type HostUpdate struct {
 	//	*HostUpdate_Finding
 	//	*HostUpdate_Synced
 	//	*HostUpdate_Records
+	//	*HostUpdate_WorkloadReleased
 	Update        isHostUpdate_Update `protobuf_oneof:"update"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -461,6 +462,15 @@ func (x *HostUpdate) GetRecords() *Records {
 	return nil
 }
 
+func (x *HostUpdate) GetWorkloadReleased() string {
+	if x != nil {
+		if x, ok := x.Update.(*HostUpdate_WorkloadReleased); ok {
+			return x.WorkloadReleased
+		}
+	}
+	return ""
+}
+
 type isHostUpdate_Update interface {
 	isHostUpdate_Update()
 }
@@ -497,6 +507,10 @@ type HostUpdate_Records struct {
 	Records *Records `protobuf:"bytes,8,opt,name=records,proto3,oneof"` // requests that taps asked for
 }
 
+type HostUpdate_WorkloadReleased struct {
+	WorkloadReleased string `protobuf:"bytes,9,opt,name=workload_released,json=workloadReleased,proto3,oneof"` // ID, before its workload_gone: it runs on without the mesh
+}
+
 func (*HostUpdate_Hello) isHostUpdate_Update() {}
 
 func (*HostUpdate_WorkloadUp) isHostUpdate_Update() {}
@@ -512,6 +526,8 @@ func (*HostUpdate_Finding) isHostUpdate_Update() {}
 func (*HostUpdate_Synced) isHostUpdate_Update() {}
 
 func (*HostUpdate_Records) isHostUpdate_Update() {}
+
+func (*HostUpdate_WorkloadReleased) isHostUpdate_Update() {}
 
 type HostHello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -4227,7 +4243,7 @@ const file_assay_proto_rawDesc = "" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\x12\x19\n" +
 	"\brenew_at\x18\x02 \x01(\x03R\arenewAt\x12\x18\n" +
 	"\arefused\x18\x03 \x01(\tR\arefused\x12\x16\n" +
-	"\x06remedy\x18\x04 \x01(\tR\x06remedy\"\xfb\x02\n" +
+	"\x06remedy\x18\x04 \x01(\tR\x06remedy\"\xaa\x03\n" +
 	"\n" +
 	"HostUpdate\x12+\n" +
 	"\x05hello\x18\x01 \x01(\v2\x13.assay.v1.HostHelloH\x00R\x05hello\x125\n" +
@@ -4239,7 +4255,8 @@ const file_assay_proto_rawDesc = "" +
 	"\x06report\x18\x05 \x01(\fH\x00R\x06report\x12-\n" +
 	"\afinding\x18\x06 \x01(\v2\x11.assay.v1.FindingH\x00R\afinding\x12*\n" +
 	"\x06synced\x18\a \x01(\v2\x10.assay.v1.SyncedH\x00R\x06synced\x12-\n" +
-	"\arecords\x18\b \x01(\v2\x11.assay.v1.RecordsH\x00R\arecordsB\b\n" +
+	"\arecords\x18\b \x01(\v2\x11.assay.v1.RecordsH\x00R\arecords\x12-\n" +
+	"\x11workload_released\x18\t \x01(\tH\x00R\x10workloadReleasedB\b\n" +
 	"\x06update\"\x9e\x02\n" +
 	"\tHostHello\x12\x14\n" +
 	"\x05build\x18\x01 \x01(\tR\x05build\x12\x1b\n" +
@@ -4755,6 +4772,7 @@ func file_assay_proto_init() {
 		(*HostUpdate_Finding)(nil),
 		(*HostUpdate_Synced)(nil),
 		(*HostUpdate_Records)(nil),
+		(*HostUpdate_WorkloadReleased)(nil),
 	}
 	file_assay_proto_msgTypes[9].OneofWrappers = []any{
 		(*ControlUpdate_Welcome)(nil),

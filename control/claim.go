@@ -3,7 +3,8 @@ package control
 import "maps"
 
 // A pod may be in the mesh before control has taken it: its report is too early, or
-// contradicts the platform, or could not come because its node's agent is away. Nobody is
+// contradicts the platform, or could not come because its node's agent is away. One that has
+// ended is still a place of services until the platform has heard so. Nobody is
 // sent to such a pod, in plaintext least of all: its proxy would refuse that from the
 // meshed, and what was sent would be on the wire.
 

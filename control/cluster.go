@@ -354,6 +354,7 @@ func (m *model) follow(ch *ClusterChanges) (first bool) {
 	for _, uid := range ch.RemovedPods {
 		v.setPod(uid, nil)
 		m.disclaimPod(uid)
+		m.catalog.SetEnded(uid)
 		suspects[uid] = true
 	}
 	m.claimNew(came)

@@ -362,6 +362,10 @@ func (a *agent) up(w *assay.Workload) {
 func (a *agent) gone(id string) {
 	a.send(&api.HostUpdate{Update: &api.HostUpdate_WorkloadGone{WorkloadGone: id}})
 }
+func (a *agent) released(id string) {
+	a.send(&api.HostUpdate{Update: &api.HostUpdate_WorkloadReleased{WorkloadReleased: id}})
+	a.gone(id)
+}
 func (a *agent) synced() {
 	a.send(&api.HostUpdate{Update: &api.HostUpdate_Synced{Synced: &api.Synced{}}})
 }

@@ -120,7 +120,7 @@ func TestPodInBetween(t *testing.T) {
 	moved := pod("one", "node-1", "10.0.1.9")
 	r.follow(t, ClusterChanges{Pods: []Pod{moved}, Services: []Placed{service(moved, list[1], list[2])}})
 	endpoints("far", "two")
-	a.gone("one")
+	a.released("one")
 	endpoints("far", "one", "two")
 	a.close()
 	eventually(t, "the host is away", func() bool { r.model.mu.Lock(); defer r.model.mu.Unlock(); return r.model.hosts[h.id].session == nil })
@@ -130,6 +130,55 @@ func TestPodInBetween(t *testing.T) {
 	endpoints("far", "four", "one", "two") // what was there before is what it was
 	a.synced()
 	endpoints("far", "four", "one", "three", "two")
+}
+
+// TestPodThatHasEnded: a pod of the mesh that has ended is nobody's endpoint, though the API
+// server still has it, and though services still name it after that; one that was released is one
+// in plaintext. So it is for pods that never were in the mesh.
+func TestPodThatHasEnded(t *testing.T) {
+	r := startCluster(t, nil)
+	list := []Pod{pod("one", "node-1", "10.0.1.1"), pod("two", "node-1", "10.0.1.2"), pod("plain", "node-2", "10.0.2.1")}
+	changes := twoNodes(list...)
+	s := Placed{DeclaredService: discovery.DeclaredService{Namespace: "shop", Name: "web", ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.1")},
+		Ports: []discovery.DeclaredPort{{Port: assay.Port{Port: 80}}}}}
+	for _, p := range list {
+		s.Places = append(s.Places, discovery.Place{Workload: p.UID, Addrs: p.Addrs, Targets: []uint16{8080}, Ready: true, Serving: true})
+	}
+	changes.Services = []Placed{s}
+	r.follow(t, changes)
+	h := r.joinNode(t, "node-1")
+	a := syncHost(t, h.hosts, nil)
+	a.synced()
+	endpoints := func(want ...string) {
+		t.Helper()
+		eventually(t, fmt.Sprint("endpoints ", want), func() bool {
+			var got []string
+			for _, e := range a.get("service/shop/web").GetService().GetEndpoints() {
+				got = append(got, e.GetWorkload()+map[bool]string{true: "+"}[e.GetIdentity() != ""])
+			}
+			return slices.Equal(got, want)
+		})
+	}
+	a.up(r.meshed(h, "one", "10.0.1.1"))
+	a.up(r.meshed(h, "two", "10.0.1.2"))
+	endpoints("one+", "plain", "two+")
+	a.released("two")
+	endpoints("one+", "plain", "two")
+	a.gone("one")
+	endpoints("plain", "two")
+	r.follow(t, ClusterChanges{RemovedPods: []string{"one", "plain"}})
+	endpoints("two")
+	r.follow(t, ClusterChanges{Services: []Placed{s}}) // as it was
+	a.up(r.meshed(h, "two", "10.0.1.2"))
+	endpoints("two+")
+	s.Places = s.Places[1:2]
+	r.follow(t, ClusterChanges{Services: []Placed{s}})
+	endpoints("two+")
+	r.model.mu.Lock()
+	defer r.model.mu.Unlock()
+	if n := len(r.model.cluster.claims); n != 0 {
+		t.Errorf("%d claims are left", n)
+	}
 }
 
 // TestUnmeshedEndpointsAreOneFinding: of a client and a service, whatever the number of

@@ -49,6 +49,7 @@ type session struct {
 	accepted map[string]bool
 	refused  map[string]*api.Refused
 	seen     map[string]bool // workloads that were reported on this stream
+	released map[string]bool // those that are about to go, and run on
 	// early are acknowledgements of proxies whose workload is yet to be reported;
 	// at most maxRunning.
 	early    map[string]uint64
@@ -94,7 +95,7 @@ func (c *Control) Sync(stream grpc.BidiStreamingServer[api.HostUpdate, api.Contr
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
 	s := &session{host: who.name, expires: who.expires, cancel: cancel, woken: make(chan struct{}, 1),
-		accepted: map[string]bool{}, refused: map[string]*api.Refused{}, seen: map[string]bool{}, early: map[string]uint64{}}
+		accepted: map[string]bool{}, refused: map[string]*api.Refused{}, seen: map[string]bool{}, released: map[string]bool{}, early: map[string]uint64{}}
 	welcome, err := c.model.join(s, hello)
 	if err != nil {
 		return err
@@ -352,6 +353,12 @@ func (c *Control) receive(s *session, stream grpc.BidiStreamingServer[api.HostUp
 	}
 }
 
+// has reports whether a host has a workload in its hands, taken or not.
+func (m *model) has(s *session, id string) bool {
+	w, ok := m.catalog.Workload(id)
+	return ok && w.Host == s.host || m.cluster != nil && m.cluster.claims[id].host == s.host
+}
+
 // take applies one update. An error ends the stream: the host speaks another
 // language, or this stream is not its newest any more. What is wrong about one
 // workload is answered and recorded instead.
@@ -369,12 +376,22 @@ func (m *model) take(s *session, msg *api.HostUpdate) error {
 		} else {
 			m.refuse(s, u.WorkloadUp.GetId(), &assay.Error{Kind: assay.Invalid, Op: "take workload", Err: err})
 		}
+	case *api.HostUpdate_WorkloadReleased:
+		if m.has(s, u.WorkloadReleased) {
+			s.released[u.WorkloadReleased] = true
+		}
 	case *api.HostUpdate_WorkloadGone:
-		m.waitNoMore(s, u.WorkloadGone)
+		id := u.WorkloadGone
+		ended := m.has(s, id) && !s.released[id]
+		delete(s.released, id)
+		m.waitNoMore(s, id)
 		m.publishSoon()
-		if w, ok := m.catalog.Workload(u.WorkloadGone); ok && w.Host == s.host {
-			m.removeWorkload(u.WorkloadGone)
-			m.behind.gone(u.WorkloadGone, s.host)
+		if w, ok := m.catalog.Workload(id); ok && w.Host == s.host {
+			m.removeWorkload(id)
+			m.behind.gone(id, s.host)
+		}
+		if ended { // the platform may send clients there for a while
+			m.claim(h, s, id)
 		}
 	case *api.HostUpdate_Synced:
 		for _, id := range m.workloadsOf(s.host) {

@@ -49,12 +49,13 @@ type placements struct {
 	owners     map[netip.Addr][]*assay.Workload
 	misplaced  map[string][]Misplaced // by service
 	claimed    map[string]bool        // by workload
+	ended      map[string]bool        // by workload that places mean
 }
 
 func newPlacements() placements {
 	return placements{
 		services: map[string]*placed{}, byWorkload: map[string][]string{}, byAddr: map[netip.Addr][]string{},
-		owners: map[netip.Addr][]*assay.Workload{}, misplaced: map[string][]Misplaced{}, claimed: map[string]bool{},
+		owners: map[netip.Addr][]*assay.Workload{}, misplaced: map[string][]Misplaced{}, claimed: map[string]bool{}, ended: map[string]bool{},
 	}
 }
 
@@ -63,10 +64,12 @@ func newPlacements() placements {
 // it comes with: without any, and not headless, it is withheld.
 //
 // A place where a meshed workload lives is an endpoint with that workload's identity. One
-// without is an endpoint without an identity, for clients to dial in plaintext. Where the
+// without is an endpoint without an identity, for clients to dial in plaintext, unless it has
+// ended (SetEnded). Where the
 // place means another workload than the one that has the address, there is no endpoint.
 func (c *Catalog) SetPlaced(s DeclaredService, places []Place) {
 	key := s.Key()
+	old := c.places.services[key]
 	c.unplace(key)
 	c.places.services[key] = &placed{s, places}
 	for i := range places {
@@ -78,13 +81,15 @@ func (c *Catalog) SetPlaced(s DeclaredService, places []Place) {
 			addKey(c.places.byAddr, a, key)
 		}
 	}
+	c.forgetEnded(old)
 	c.touch(key)
 }
 
 // RemovePlaced forgets such a service; one that is not there is no error.
 func (c *Catalog) RemovePlaced(key string) {
-	if c.places.services[key] != nil {
+	if old := c.places.services[key]; old != nil {
 		c.unplace(key)
+		c.forgetEnded(old)
 		c.touch(key)
 	}
 }
@@ -102,6 +107,30 @@ func (c *Catalog) SetClaimed(id string, claimed bool) {
 	}
 	for _, key := range c.places.byWorkload[id] {
 		c.touch(key)
+	}
+}
+
+// SetEnded says that whom places mean by an ID has ended: they are no endpoints any more, of
+// the mesh or not, since whoever says where clients are sent may be late.
+func (c *Catalog) SetEnded(id string) {
+	if len(c.places.byWorkload[id]) == 0 {
+		return
+	}
+	c.places.ended[id] = true
+	for _, key := range c.places.byWorkload[id] {
+		c.touch(key)
+	}
+}
+
+// forgetEnded forgets those whom no place means any more.
+func (c *Catalog) forgetEnded(old *placed) {
+	if old == nil {
+		return
+	}
+	for i := range old.places {
+		if id := old.places[i].Workload; len(c.places.byWorkload[id]) == 0 {
+			delete(c.places.ended, id)
+		}
 	}
 }
 
@@ -203,7 +232,7 @@ func (c *Catalog) occupant(key string, p *Place) (occupied, *Misplaced, bool) {
 		}
 	}
 	if o.workload == nil {
-		return o, nil, !c.places.claimed[p.Workload]
+		return o, nil, !c.places.claimed[p.Workload] && !c.places.ended[p.Workload]
 	}
 	o.addrs = nil
 	for _, a := range p.Addrs {
