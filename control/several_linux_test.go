@@ -413,8 +413,8 @@ func TestClaimsAreShared(t *testing.T) {
 	s := syncHost(t, h.hosts, nil)
 	s.up(a.meshed(h, "p1", "10.1.0.7")) // the API server says otherwise, so far
 	eventually(t, "both know the claim", func() bool { return claimed(a) && claimed(b) })
-	s.gone("p1")
-	eventually(t, "both know that it has ended", func() bool { return !claimed(a) && !claimed(b) })
+	s.released("p1")
+	eventually(t, "both know that it was released", func() bool { return !claimed(a) && !claimed(b) })
 }
 
 // TestSeveralRotate: a root that was asked for at one control signs after hosts acknowledged it
