@@ -301,7 +301,6 @@ func (a *Agent) receiveUpdates(stream hostStream, epoch uint64) error {
 		next = newSnapshot(epoch)
 		next.bundle = bundle
 	}
-	whole := false
 	for {
 		u, err := stream.Recv()
 		if err != nil {
@@ -312,8 +311,7 @@ func (a *Agent) receiveUpdates(stream hostStream, epoch uint64) error {
 			if err := next.apply(u.GetDelta()); err != nil {
 				a.log.Error("control sent what cannot be read", "err", err)
 			}
-			whole = whole || u.GetDelta().GetComplete()
-			if whole {
+			if u.GetDelta().GetComplete() {
 				a.setSnapshot(next)
 				next = next.clone()
 				if !a.fresh.is() {

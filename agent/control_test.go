@@ -212,13 +212,13 @@ func (c *testControl) put(r *api.Resource) {
 	c.version++
 	r.Version = c.version
 	c.resources[r.GetKey()] = r
-	c.publish(&api.Delta{Version: c.version, Upsert: []*api.Resource{r}})
+	c.publish(&api.Delta{Version: c.version, Complete: true, Upsert: []*api.Resource{r}})
 }
 
 func (c *testControl) removeLocked(key string) {
 	c.version++
 	delete(c.resources, key)
-	c.publish(&api.Delta{Version: c.version, Remove: []string{key}})
+	c.publish(&api.Delta{Version: c.version, Complete: true, Remove: []string{key}})
 }
 
 func (c *testControl) publish(d *api.Delta) {

@@ -1143,7 +1143,7 @@ type Delta struct {
 	Version       uint64                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
 	Upsert        []*Resource            `protobuf:"bytes,2,rep,name=upsert,proto3" json:"upsert,omitempty"`
 	Remove        []string               `protobuf:"bytes,3,rep,name=remove,proto3" json:"remove,omitempty"`      // keys
-	Complete      bool                   `protobuf:"varint,4,opt,name=complete,proto3" json:"complete,omitempty"` // the snapshot is whole after this delta
+	Complete      bool                   `protobuf:"varint,4,opt,name=complete,proto3" json:"complete,omitempty"` // the snapshot is whole after this delta; it is put into effect then
 	Revision      int64                  `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"` // of the store, that this control has followed the others to; 0: it is alone
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

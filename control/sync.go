@@ -25,8 +25,10 @@ const coalesce = 50 * time.Millisecond
 // ended with all its workloads would else hear of them as if they lived.
 const hold = 3 * time.Second
 
-// deltaSize is about how many bytes one message holds.
-const deltaSize = 256 << 10
+// deltaSize is how many bytes one message holds, unless a single resource has more. gRPC has
+// buffers of 32 KB and then of 1 MB: with the large ones all hosts that come back at once would
+// take more memory than everything else.
+const deltaSize = 32<<10 - 64
 
 var (
 	errReplaced = errors.New("the host opened another stream")
@@ -313,22 +315,28 @@ func sendDelta(stream grpc.BidiStreamingServer[api.HostUpdate, api.ControlUpdate
 		d, size = &api.Delta{Version: ch.version, Revision: ch.revision}, 0
 		return err
 	}
+	// room makes room for n bytes more, with what is written before them.
+	room := func(n int) error {
+		size += n + 4
+		if size <= deltaSize || size == n+4 {
+			return nil
+		}
+		err := flush()
+		size = n + 4
+		return err
+	}
 	// Removals first: an address that moved is free before it is taken.
 	for _, key := range ch.remove {
-		d.Remove = append(d.Remove, key)
-		if size += len(key) + 4; size >= deltaSize {
-			if err := flush(); err != nil {
-				return err
-			}
+		if err := room(len(key)); err != nil {
+			return err
 		}
+		d.Remove = append(d.Remove, key)
 	}
 	for _, r := range ch.upsert {
-		d.Upsert = append(d.Upsert, r)
-		if size += proto.Size(r) + 4; size >= deltaSize {
-			if err := flush(); err != nil {
-				return err
-			}
+		if err := room(proto.Size(r)); err != nil {
+			return err
 		}
+		d.Upsert = append(d.Upsert, r)
 	}
 	d.Complete = true
 	return flush()

@@ -88,13 +88,18 @@ func (h *host) run(ctx context.Context) {
 	defer h.remote.Close()
 	all.Go(func() { h.remote.Run(ctx) }) // returns when ctx ends
 	all.Go(func() { h.reports(ctx) })
-	for ctx.Err() == nil {
+	// An agent's patience.
+	const first, most = 100 * time.Millisecond, 5 * time.Second
+	for retry := first; ctx.Err() == nil; retry = min(2*retry, most) {
+		began := time.Now()
 		if err := h.sync(ctx); err != nil && ctx.Err() == nil {
 			h.log.Debug("stream ended", "host", h.node.name, "err", err)
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(100*time.Millisecond + mathrand.N(100*time.Millisecond)): // an agent's first patience
+		if time.Since(began) > most {
+			retry = first
+		}
+		if pause(ctx, retry/2+mathrand.N(retry)) != nil {
+			return
 		}
 	}
 }

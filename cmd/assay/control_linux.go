@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/user"
+	"runtime/debug"
 	"strconv"
 	"time"
 
@@ -74,7 +75,15 @@ It stops at SIGTERM; connections of workloads do not need it.`,
 	return c
 }
 
+// collectAt is how much garbage there may be, in per cent of what is in use, before it is
+// collected. Control holds much and makes little: half of Go's default costs it a
+// hundredth of a processor and saves a large cluster's control a quarter of its memory.
+const collectAt = 50
+
 func runControl(ctx context.Context, f controlFlags, log *slog.Logger) (err error) {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(collectAt)
+	}
 	viewers := 0
 	if f.viewers != "" {
 		if viewers, err = groupID(f.viewers); err != nil {
