@@ -169,6 +169,10 @@ func (c *Control) Issue(ctx context.Context, req *api.IssueRequest) (*api.IssueR
 	if len(set) == 0 {
 		return refusal(&assay.Error{Err: errors.New("the agent attested no artifact"), Remedy: "start the workload through the agent"}), nil
 	}
+	if err := ctx.Err(); err != nil {
+		// When thousands ask at once, those who have given up and ask again come first.
+		return nil, &assay.Error{Kind: assay.Unavailable, Op: "issue for workload " + w.ID, Err: err, Remedy: "ask again"}
+	}
 	cert, err := c.authority.IssueWorkload(req.GetCsr(), w.Identity, set.Digest())
 	if err != nil {
 		return nil, err

@@ -56,7 +56,21 @@ func (m *model) issued(c store.Certificate) {
 }
 
 func (m *model) issuedLocked(c store.Certificate) {
-	m.certs[c.Subject] = append(m.certs[c.Subject], c)
+	list := m.certs[c.Subject]
+	if len(list) > 0 { // pods of a service have one identity, and mostly one image: its text is kept once
+		last := &list[len(list)-1]
+		c.Subject = last.Subject
+		share(&c.Issuer, last.Issuer)
+		share(&c.Artifacts, last.Artifacts)
+	}
+	m.certs[c.Subject] = append(list, c)
+}
+
+// share has s use the memory of like, if they are the same text.
+func share[T ~string](s *T, like T) {
+	if *s == like {
+		*s = like
+	}
 }
 
 // current returns the newest certificate of a workload, or of a host's subject.

@@ -35,6 +35,7 @@ type host struct {
 	remote  *agent.Remote
 	id      string
 	csr     []byte
+	signing chan struct{} // requests for certificates
 	log     *slog.Logger
 
 	mu      sync.Mutex
@@ -60,7 +61,7 @@ type meshed struct {
 }
 
 func newHost(n *node, a *apiServer, t *tracker, address, dir string, log *slog.Logger) (*host, error) {
-	h := &host{node: n, api: a, tracked: t, pods: map[string]*meshed{}, known: map[string]*uint64{}, log: log}
+	h := &host{node: n, api: a, tracked: t, pods: map[string]*meshed{}, known: map[string]*uint64{}, signing: make(chan struct{}, 4), log: log}
 	sum := sha256.Sum256([]byte(n.name))
 	h.id = "node-" + hex.EncodeToString(sum[:8])
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -300,6 +301,12 @@ func (h *host) accepted(ctx context.Context, id string) {
 
 // certify gets a certificate for a proxy: its first, or one that replaces another.
 func (h *host) certify(ctx context.Context, p *meshed) {
+	select { // a node meshes a few pods at a time
+	case h.signing <- struct{}{}:
+		defer func() { <-h.signing }()
+	case <-ctx.Done():
+		return
+	}
 	for {
 		within, cancel := context.WithTimeout(ctx, 10*time.Second)
 		answer, err := h.remote.Issue(within, &api.IssueRequest{WorkloadId: p.message.GetId(), Csr: h.csr, Artifacts: p.message.GetArtifacts()})
@@ -314,7 +321,7 @@ func (h *host) certify(ctx context.Context, p *meshed) {
 		if !there || pause(ctx, time.Second+mathrand.N(2*time.Second)) != nil { // a proxy's patience
 			return
 		}
-		h.log.Info("no certificate yet", "pod", p.message.GetId(), "err", err, "refused", answer.GetRefused())
+		h.log.Debug("no certificate yet", "pod", p.message.GetId(), "err", err, "refused", answer.GetRefused())
 	}
 }
 
