@@ -476,7 +476,9 @@ func (c *Cluster) Close() error {
 // Reboot pulls a machine's plug, as far as its memory, programs and connections are
 // concerned, and starts it again with its disk. It does not wait until a node is Ready.
 func (c *Cluster) Reboot(m *Machine) error {
-	m.shutDown()
+	if err := c.unplug(m); err != nil {
+		return err
+	}
 	if err := c.boot(m); err != nil {
 		return fmt.Errorf("reboot %s: %w", m.Name, err)
 	}
@@ -486,14 +488,27 @@ func (c *Cluster) Reboot(m *Machine) error {
 	return errors.Join(c.startRuntime(m), c.startNode(m))
 }
 
+// unplug ends a machine, and with it what a kernel forgets.
+func (c *Cluster) unplug(m *Machine) (err error) {
+	m.shutDown()
+	// A kubelet that finds groups of containers that are gone looks for each of them for seconds.
+	if err := m.group.remove(time.Minute); err != nil {
+		return fmt.Errorf("shut %s down: %w", m.Name, err)
+	}
+	m.group, err = newCgroup(groupName(c.folder.path) + "/" + m.Name)
+	return err
+}
+
 // ColdStart pulls every machine's plug at once, and starts all of them again with their
 // disks. It does not wait until anything is ready.
 func (c *Cluster) ColdStart() error {
-	var all sync.WaitGroup
+	var all errgroup.Group
 	for _, m := range c.machines() {
-		all.Go(m.shutDown)
+		all.Go(func() error { return c.unplug(m) })
 	}
-	all.Wait()
+	if err := all.Wait(); err != nil {
+		return err
+	}
 	for _, m := range c.machines() {
 		if err := c.boot(m); err != nil {
 			return fmt.Errorf("cold start of %s: %w", m.Name, err)
