@@ -260,10 +260,14 @@ func (m *model) hearWorkloads(ids []string, stored map[string]*assay.Workload) {
 // has taken one of them, and takes no other.
 func (m *model) evict(w *assay.Workload) {
 	for _, a := range w.Addrs {
-		if owner, taken := m.owner[a]; taken && owner != w.ID {
-			m.removeWorkload(owner)
-			m.lost = append(m.lost, owner)
+		owner, taken := m.owner[a]
+		if !taken || owner == w.ID {
+			continue
 		}
+		if o, ok := m.catalog.Workload(owner); ok {
+			m.contradicted(o, store.AddressTaken{Addr: a, Owner: w.ID})
+		}
+		m.lost = append(m.lost, owner)
 	}
 }
 
@@ -318,24 +322,30 @@ func (m *model) rejected(list []store.Rejected) {
 			m.lost = append(m.lost, r.ID)
 			continue
 		}
-		h := m.hosts[w.Host]
-		m.removeWorkload(r.ID)
+		m.contradicted(w, r.Cause)
 		if _, taken := errors.AsType[store.AddressTaken](r.Cause); !taken {
 			m.lost = append(m.lost, r.ID)
 		}
-		m.findingLocked(assay.Finding{Kind: "workload-withdrawn", Subject: r.ID, Detail: cut(fmt.Sprintf("host %s: %v, which another control has taken", w.Host, r.Cause), 1000),
-			Remedy: "if that lasts, look at the two hosts"})
-		if h == nil || h.session == nil {
-			continue
-		}
-		if h.Node == "" {
-			m.refuse(h.session, r.ID, &assay.Error{Kind: assay.Conflict, Op: "take workload " + r.ID, Err: r.Cause, Remedy: "report that one gone first"})
-			continue
-		}
-		m.claim(h, h.session, r.ID)
-		m.wait(h.session, w, tooEarly{r.Cause})
 	}
 	m.publish()
+}
+
+// contradicted withdraws a workload that the store says cannot be. If its host has its stream
+// here it is taken when what contradicts it has gone.
+func (m *model) contradicted(w *assay.Workload, cause error) {
+	m.removeWorkload(w.ID)
+	h := m.hosts[w.Host]
+	if h == nil || h.session == nil {
+		return
+	}
+	m.findingLocked(assay.Finding{Kind: "workload-withdrawn", Subject: w.ID, Detail: cut(fmt.Sprintf("host %s: %v, which another control has taken", w.Host, cause), 1000),
+		Remedy: "if that lasts, look at the two hosts"})
+	if h.Node == "" {
+		m.refuse(h.session, w.ID, &assay.Error{Kind: assay.Conflict, Op: "take workload " + w.ID, Err: cause, Remedy: "report that one gone first"})
+		return
+	}
+	m.claim(h, h.session, w.ID)
+	m.wait(h.session, w, tooEarly{cause})
 }
 
 // takeLost returns the workloads of which the store has to be asked again.

@@ -394,6 +394,31 @@ func TestOneAddressOfTwoNodes(t *testing.T) {
 	eventually(t, "the other pod has its address", func() bool { return owner(lost) == waits && owner(a) == owner(b) })
 }
 
+// TestHeardBeforeStored: a workload whose address another control has stored is withdrawn when
+// that is heard, before the own word reaches the store, and taken when the other has gone.
+func TestHeardBeforeStored(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, 1, func(cfg *Config) { cfg.Cluster = testCluster() })
+	a := m.controls[0]
+	a.follow(t, twoNodes(pod("p1", "node-1"), pod("p2", "node-2")))
+	h1, h2 := a.joinNode(t, "node-1"), a.joinNode(t, "node-2")
+	s := syncHost(t, h1.hosts, nil)
+	s.up(a.meshed(h1, "p1", "10.1.0.7"))
+	s.waitAccepted("p1")
+	other := a.meshed(h2, "p2", "10.1.0.7")
+	a.model.hear(&news{changed: map[store.Kind][]string{store.OfWorkload: {"p2"}}, workloads: map[string]*assay.Workload{"p2": other}})
+	waits := func() bool {
+		a.model.mu.Lock()
+		defer a.model.mu.Unlock()
+		return a.model.cluster.waiting["p1"] != nil
+	}
+	if a.knows("p1") || !a.knows("p2") || !waits() {
+		t.Fatalf("p1: %v, p2: %v, p1 waits: %v", a.knows("p1"), a.knows("p2"), waits())
+	}
+	a.model.hear(&news{changed: map[store.Kind][]string{store.OfWorkload: {"p2"}}})
+	eventually(t, "p1 is taken again", func() bool { return a.knows("p1") && !waits() })
+}
+
 // TestClaimsAreShared: nobody is sent in plaintext to a pod that a node has reported to another
 // control, which has not taken it.
 func TestClaimsAreShared(t *testing.T) {
