@@ -157,7 +157,10 @@ func TestServices(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := &services{newPerson(t, c), map[string]string{}}
+	// Control stays on node-1: node-2 is to be forgotten.
+	c.Kubectl(t, "cordon", c.Nodes[1].Name)
 	s.must(t, "assay", installArgs...)
+	c.Kubectl(t, "uncordon", c.Nodes[1].Name)
 	c.Apply(t, fmt.Sprintf(servicesManifest, kubernetes.EchoImage))
 	for _, object := range []string{"daemonset/each", "deployment/four", "deployment/far"} {
 		c.Rollout(t, "meshed", object)
@@ -363,27 +366,29 @@ spec: {targetRefs: [{name: nobody}]}
 
 // nodeReturns: a node that the API server forgot, and that came back, is a host of the mesh again.
 func (s *services) nodeReturns(t *testing.T) {
-	hosts := func() map[string]api.HostView {
+	hosts := func() (map[string]api.HostView, error) {
+		text, code := s.run(t, "kubectl", "assay", "get", "hosts", "-o", "json")
 		var list []api.HostView
-		if err := json.Unmarshal([]byte(s.must(t, "kubectl", "assay", "get", "hosts", "-o", "json")), &list); err != nil {
-			t.Fatal(err)
+		if err := json.Unmarshal([]byte(text), &list); err != nil {
+			return nil, fmt.Errorf("exit code %d: %s", code, text)
 		}
 		out := map[string]api.HostView{}
 		for _, h := range list {
 			out[h.Name] = h
 		}
-		return out
+		return out, nil
 	}
-	if h := hosts(); h["node-1"].Zone != "zone-1" || h["node-2"].Zone != "zone-2" {
-		t.Errorf("the hosts' zones: %+v", h)
+	if h, err := hosts(); err != nil || h["node-1"].Zone != "zone-1" || h["node-2"].Zone != "zone-2" {
+		t.Errorf("the hosts' zones: %+v, %v", h, err)
 	}
 	node := s.cluster.Nodes[1]
 	s.cluster.Kubectl(t, "delete", "node", node.Name)
 	s.cluster.Eventually(t, "its host is gone", func() error {
-		if _, there := hosts()[node.Name]; there {
-			return fmt.Errorf("it is there")
+		h, err := hosts()
+		if _, there := h[node.Name]; there {
+			err = fmt.Errorf("it is there")
 		}
-		return nil
+		return err
 	})
 	if err := node.Stop("kubelet"); err != nil {
 		t.Fatal(err)
@@ -393,10 +398,11 @@ func (s *services) nodeReturns(t *testing.T) {
 	}
 	s.cluster.Ready(t, node)
 	s.cluster.Eventually(t, "its host is back", func() error {
-		if h := hosts()[node.Name]; !h.Ready {
-			return fmt.Errorf("the host: %+v", h)
+		h, err := hosts()
+		if err == nil && !h[node.Name].Ready {
+			err = fmt.Errorf("the host: %+v", h[node.Name])
 		}
-		return nil
+		return err
 	})
 	s.cluster.Rollout(t, "meshed", "daemonset/each")
 	s.cluster.Rollout(t, "meshed", "deployment/far")
