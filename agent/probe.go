@@ -130,10 +130,18 @@ func (k *kubelet) find() error {
 	return fmt.Errorf("no process of this host listens on the kubelet's port %d", k.port)
 }
 
-// holder returns a process that has a socket.
+// holder returns a process of the host's own that has a socket. One in a container may
+// listen there while the kubelet does not.
 func holder(inode uint32) *attest.Process {
+	own, err := os.Readlink("/proc/self/ns/pid")
+	if err != nil {
+		return nil
+	}
 	for _, pid := range pids() {
 		if !holds(pid, inode) {
+			continue
+		}
+		if ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid)); err != nil || ns != own {
 			continue
 		}
 		p, err := attest.Open(pid)

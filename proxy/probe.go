@@ -10,15 +10,28 @@ import (
 	"assay.dev/link"
 )
 
-// probeAnswerWithin bounds how long a probe waits for the agent's word. The kubelet itself
-// gives up after one second unless it is told otherwise.
-const probeAnswerWithin = 500 * time.Millisecond
+const (
+	// probeAnswerWithin bounds how long a probe waits for the agent's word. The kubelet itself
+	// gives up after one second unless it is told otherwise.
+	probeAnswerWithin = 500 * time.Millisecond
+	// maxProbes are asked about at once, so that nobody makes the agent's word late by asking
+	// for much of it.
+	maxProbes = 16
+	// agentSilent is how long an agent that answers nothing counts as there.
+	agentSilent = 10 * time.Second
+)
 
 // probes are questions to the agent that wait for an answer.
 type probes struct {
 	mu      sync.Mutex
 	last    uint64
 	waiting map[uint64]chan bool
+	silent  time.Time     // since when nothing was answered that was asked; zero: it was
+	slots   chan struct{} // maxProbes
+}
+
+func newProbes() probes {
+	return probes{waiting: map[uint64]chan bool{}, slots: make(chan struct{}, maxProbes)}
 }
 
 // mayProbe reports whether a client can be the kubelet: it has one of the host's own
@@ -27,22 +40,31 @@ func (i *inbound) mayProbe() bool {
 	return slices.Contains(i.snap.Probes, i.dst.Port()) && slices.Contains(i.snap.Gateways, i.remote.Addr()) && !i.meshed
 }
 
-// isProbe asks the agent whether the client is the kubelet. While there is no agent it
-// is taken for it: a pod that could not be asked would be restarted, and whoever can end
-// the agent and speak from the host's address can do anything here.
+// isProbe asks the agent whether the client is the kubelet. While there is no agent, or one
+// that has long said nothing, it is taken for it: a pod that could not be asked would be
+// restarted, and whoever can end the agent and speak from the host's address can do
+// anything here. An answer that is merely late is none: others may have made it so.
 func (p *Proxy) isProbe(ctx context.Context, client, server netip.AddrPort) bool {
+	t := time.NewTimer(probeAnswerWithin)
+	defer t.Stop()
+	select {
+	case p.probes.slots <- struct{}{}:
+		defer func() { <-p.probes.slots }()
+	case <-t.C:
+		return false
+	case <-ctx.Done():
+		return false
+	}
 	id, answer := p.probes.begin()
 	defer p.probes.end(id)
 	if err := p.agent.send(link.KindProbe, id, link.Probe{Client: client, Server: server}); err != nil {
 		return true
 	}
-	t := time.NewTimer(probeAnswerWithin)
-	defer t.Stop()
 	select {
 	case is := <-answer:
 		return is
 	case <-t.C:
-		return true
+		return p.probes.unheard()
 	case <-ctx.Done():
 		return false
 	}
@@ -51,8 +73,8 @@ func (p *Proxy) isProbe(ctx context.Context, client, server netip.AddrPort) bool
 func (q *probes) begin() (uint64, chan bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.waiting == nil {
-		q.waiting = map[uint64]chan bool{}
+	if q.silent.IsZero() {
+		q.silent = time.Now()
 	}
 	q.last++
 	c := make(chan bool, 1)
@@ -66,12 +88,20 @@ func (q *probes) end(id uint64) {
 	q.mu.Unlock()
 }
 
+// answer takes the agent's word, also when it is late: it is not silent.
 func (q *probes) answer(id uint64, is bool) {
 	q.mu.Lock()
 	c := q.waiting[id]
 	delete(q.waiting, id)
+	q.silent = time.Time{}
 	q.mu.Unlock()
 	if c != nil {
 		c <- is
 	}
+}
+
+func (q *probes) unheard() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return !q.silent.IsZero() && time.Since(q.silent) > agentSilent
 }

@@ -90,6 +90,7 @@ func New(conn *link.Conn, o Options) *Proxy {
 		started:   time.Now(),
 		rec:       golden.New(0),
 		pipes:     make(kernelPipes, 64),
+		probes:    newProbes(),
 		sift:      make(chan struct{}, maxHandshakes),
 		mirrors:   make(chan struct{}, maxMirrors),
 		listeners: map[string]int{},

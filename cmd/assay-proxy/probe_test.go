@@ -1,7 +1,9 @@
 package main
 
 import (
+	"io"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -50,9 +52,36 @@ func TestProbe(t *testing.T) {
 	answers(func(link.Probe) bool { return false })
 	refused(node, probed, "from another process of the node")
 
-	// An agent that does not answer, and none at all: pods are not restarted for it.
+	// Who asks for much of the agent's word, so that it is late, gains nothing by it.
+	answers(func(link.Probe) bool { time.Sleep(20 * time.Millisecond); return false }) // the agent's work
+	var crowd sync.WaitGroup
+	for range 100 {
+		crowd.Go(func() {
+			c, err := node.dial(at(probed))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(20 * time.Second))
+			io.WriteString(c, "alive?")
+			if n, err := c.Read(make([]byte, 1)); n > 0 || err == nil {
+				t.Error("one of a crowd was served")
+			}
+		})
+	}
+	crowd.Wait()
+
+	// An agent that does not answer for long, and none at all: pods are not restarted for it.
 	answers(nil)
-	served(node, probed, "an agent that says nothing")
+	refused(node, probed, "an agent that says nothing at first")
+	eventually(t, "an agent that says nothing is none", func() bool {
+		c := node.mustDial(at(probed))
+		defer c.Close()
+		io.WriteString(c, "alive?")
+		n, _ := io.ReadFull(c, make([]byte, 6))
+		return n > 0
+	})
 	refused(node, unprobed, "an agent that says nothing, another port")
 	server.mu.Lock()
 	conn := server.conn
