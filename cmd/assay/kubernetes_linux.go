@@ -10,6 +10,7 @@ import (
 
 	"assay.dev/control"
 	"assay.dev/identity"
+	"assay.dev/kube/apiserver"
 	"assay.dev/kube/cluster"
 	"assay.dev/kube/publish"
 	"assay.dev/kube/review"
@@ -36,7 +37,7 @@ type kubernetes struct {
 }
 
 func openKubernetes(kubeconfig, namespace string, log *slog.Logger) (*kubernetes, error) {
-	config, err := cluster.Config(kubeconfig)
+	config, err := apiserver.Config(kubeconfig, "assay-control")
 	if err != nil {
 		return nil, err
 	}

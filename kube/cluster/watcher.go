@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -13,13 +12,11 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
-	"assay.dev"
+	"assay.dev/kube/apiserver"
 )
 
 // Watcher watches one API server.
@@ -30,20 +27,6 @@ type Watcher struct {
 	mu    sync.Mutex
 	model *model
 	wake  chan struct{} // holds a token while something is touched
-}
-
-// Config says how to reach the API server that a kubeconfig names; with "" it is the one of
-// the cluster in whose pod this process runs.
-func Config(kubeconfig string) (*rest.Config, error) {
-	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
-	if err != nil {
-		return nil, &assay.Error{
-			Op: "read how to reach the API server " + kubeconfig, Err: err,
-			Remedy: "give a kubeconfig file, or run in a pod with a service account",
-		}
-	}
-	config.UserAgent = "assay-control"
-	return config, nil
 }
 
 // New returns a Watcher of an API server. It does not connect yet.
@@ -175,29 +158,9 @@ func (w *Watcher) Run(ctx context.Context, changed func(Changes) error) error {
 	}
 }
 
-// client returns a client for one group of the API, which speaks protobuf. The sets of
-// clients that client-go has for the whole API would triple what is linked.
+// client returns a client for one group of the API.
 func (w *Watcher) client(version schema.GroupVersion) (rest.Interface, error) {
-	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme} {
-		if err := add(scheme); err != nil {
-			return nil, err
-		}
-	}
-	config := rest.CopyConfig(w.config)
-	config.GroupVersion = &version
-	config.APIPath = "/apis"
-	if version.Group == "" {
-		config.APIPath = "/api"
-	}
-	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
-	config.ContentType = runtime.ContentTypeProtobuf
-	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
-	client, err := rest.RESTClientFor(config)
-	if err != nil {
-		return nil, fmt.Errorf("client of the API server %s: %w", config.Host, err)
-	}
-	return client, nil
+	return apiserver.Client(w.config, version, apiserver.Protobuf, corev1.AddToScheme, discoveryv1.AddToScheme)
 }
 
 // next waits until something is touched that was not before.

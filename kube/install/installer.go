@@ -13,12 +13,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"assay.dev"
+
+	"assay.dev/kube/apiserver"
 )
 
 // manager owns the fields that are applied.
@@ -48,13 +49,7 @@ func Open(kubeconfig, context string, say func(format string, args ...any)) (*In
 	if i.objects, err = dynamic.NewForConfig(config); err != nil {
 		return nil, &assay.Error{Kind: assay.Invalid, Op: "reach the API server " + config.Host, Err: err}
 	}
-	scheme := runtime.NewScheme()
-	if err := corev1.AddToScheme(scheme); err != nil {
-		return nil, err
-	}
-	config.APIPath, config.GroupVersion = "/api", &corev1.SchemeGroupVersion
-	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
-	if i.server, err = rest.RESTClientFor(config); err != nil {
+	if i.server, err = apiserver.Client(config, corev1.SchemeGroupVersion, apiserver.JSON, corev1.AddToScheme); err != nil {
 		return nil, &assay.Error{Kind: assay.Invalid, Op: "reach the API server " + config.Host, Err: err}
 	}
 	return i, nil

@@ -16,13 +16,13 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
 	"assay.dev"
+
+	"assay.dev/kube/apiserver"
 )
 
 // Rules is what a Source must be allowed in every namespace: the API server knows no
@@ -64,16 +64,12 @@ func Open(cfg Config) (*Source, error) {
 	if cfg.System == "" {
 		cfg.System = DefaultSystem
 	}
-	config, err := clientcmd.BuildConfigFromFlags("", cfg.Kubeconfig)
+	config, err := apiserver.Config(cfg.Kubeconfig, "assay-agent")
 	if err != nil {
-		return nil, &assay.Error{
-			Op: "read how to reach the API server " + cfg.Kubeconfig, Err: err,
-			Remedy: "give a kubeconfig file, or run in a pod with a service account",
-		}
+		return nil, err
 	}
-	config.UserAgent = "assay-agent"
 	config.QPS = -1 // two watches, and a question now and then
-	client, err := clientFor(config)
+	client, err := apiserver.Client(config, corev1.SchemeGroupVersion, apiserver.Protobuf, corev1.AddToScheme)
 	if err != nil {
 		return nil, err
 	}
@@ -81,25 +77,6 @@ func Open(cfg Config) (*Source, error) {
 		cfg: cfg, client: client, memory: memoryOfNode(), pods: map[string]*Pod{}, names: map[string]string{}, asked: map[string]*Pod{},
 		namespaces: map[string]map[string]string{}, changed: make(chan struct{}, 1),
 	}, nil
-}
-
-// clientFor returns a client for the core group.
-func clientFor(config *rest.Config) (rest.Interface, error) {
-	scheme := runtime.NewScheme()
-	if err := corev1.AddToScheme(scheme); err != nil {
-		return nil, err
-	}
-	config = rest.CopyConfig(config)
-	config.GroupVersion = &corev1.SchemeGroupVersion
-	config.APIPath = "/api"
-	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
-	config.ContentType = runtime.ContentTypeProtobuf
-	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
-	client, err := rest.RESTClientFor(config)
-	if err != nil {
-		return nil, fmt.Errorf("client of the API server %s: %w", config.Host, err)
-	}
-	return client, nil
 }
 
 // memoryOfNode is what the machine has, in bytes; 0 when it does not say.

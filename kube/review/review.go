@@ -22,11 +22,11 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
 
 	"assay.dev"
+
+	"assay.dev/kube/apiserver"
 )
 
 // Rules is what a Reviewer must be allowed.
@@ -60,19 +60,12 @@ const (
 // New returns a Reviewer for tokens of namespace's service account that are made for
 // audience. It does not connect yet.
 func New(config *rest.Config, audience, namespace, account string) (*Reviewer, error) {
-	scheme := runtime.NewScheme()
-	if err := authenticationv1.AddToScheme(scheme); err != nil {
-		return nil, err
-	}
 	config = rest.CopyConfig(config)
-	config.APIPath, config.GroupVersion = "/apis", &authenticationv1.SchemeGroupVersion
-	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
-	config.ContentType, config.AcceptContentTypes = runtime.ContentTypeJSON, runtime.ContentTypeJSON
 	config.QPS, config.Burst = 50, 200 // nodes come all at once after a failure of power, strangers at any time
 	config.Timeout = within
-	client, err := rest.RESTClientFor(config)
+	client, err := apiserver.Client(config, authenticationv1.SchemeGroupVersion, apiserver.JSON, authenticationv1.AddToScheme)
 	if err != nil {
-		return nil, fmt.Errorf("client of the API server %s: %w", config.Host, err)
+		return nil, err
 	}
 	return &Reviewer{client: client, audience: audience, user: "system:serviceaccount:" + namespace + ":" + account}, nil
 }

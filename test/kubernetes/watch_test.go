@@ -17,6 +17,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 
 	"assay.dev/discovery"
+	"assay.dev/kube/apiserver"
 	"assay.dev/kube/cluster"
 	"assay.dev/test/kubernetes"
 )
@@ -127,7 +128,7 @@ current-context: c
 // watch starts a watcher that may do what cluster.Rules says and nothing else.
 func watch(t *testing.T, c *kubernetes.Cluster) *view {
 	t.Helper()
-	config, err := cluster.Config(account(t, c, "default", "watcher", cluster.Rules(), nil))
+	config, err := apiserver.Config(account(t, c, "default", "watcher", cluster.Rules(), nil), "assay-watcher")
 	if err != nil {
 		t.Fatal(err)
 	}
