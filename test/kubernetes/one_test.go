@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"syscall"
@@ -328,11 +329,11 @@ func TestCommand(t *testing.T) {
 		t.Fatalf("up: %v\n%s", err, out)
 	}
 	t.Logf("up says:\n%s", out)
-	found := regexp.MustCompile(`export KUBECONFIG=(\S+)\n\s+alias kubectl=(\S+)`).FindStringSubmatch(out)
+	found := regexp.MustCompile(`export KUBECONFIG=(\S+)\n\s+export PATH=(\S+):\$PATH`).FindStringSubmatch(out)
 	if found == nil {
 		t.Fatalf("up does not tell how to use it:\n%s", out)
 	}
-	kubectl := exec.CommandContext(t.Context(), found[2], "get", "nodes")
+	kubectl := exec.CommandContext(t.Context(), filepath.Join(found[2], "kubectl"), "get", "nodes")
 	kubectl.Env = []string{"KUBECONFIG=" + found[1], "HOME=" + t.TempDir()}
 	if out, err := kubectl.CombinedOutput(); err != nil || !strings.Contains(string(out), "node-1   Ready") {
 		t.Fatalf("kubectl get nodes: %v\n%s", err, out)

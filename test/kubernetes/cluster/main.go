@@ -18,9 +18,11 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -113,9 +115,7 @@ func hold(ctx context.Context, name string, nodes int, images bool) error {
 	}
 	say("Kubernetes %s is up after %.1f s (%s).", c.Version(), c.Figures.Took.Seconds(), c.Figures)
 	say("")
-	say("  export KUBECONFIG=%s", c.Kubeconfig())
-	say("  alias kubectl=%s", c.KubectlPath())
-	say("")
+	say("%s", exports(c.Kubeconfig(), c.KubectlPath()))
 	if images {
 		say("On every node: %s, %s", kubernetes.AssayImage, kubernetes.EchoImage)
 		say("")
@@ -125,6 +125,20 @@ func hold(ctx context.Context, name string, nodes int, images bool) error {
 	os.Stdout.Close() // nobody reads on
 	<-ctx.Done()
 	return c.Close()
+}
+
+// exports is what a person's shell needs. kubectl's own plugins look for it in the PATH,
+// where nothing else of a cluster's programs belongs.
+func exports(kubeconfig, kubectl string) string {
+	bin := filepath.Join(filepath.Dir(kubeconfig), "bin")
+	err := os.Mkdir(bin, 0o755)
+	if err == nil {
+		err = os.Symlink(kubectl, filepath.Join(bin, "kubectl"))
+	}
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		bin = filepath.Dir(kubectl)
+	}
+	return fmt.Sprintf("  export KUBECONFIG=%s\n  export PATH=%s:$PATH\n", kubeconfig, bin)
 }
 
 func down(ctx context.Context, name string) error {
@@ -149,8 +163,8 @@ func status(ctx context.Context) error {
 		fmt.Println("no cluster is up")
 	}
 	for _, r := range running {
-		fmt.Printf("%s: Kubernetes %s, %d nodes, up for %s, %s\n\n  export KUBECONFIG=%s\n  alias kubectl=%s\n\n",
-			r.Name, r.Version, r.Nodes, time.Since(r.Began).Round(time.Second), r.Server, r.Kubeconfig, r.Kubectl)
+		fmt.Printf("%s: Kubernetes %s, %d nodes, up for %s, %s\n\n%s\n",
+			r.Name, r.Version, r.Nodes, time.Since(r.Began).Round(time.Second), r.Server, exports(r.Kubeconfig, r.Kubectl))
 		ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 		nodes := exec.CommandContext(ctx, r.Kubectl, "--kubeconfig", r.Kubeconfig, "get", "nodes", "-o", "wide")
 		nodes.Stdout, nodes.Stderr = os.Stdout, os.Stderr
