@@ -329,12 +329,12 @@ func TestCommand(t *testing.T) {
 		t.Fatalf("up: %v\n%s", err, out)
 	}
 	t.Logf("up says:\n%s", out)
-	found := regexp.MustCompile(`export KUBECONFIG=(\S+)\n\s+export PATH=(\S+):\$PATH`).FindStringSubmatch(out)
-	if found == nil {
+	kubeconfig, path, ok := exported(out)
+	if !ok {
 		t.Fatalf("up does not tell how to use it:\n%s", out)
 	}
-	kubectl := exec.CommandContext(t.Context(), filepath.Join(found[2], "kubectl"), "get", "nodes")
-	kubectl.Env = []string{"KUBECONFIG=" + found[1], "HOME=" + t.TempDir()}
+	kubectl := exec.CommandContext(t.Context(), filepath.Join(path, "kubectl"), "get", "nodes")
+	kubectl.Env = []string{"KUBECONFIG=" + kubeconfig, "HOME=" + t.TempDir()}
 	if out, err := kubectl.CombinedOutput(); err != nil || !strings.Contains(string(out), "node-1   Ready") {
 		t.Fatalf("kubectl get nodes: %v\n%s", err, out)
 	}

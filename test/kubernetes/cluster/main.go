@@ -120,7 +120,11 @@ func hold(ctx context.Context, name string, nodes int, images bool) error {
 		say("On every node: %s, %s", kubernetes.AssayImage, kubernetes.EchoImage)
 		say("")
 	}
-	say("Take it down with: go run ./test/kubernetes/cluster down")
+	down := "go run ./test/kubernetes/cluster down"
+	if name != "default" {
+		down += " --name " + name
+	}
+	say("Take it down with: %s", down)
 	say("up")
 	os.Stdout.Close() // nobody reads on
 	<-ctx.Done()
