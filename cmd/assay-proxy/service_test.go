@@ -207,7 +207,9 @@ func TestExternals(t *testing.T) {
 	balancer := netip.MustParseAddr("203.0.113.7")
 	other := w.workload("other")
 	port := other.serve(80, func(c *net.TCPConn) { io.ReadFull(c, make([]byte, 1)); io.WriteString(c, "other") })
-	w.say("web", func(s *assay.Service) { s.Externals, s.Ports[0].NodePort = []netip.Addr{balancer, other.Addrs[0]}, 30080 }, servers[0])
+	w.say("web", func(s *assay.Service) {
+		s.Externals, s.Ports[0].NodePort = []netip.Addr{balancer, other.Addrs[0]}, 30080
+	}, servers[0])
 	for i, who := range func() []map[string]bool { a, b, c := client.answers(balancer, 5); return []map[string]bool{a, b, c} }() {
 		if len(who) != 1 || !who[servers[0].Workload] {
 			t.Errorf("port %d: %v answer", 80+i, who)

@@ -16,15 +16,14 @@ package publish
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
+
+	"assay.dev/kube/apiserver"
 )
 
 // Rules is what Routes and Events must be allowed in every namespace.
@@ -47,20 +46,9 @@ func LocalRules() []rbacv1.PolicyRule {
 
 // coreClient returns a client of the API's core.
 func coreClient(config *rest.Config) (rest.Interface, error) {
-	scheme := runtime.NewScheme()
-	if err := corev1.AddToScheme(scheme); err != nil {
-		return nil, err
-	}
 	config = rest.CopyConfig(config)
-	config.APIPath, config.GroupVersion = "/api", &corev1.SchemeGroupVersion
-	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
-	config.ContentType, config.AcceptContentTypes = runtime.ContentTypeJSON, runtime.ContentTypeJSON
 	config.Timeout = within
-	client, err := rest.RESTClientFor(config)
-	if err != nil {
-		return nil, fmt.Errorf("client of the API server %s: %w", config.Host, err)
-	}
-	return client, nil
+	return apiserver.Client(config, corev1.SchemeGroupVersion, apiserver.JSON, corev1.AddToScheme)
 }
 
 // within bounds one request.

@@ -14,8 +14,6 @@ import (
 	"k8s.io/client-go/rest"
 
 	"assay.dev"
-
-	"assay.dev/kube/apiserver"
 )
 
 // The ConfigMap of roots, and its key: certificates in PEM, the one that signs among them.
@@ -33,13 +31,7 @@ type Trust struct {
 
 // NewTrust returns the keeper of a namespace's ConfigMap. It does not connect yet.
 func NewTrust(config *rest.Config, namespace string, log *slog.Logger) (*Trust, error) {
-<<<<<<< HEAD
 	client, err := coreClient(config)
-=======
-	config = rest.CopyConfig(config)
-	config.Timeout = within
-	client, err := apiserver.Client(config, corev1.SchemeGroupVersion, apiserver.JSON, corev1.AddToScheme)
->>>>>>> 0ecd176 (kube/apiserver: one way to make a client for a group of the API, in place of five)
 	if err != nil {
 		return nil, err
 	}
