@@ -47,7 +47,13 @@ func TestTry(t *testing.T) {
 		t.Fatal("docs/kubernetes.md has no block of commands under «Try it on one machine»")
 	}
 	r := &reader{cluster: fmt.Sprintf("try-%d", os.Getpid()), path: os.Getenv("PATH")}
-	t.Cleanup(func() { r.run(context.Background(), "go run ./test/kubernetes/cluster down") })
+	t.Cleanup(func() {
+		if t.Failed() {
+			out, _ := r.run(context.Background(), "kubectl get pods -A -o wide; kubectl get events -A; kubectl describe pods -n default")
+			t.Logf("%s", out)
+		}
+		r.run(context.Background(), "go run ./test/kubernetes/cluster down")
+	})
 	for line := range strings.Lines(block) {
 		command, _, _ := strings.Cut(line, " #")
 		command = strings.TrimSpace(command)
