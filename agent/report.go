@@ -117,6 +117,7 @@ func (s *session) reported(id uint64, r *link.Report) {
 const (
 	refusedNoProxy    = "kernel-no-proxy"
 	refusedNoEndpoint = "kernel-no-endpoint"
+	refusedStale      = "kernel-stale"
 )
 
 // countRefused takes in what the kernel has refused.
@@ -149,7 +150,7 @@ func withKernel(c assay.Counters, refused capture.Refused) assay.Counters {
 	if of == nil {
 		of = map[string]uint64{}
 	}
-	for reason, n := range map[string]uint64{refusedNoProxy: refused.NoProxy, refusedNoEndpoint: refused.NoEndpoint} {
+	for reason, n := range map[string]uint64{refusedNoProxy: refused.NoProxy, refusedNoEndpoint: refused.NoEndpoint, refusedStale: refused.Stale} {
 		if of[reason] = n; n == 0 {
 			delete(of, reason)
 		}

@@ -24,10 +24,12 @@ const (
 )
 
 // Names of the counters: connections that the kernel refused because nothing listens
-// where the rules lead them, and because a virtual address has no ready endpoint.
+// where the rules lead them, and because a virtual address has no ready endpoint; and
+// attempts that it dropped because it would have taken them for another connection.
 const (
 	noProxy    = "no-proxy"
 	noEndpoint = "no-endpoint"
+	staleSYN   = "stale"
 )
 
 // Refused is how many connections the kernel has refused on behalf of the rules, since
@@ -35,6 +37,7 @@ const (
 type Refused struct {
 	NoProxy    uint64 // nothing listened: neither the proxy nor the agent that keeps its listeners
 	NoEndpoint uint64 // a virtual address and port without a ready endpoint
+	Stale      uint64 // attempts to begin what is tracked as another connection, beside the proxy
 }
 
 // Rules say what is captured. They are compared by value; a nil and an empty list
@@ -83,7 +86,7 @@ func (c *Capture) install(r Rules, open map[netip.AddrPort]bool) error {
 	if r.OutboundPort == 0 || r.InboundPort == 0 || r.OwnMark == 0 || r.ReturnMark == 0 || r.OwnMark == r.ReturnMark {
 		return errors.New("capture: listeners' ports and two different marks are needed")
 	}
-	if err := c.ns.Do(func() error { return routes(r.ReturnMark) }); err != nil {
+	if err := c.ns.Do(func() error { return errors.Join(set(false), routes(r.ReturnMark)) }); err != nil {
 		return err
 	}
 	conn, err := netns.NFTables(c.ns)
@@ -102,6 +105,7 @@ func (c *Capture) install(r Rules, open map[netip.AddrPort]bool) error {
 	}
 	conn.AddObj(&nftables.CounterObj{Table: t, Name: noProxy, Packets: refused.NoProxy})
 	conn.AddObj(&nftables.CounterObj{Table: t, Name: noEndpoint, Packets: refused.NoEndpoint})
+	conn.AddObj(&nftables.CounterObj{Table: t, Name: staleSYN, Packets: refused.Stale})
 	for _, s := range sets(t) {
 		if err := conn.AddSet(s, elements(s, slices.Collect(maps.Keys(open)))); err != nil {
 			return fmt.Errorf("capture: set %s: %w", s.Name, err)
@@ -115,6 +119,9 @@ func (c *Capture) install(r Rules, open map[netip.AddrPort]bool) error {
 	}
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("capture: nftables refused the rules: %w", err)
+	}
+	if err := c.ns.Do(func() error { return set(true) }); err != nil {
+		return err
 	}
 	want, err := c.list()
 	if err != nil {
@@ -287,6 +294,8 @@ func (c *Capture) refused() (r Refused, err error) {
 			r.NoProxy = counter.Packets
 		case counter.Name == noEndpoint:
 			r.NoEndpoint = counter.Packets
+		case counter.Name == staleSYN:
+			r.Stale = counter.Packets
 		}
 	}
 	return r, nil

@@ -145,6 +145,17 @@ func TestOwnMarkIsNotCaptured(t *testing.T) {
 	}
 }
 
+// dial dials from an address and port of the namespace's own.
+func dial(ns *netns.Namespace, from netip.AddrPort, to string, within time.Duration) (net.Conn, error) {
+	d := net.Dialer{Timeout: within, LocalAddr: net.TCPAddrFromAddrPort(from)}
+	var c net.Conn
+	err := ns.Do(func() (err error) {
+		c, err = d.DialContext(context.Background(), "tcp", to)
+		return err
+	})
+	return c, err
+}
+
 // dialFrom dials as a proxy does: with the own mark and, when from is given, from an
 // address that belongs to somebody else.
 func dialFrom(ns *netns.Namespace, from netip.AddrPort, to string) (net.Conn, error) {

@@ -8,7 +8,8 @@
 //	proxy (own mark, client's address) --lo--> application --answer, return mark--> lo --> proxy
 //
 // Only packets that are SYN and nothing else are redirected, so a connection that is
-// older than the rules lives on. What the application says to itself (lo, its own
+// older than the rules lives on. It is not tracked, as nothing is of which the kernel
+// has not seen the beginning: no later connection can pass for it. What the application says to itself (lo, its own
 // addresses) is never captured. A SYN to a virtual address and port without a ready
 // endpoint is answered with a reset before any of that, so connect() fails as it
 // would without a mesh: at once, with ECONNREFUSED.

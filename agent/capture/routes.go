@@ -3,6 +3,7 @@ package capture
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"strings"
@@ -15,13 +16,41 @@ import (
 // returnTable is the routing table in which every address is local.
 const returnTable = 100
 
-// settings give the return mark to what answers the proxy: accepted sockets, and
-// resets and ICMP messages that belong to no socket. A kernel without IPv6 lacks the
-// last one.
-var settings = []string{
-	"/proc/sys/net/ipv4/tcp_fwmark_accept",
-	"/proc/sys/net/ipv4/fwmark_reflect",
-	"/proc/sys/net/ipv6/fwmark_reflect",
+// A setting is one of the kernel's for a network namespace, under /proc/sys/net.
+type setting struct{ name, captured, without string }
+
+// settings give the return mark to what answers the proxy (accepted sockets, and resets
+// and ICMP messages that belong to no socket) and say how connections are tracked:
+//   - loose: what was not seen from its beginning is not tracked. Else the last
+//     packets of a connection that is older than the capture, or a few that somebody
+//     makes up, would be remembered as a connection, for days; and a new one with the
+//     same addresses and ports would be taken for that one, and not be captured.
+//   - be_liberal: a packet outside of the window is still translated. Else it would
+//     reach a socket that does not know it, whose reset ends the connection.
+//   - half-closed connections may be silent for an hour, not one minute or two; what is
+//     forgotten is not translated any more.
+//
+// A kernel without IPv6 lacks the first one.
+var settings = []setting{
+	{"ipv6/fwmark_reflect", "1", "0"},
+	{"ipv4/tcp_fwmark_accept", "1", "0"},
+	{"ipv4/fwmark_reflect", "1", "0"},
+	{"netfilter/nf_conntrack_tcp_loose", "0", "1"},
+	{"netfilter/nf_conntrack_tcp_be_liberal", "1", "0"},
+	{"netfilter/nf_conntrack_tcp_timeout_close_wait", "3600", "60"},
+	{"netfilter/nf_conntrack_tcp_timeout_fin_wait", "3600", "120"},
+}
+
+// here are those that this kernel has.
+func here() []setting { return settings[2-len(families()):] }
+
+func (s setting) path() string { return "/proc/sys/net/" + s.name }
+
+func (s setting) write(value string) error {
+	if err := os.WriteFile(s.path(), []byte(value), 0); err != nil {
+		return fmt.Errorf("capture: setting %s: %w", s.name, err)
+	}
+	return nil
 }
 
 func families() []int {
@@ -31,14 +60,24 @@ func families() []int {
 	return []int{unix.AF_INET, unix.AF_INET6}
 }
 
+// set writes the settings in the calling thread's namespace. Those of the tracking are
+// there once the kernel has loaded it, for rules that need it.
+func set(rulesThere bool) error {
+	for _, s := range here() {
+		err := s.write(s.captured)
+		if errors.Is(err, fs.ErrNotExist) && !rulesThere && strings.HasPrefix(s.name, "netfilter/") {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // routes delivers what carries mark on lo, whatever its address, in the calling
 // thread's namespace.
 func routes(mark uint32) error {
-	for i, path := range settings[:1+len(families())] {
-		if err := os.WriteFile(path, []byte("1"), 0); err != nil {
-			return fmt.Errorf("capture: setting %d of %d: %w", i+1, len(settings), err)
-		}
-	}
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return fmt.Errorf("capture: lo: %w", err)
@@ -68,10 +107,8 @@ func routes(mark uint32) error {
 // removeRoutes takes back what routes did, and nothing else that is in the table.
 func removeRoutes(mark uint32) error {
 	var failed error
-	for i, path := range settings[:1+len(families())] {
-		if err := os.WriteFile(path, []byte("0"), 0); err != nil {
-			failed = errors.Join(failed, fmt.Errorf("capture: setting %d of %d: %w", i+1, len(settings), err))
-		}
+	for _, s := range here() {
+		failed = errors.Join(failed, s.write(s.without))
 	}
 	for _, f := range families() {
 		if err := netlink.RuleDel(policy(f, mark)); err != nil && !errors.Is(err, unix.ENOENT) {
@@ -92,9 +129,9 @@ func removeRoutes(mark uint32) error {
 }
 
 func verifyRoutes(mark uint32) error {
-	for _, path := range settings[:1+len(families())] {
-		if v, err := os.ReadFile(path); err != nil || strings.TrimSpace(string(v)) != "1" {
-			return fmt.Errorf("capture: %s is %q, want 1", path, v)
+	for _, s := range here() {
+		if v, err := os.ReadFile(s.path()); err != nil || strings.TrimSpace(string(v)) != s.captured {
+			return fmt.Errorf("capture: %s is %q, want %s", s.name, v, s.captured)
 		}
 	}
 	for _, f := range families() {

@@ -35,10 +35,19 @@ type chain struct {
 //		iif lo accept
 //		tcp dport EXCLUDED accept
 //		tcp SYN redirect to INBOUND }
+//	chain staleout { type filter hook output priority dstnat + 10
+//		tcp SYN, ct status not dnat, oif not lo, mark not OWN, not EXCLUDED, fib daddr type not local: counter stale, drop }
+//	chain stalein { type filter hook prerouting priority dstnat + 10
+//		tcp SYN, ct status not dnat, iif not lo, not EXCLUDED: counter stale, drop }
 //
-// Once released, outbound and inbound begin with accept. In which SYN is: SYN set; FIN, RST and ACK not. The counted resets are the kernel's
-// own answers to a SYN that was led to a listener which is gone: a reset of a
-// connection that there was has a sequence number (RFC 9293 section 3.10.7.1).
+// Once released, refuse and the last two are empty, and outbound and inbound begin with accept.
+// SYN is: SYN set; FIN, RST and ACK not. The counted resets are the kernel's own answers
+// to a SYN that was led to a listener which is gone: a reset of a connection that there
+// was has a sequence number (RFC 9293 section 3.10.7.1).
+//
+// A stale SYN has the addresses and ports of a connection that the kernel already tracks,
+// and so asks no chain of type nat: it would pass untranslated. Whoever sent it sends it
+// again, until what was tracked is forgotten.
 func chains(t *nftables.Table, r Rules) []chain {
 	base := func(name string, kind nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority, rules ...[]expr.Any) chain {
 		accept := nftables.ChainPolicyAccept
@@ -89,13 +98,24 @@ func chains(t *nftables.Table, r Rules) []chain {
 	}
 	outbound.rules = append(outbound.rules, rule(syn(), redirect(r.OutboundPort)))
 	inbound.rules = append(inbound.rules, rule(syn(), redirect(r.InboundPort)))
+	after := nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest + 10)
+	passed := rule(syn(), notTranslated(), notPorts(r.Excluded))
+	drop := one(count(staleSYN), &expr.Verdict{Kind: expr.VerdictDrop})
+	staleOut := base("staleout", nftables.ChainTypeFilter, nftables.ChainHookOutput, after,
+		rule(passed, link(expr.MetaKeyOIFNAME), one(
+			&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(r.OwnMark)},
+			&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)}), drop))
+	staleIn := base("stalein", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, after,
+		rule(passed, link(expr.MetaKeyIIFNAME), drop))
 	if r.Released {
 		// The kernel tracks connections, and so translates them, as long as a rule could.
-		refuse.rules = nil
+		refuse.rules, staleOut.rules, staleIn.rules = nil, nil, nil
 		outbound.rules = [][]expr.Any{one(accept), redirect(r.OutboundPort)}
 		inbound.rules = [][]expr.Any{one(accept), redirect(r.InboundPort)}
 	}
-	return []chain{local, refuse, outbound, inbound}
+	return []chain{local, refuse, outbound, inbound, staleOut, staleIn}
 }
 
 func mark(m uint32) []expr.Any {
@@ -105,13 +125,40 @@ func mark(m uint32) []expr.Any {
 	}
 }
 
-func loopback(key expr.MetaKey) []expr.Any {
+func loopback(key expr.MetaKey) []expr.Any { return device(key, expr.CmpOpEq) }
+
+// link matches what comes from or goes to elsewhere.
+func link(key expr.MetaKey) []expr.Any { return device(key, expr.CmpOpNeq) }
+
+func device(key expr.MetaKey, op expr.CmpOp) []expr.Any {
 	name := make([]byte, unix.IFNAMSIZ)
 	copy(name, "lo")
 	return []expr.Any{
 		&expr.Meta{Key: key, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name},
+		&expr.Cmp{Op: op, Register: 1, Data: name},
 	}
+}
+
+// notTranslated matches packets of connections that were not led to a listener when
+// they began.
+func notTranslated() []expr.Any {
+	const dstNAT = 1 << 5 // IPS_DST_NAT
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(dstNAT), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)},
+	}
+}
+
+// notPorts matches every destination port but these.
+func notPorts(ports []uint16) []expr.Any {
+	var all []expr.Any
+	for _, p := range ports {
+		all = append(all,
+			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, p)})
+	}
+	return all
 }
 
 func tcp() []expr.Any {

@@ -225,7 +225,7 @@ func (m *Meter) older(conn *nftables.Conn, excluded *nftables.Set, first bool, n
 			f = families[1]
 		}
 		name := older(role, f)
-		if len(out[name]) == maxOlder/2 { // the rest is shown as escaped, not lost
+		if len(out[name]) == maxOlder/2 { // the rest is shown as escaped, or stray, not lost
 			continue
 		}
 		key := binary.BigEndian.AppendUint16(c.remote.Addr().AsSlice(), c.remote.Port())

@@ -108,9 +108,10 @@ const (
 //		igmp count igmp, accept
 //		udp count udp, …, none of all these: count ip
 //		goto in_list }
-//	chain in_tcp { ct state invalid or untracked: count stray, accept
+//	chain in_tcp {
 //		for both directions: the server's port in @excluded: count excluded, note it, accept
 //		the connection in @older…: count older, note it, accept
+//		of no connection, RST: count stray, accept
 //		count escaped, note it }
 //	chain in_list { for both directions and families: note class, direction, address, port }
 //	chain out …    type filter hook postrouting priority srcnat + 50
@@ -197,6 +198,14 @@ func toMany() [][]expr.Any {
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0xff}}))}
 }
 
+// resets match segments with RST, which carry nobody's data.
+func resets() []expr.Any {
+	return one(
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{0x04}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0}})
+}
+
 func noEcho(request, reply byte) []expr.Any {
 	return one(
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
@@ -269,7 +278,9 @@ func older(role string, f family) string { return "older_" + role + f.suffix }
 func tcpChain(t *nftables.Table, way string) chain {
 	c := chain{chain: &nftables.Chain{Name: way + "_tcp", Table: t}}
 	done := verdict(expr.VerdictAccept, "")
-	c.rules = append(c.rules, rule(bits(&expr.Ct{Key: expr.CtKeySTATE, Register: 1}, ctStateNone), count("stray", way), done))
+	// The capture has the kernel track only what it saw from the beginning: what is older
+	// has no direction.
+	untracked := bits(&expr.Ct{Key: expr.CtKeySTATE, Register: 1}, ctStateNone)
 	for _, f := range families {
 		of := meta(expr.MetaKeyNFPROTO, f.nfproto)
 		for _, d := range directions {
@@ -277,7 +288,7 @@ func tcpChain(t *nftables.Table, way string) chain {
 			excluded := one(
 				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: port, Len: 2},
 				&expr.Lookup{SourceRegister: 1, SetName: "excluded"})
-			c.rules = append(c.rules, rule(of, ctDirection(d), excluded, count("excluded", way), note(f, way, tcpExcluded, d, &port), done))
+			c.rules = append(c.rules, rule(of, excluded, count("excluded", way), note(f, way, tcpExcluded, d, &port), done))
 		}
 	}
 	for _, f := range families {
@@ -304,12 +315,13 @@ func tcpChain(t *nftables.Table, way string) chain {
 			c.rules = append(c.rules, rule(of, known, count("older", way), note(f, way, tcpOlder, d, &port), done))
 		}
 	}
-	c.rules = append(c.rules, count("escaped", way))
+	c.rules = append(c.rules, rule(untracked, resets(), count("stray", way), done), count("escaped", way))
 	for _, f := range families {
-		for _, d := range directions {
-			port := serverPort(d)
-			c.rules = append(c.rules, rule(meta(expr.MetaKeyNFPROTO, f.nfproto), ctDirection(d), note(f, way, tcpEscaped, d, &port), done))
-		}
+		family := meta(expr.MetaKeyNFPROTO, f.nfproto)
+		begun, answered := serverPort(0), serverPort(1)
+		c.rules = append(c.rules,
+			rule(family, ctDirection(1), note(f, way, tcpEscaped, 1, &answered), done),
+			rule(family, note(f, way, tcpEscaped, 0, &begun), done))
 	}
 	return c
 }
