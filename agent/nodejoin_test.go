@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"io"
@@ -98,6 +99,19 @@ func TestNodeJoin(t *testing.T) {
 		u, err := stream.Recv()
 		return err == nil && u.GetWelcome().GetHostId() != ""
 	}
+	certificate := func() *tls.Certificate {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.cert
+	}
+	// anew waits for another certificate than the one before, and for control to take it.
+	anew := func(what string, before *tls.Certificate) {
+		t.Helper()
+		lab.Eventually(t, what, func() bool {
+			now := certificate()
+			return welcomed() && now != before // control has to be asked to say that it does not
+		})
+	}
 	says := func(what string) {
 		t.Helper()
 		lab.Eventually(t, "the log says "+what, func() bool { return strings.Contains(log.(*logBuffer).String(), what) })
@@ -121,18 +135,19 @@ func TestNodeJoin(t *testing.T) {
 		t.Errorf("it has used %d tokens to begin again", now-was)
 	}
 
+	before := certificate()
 	clock.advance(9 * 24 * time.Hour)
-	lab.Eventually(t, "it joins anew when its certificate has ended", welcomed)
+	anew("it joins anew when its certificate has ended", before)
 	if tokens.Load() == was {
 		t.Error("without a token")
 	}
 
 	was = tokens.Load()
 	r.mu.Lock()
-	removed := r.host.HostID
+	before, removed := r.cert, r.host.HostID
 	r.mu.Unlock()
 	c.remove(removed)
-	lab.Eventually(t, "it joins again when its host was removed", welcomed)
+	anew("it joins again when its host was removed", before)
 	if tokens.Load() == was {
 		t.Error("without a token")
 	}
