@@ -317,6 +317,40 @@ func TestPodIsSwept(t *testing.T) {
 	a.store.forget(rec.Workload.ID)
 }
 
+// TestStrictWhileItJoins: a namespace that becomes strict stays so for a pod whose proxy is told
+// other things later: that everybody has heard of the pod, for instance.
+func TestStrictWhileItJoins(t *testing.T) {
+	c := newTestControl(t)
+	c.start(t)
+	cfg := testConfig(t.TempDir(), logs(t))
+	cfg.Hosts = c.client(t)
+	a := startAgent(t, cfg)
+	p := newPod(t, cfg)
+	spec := p.spec()
+	spec.Running = true
+	if err := a.Mesh(t.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
+	image := assay.Artifact{Kind: assay.Image, Digest: assay.Digest("sha256:" + strings.Repeat("1", 64)), Name: "web"}
+	if err := a.Attest(spec.ID, assay.ArtifactSet{image}); err != nil {
+		t.Fatal(err)
+	}
+	says := func(what string) func() bool {
+		return func() bool {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return c.reports[spec.ID].GetRefusals()[what] > 0
+		}
+	}
+	lab.Eventually(t, "its proxy serves who has not heard", says("transition true"))
+	c.namespace(assay.NamespaceConfig{Namespace: "bank", Mode: assay.Strict})
+	lab.Eventually(t, "its proxy is strict", says("mode strict"))
+	lab.Eventually(t, "everybody has heard", says("transition false"))
+	if !says("mode strict")() {
+		t.Error("its proxy is not strict any more")
+	}
+}
+
 // TestOlderConnections: what a pod had open before it was captured goes on, is told when the
 // namespace is strict, and is closed when its time is over; nothing else is.
 func TestOlderConnections(t *testing.T) {

@@ -32,6 +32,7 @@ type testProxy struct {
 	files     []int
 	versions  link.Ack
 	services  map[string]assay.Service
+	mode      assay.Mode
 	accepting bool
 	draining  bool
 	listening []net.Listener
@@ -102,9 +103,11 @@ func (p *testProxy) speak() error {
 		}
 		switch m.Kind {
 		case link.KindConfigure:
+			p.configure = link.Configure{}
 			if err := m.Decode(&p.configure); err != nil {
 				return err
 			}
+			p.mode = p.configure.Config.Mode
 			if len(m.Files) > 0 {
 				p.roles, p.files = p.configure.Listeners, m.Files
 				m.Files = nil
@@ -123,6 +126,9 @@ func (p *testProxy) speak() error {
 			}
 			if s.Full {
 				clear(p.services)
+			}
+			if s.Config != nil {
+				p.mode = s.Config.Mode
 			}
 			for _, x := range s.Upsert {
 				p.services[x.Key()] = x
@@ -153,6 +159,7 @@ func (p *testProxy) speak() error {
 		case link.KindReportNow:
 			p.mu.Lock()
 			r := link.Report{Started: p.started, Counters: assay.Counters{Handshakes: p.requests}}
+			r.Counters.Refusals = map[string]uint64{"mode " + string(p.mode): 1, fmt.Sprint("transition ", p.configure.Transition): 1}
 			r.Signals = []assay.Signals{{SignalKey: assay.SignalKey{Direction: assay.Inbound, Service: "default/web", Protocol: assay.Opaque, Security: assay.Plaintext}, Requests: p.requests}}
 			p.mu.Unlock()
 			p.conn.Send(link.KindReport, m.ID, r)

@@ -51,6 +51,8 @@ func (s *session) update(v *view, full bool) error {
 	if !reflect.DeepEqual(c, s.configured) {
 		again := c
 		again.Listeners = nil
+		// What changes with the services, and must not go back to what it was at the beginning.
+		again.Config = v.config(s.w.noun().Namespace)
 		if err := s.conn.Send(link.KindConfigure, 0, again); err != nil {
 			return err
 		}
