@@ -26,6 +26,7 @@ type Agent struct {
 	upgrading chan struct{} // slots for upgrades
 	spans     *spans        // nil: none are sent
 	kubelet   kubelet
+	converge  convergence
 	unlogged  atomic.Uint64 // requests that an access log lacks
 	untraced  atomic.Uint64 // spans that the collector lacks
 	meshing   sync.Mutex    // one pod begins at a time

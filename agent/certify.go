@@ -27,6 +27,10 @@ func (s *session) acknowledged(ack link.Ack) {
 		s.acked = ack.Services
 		s.w.wakeUp()
 	}
+	for len(s.pending) > 0 && s.pending[0].version <= ack.Services {
+		s.w.a.converge.used(s.pending[0].since)
+		s.pending = s.pending[1:]
+	}
 	s.mu.Unlock()
 	s.w.mu.Lock()
 	s.g.bundle = max(s.g.bundle, ack.Bundle)

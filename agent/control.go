@@ -355,6 +355,7 @@ func (a *Agent) setSnapshot(s *snapshot) {
 	if s.bundle == nil {
 		s.bundle = bundle
 	}
+	a.converge.changed()
 	a.mu.Unlock()
 	a.changed()
 }

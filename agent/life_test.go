@@ -625,6 +625,10 @@ func TestMetrics(t *testing.T) {
 		}
 		return string(b)
 	}
+	c.service(assay.Service{Namespace: "default", Name: "other", Ports: []assay.Port{{Name: "http", Port: 80}}})
+	lab.Eventually(t, "the proxy uses what control has changed", func() bool {
+		return !strings.Contains(read(), "\nassay_proxy_convergence_seconds_count 0\n")
+	})
 	text := read()
 	who := `workload="` + web.Workload + `",namespace="default",name="web"`
 	series := `{` + who + `,direction="inbound",service="default/web",protocol="opaque",security="plaintext"}`

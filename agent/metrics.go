@@ -65,6 +65,7 @@ func (a *Agent) scrape(out http.ResponseWriter, r *http.Request) {
 		h.unmeshed = a.cfg.Pods.Unmeshed()
 	}
 	h.lingering = a.lingering()
+	h.converged = a.converge.histogram()
 	writeMetrics(b, h, list)
 }
 
@@ -83,6 +84,7 @@ type hostMetrics struct {
 	untraced  uint64
 	unmeshed  []Unmeshed
 	lingering *lingering
+	converged assay.Latency
 }
 
 // source is one workload's part of the metrics.
@@ -124,6 +126,8 @@ func writeMetrics(out io.Writer, h hostMetrics, list []*workload) {
 	p.sample("assay_control_connected", "", boolean(h.connected))
 	p.family("assay_snapshot_version", "gauge", "Version of control's snapshot on this host.")
 	p.sample("assay_snapshot_version", "", float64(h.version))
+	p.family("assay_proxy_convergence_seconds", "histogram", "From the arrival of control's changes on this host to a proxy that uses them, by proxy.")
+	p.histogram("assay_proxy_convergence_seconds", "", &h.converged)
 	p.family("assay_workloads", "gauge", "Workloads of this host.")
 	p.sample("assay_workloads", "", float64(h.workloads))
 	p.family("assay_findings_dropped_total", "counter", "Findings that control was never told.")

@@ -166,6 +166,7 @@ func (a *Agent) publish() {
 	a.mu.Lock()
 	s, self, host, leaving := a.snapshot, a.state.HostID, a.host, a.leaving
 	last := a.view.Load()
+	a.converge.published(last.number + 1)
 	a.mu.Unlock()
 	v := &view{
 		number: last.number + 1, services: map[string]versioned{}, routes: map[string]versionedRoute{}, namespaces: map[string]assay.NamespaceConfig{},

@@ -127,9 +127,7 @@ func (s *session) updateServices(v *view, full bool) error {
 	if !full && len(delta.Upsert) == 0 && len(delta.Remove) == 0 && delta.Config == nil && len(delta.Routes) == 0 && len(delta.RemoveRoutes) == 0 {
 		return nil
 	}
-	s.mu.Lock()
-	s.sent = delta.Version
-	s.mu.Unlock()
+	s.sending(v.number, full)
 	if err := s.conn.Send(link.KindServices, 0, delta); err != nil {
 		return err
 	}
@@ -140,6 +138,17 @@ func (s *session) updateServices(v *view, full bool) error {
 		s.routes[key] = x.version
 	}
 	return nil
+}
+
+// sending notes what the proxy is asked to use. How soon it does is a matter of changes: what
+// a proxy is told at its beginning is as old as it is.
+func (s *session) sending(view uint64, full bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sent = view
+	if since := s.w.a.converge.since(s.current, view); !full && !since.IsZero() && len(s.pending) < recent {
+		s.pending = append(s.pending, delta{view, since})
+	}
 }
 
 // routeFor returns what of a route workloads of a namespace meet: a consumer's route is

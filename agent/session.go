@@ -41,6 +41,7 @@ type session struct {
 	current uint64 // view that the proxy was told of
 	sent    uint64 // version of the services that it was sent last
 	acked   uint64 // and of those that it said it uses
+	pending []delta
 }
 
 func newSession(w *workload, g *generation, conn *link.Conn) *session {
