@@ -71,6 +71,13 @@ func (i *Installer) Install(ctx context.Context, o Options) error {
 		return err
 	}
 	for _, object := range objects {
+		if object.GetName() == AgentName && object.GetObjectKind().GroupVersionKind().Kind == "DaemonSet" {
+			// New agents replace every proxy, and each wants a certificate: control must not
+			// be on its way to another pod meanwhile.
+			if err := i.awaitControl(ctx, o.Namespace); err != nil {
+				return err
+			}
+		}
 		if err := i.apply(ctx, object); err != nil {
 			return err
 		}
@@ -81,7 +88,7 @@ func (i *Installer) Install(ctx context.Context, o Options) error {
 	if err := i.prune(ctx, o, objects); err != nil {
 		return err
 	}
-	if err := i.awaitReady(ctx, o.Namespace); err != nil {
+	if err := i.awaitAgents(ctx, o.Namespace); err != nil {
 		return err
 	}
 	return i.verify(ctx, &o)

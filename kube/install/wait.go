@@ -13,9 +13,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// awaitReady waits for control and for the agent of every node.
-func (i *Installer) awaitReady(ctx context.Context, namespace string) error {
-	err := i.await(ctx, "wait for control", func() (string, error) {
+// awaitControl waits until every replica of control is what was applied last.
+func (i *Installer) awaitControl(ctx context.Context, namespace string) error {
+	return i.await(ctx, "wait for control", func() (string, error) {
 		d, err := get[appsv1.Deployment](ctx, i, "Deployment", namespace, ControlName)
 		if err != nil {
 			return "", err
@@ -30,9 +30,10 @@ func (i *Installer) awaitReady(ctx context.Context, namespace string) error {
 		}
 		return i.progress(ctx, namespace, "control", s.AvailableReplicas, want)
 	})
-	if err != nil {
-		return err
-	}
+}
+
+// awaitAgents waits for the agent of every node.
+func (i *Installer) awaitAgents(ctx context.Context, namespace string) error {
 	return i.await(ctx, "wait for the agents", func() (string, error) {
 		d, err := get[appsv1.DaemonSet](ctx, i, "DaemonSet", namespace, AgentName)
 		if err != nil {
