@@ -58,7 +58,7 @@ var exclusive = []struct {
 	{"github.com/google/nftables", []string{"agent", "proxy", "test"}, "only the agent writes rules (the proxy's tests do too)"},
 	{"github.com/mdlayher/netlink", []string{"agent"}, "as nftables"},
 	{"github.com/vishvananda/netlink", []string{"agent", "proxy", "test", "bench", "cmd/assay", "demo"}, "only the agent makes links"},
-	{"net/http", []string{"agent", "cmd/assay", "test", "bench", "demo", "control"}, "the data plane has engines of its own; a scrape endpoint has not"},
+	{"net/http", []string{"agent", "cmd/assay", "test", "bench", "demo", "control", "kube/inject"}, "the data plane has engines of its own; a scrape endpoint and a webhook have not"},
 	{"github.com/spf13/cobra", []string{"cmd/assay"}, "parts are libraries"},
 }
 

@@ -31,5 +31,5 @@
 //
 // Tour: translate.go (files to objects), tree.go (YAML checked against a Go type,
 // with lines), service.go, meshconfig.go, protocol.go, route.go, tlsroute.go
-// and filter.go (what the kinds mean), object.go (what an API server has).
+// and filter.go (what the kinds mean), object.go (what an API server has), pod.go (what pods say).
 package kube

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"assay.dev"
+	"assay.dev/kube"
 	"assay.dev/kube/publish"
 )
 
@@ -25,8 +26,7 @@ const (
 	AuthorityName    = publish.AuthorityName // the Secret with the sealing key of a shared authority
 	ControlPort      = 7400
 	Audience         = "assay" // of the agents' tokens
-	// MeshLabel on a namespace or pod is "enabled" or "disabled".
-	MeshLabel = "assay.dev/mesh"
+	MeshLabel        = kube.MeshLabel
 )
 
 // Options are what an installation is made of. The zero value of each field but Image

@@ -35,6 +35,8 @@ func TestWanted(t *testing.T) {
 		"the pod against the namespace":  {Pod{Namespace: "bank", Labels: no}, yes, false},
 		"for it, against the namespace":  {Pod{Namespace: "bank", Labels: yes}, no, true},
 		"a word that means nothing":      {Pod{Namespace: "bank", Labels: map[string]string{MeshLabel: "yes"}}, yes, true},
+		"with a sidecar of its own":      {Pod{Namespace: "bank", Labels: map[string]string{MeshLabel: "sidecar"}}, yes, false},
+		"in a namespace of sidecars":     {Pod{Namespace: "bank"}, map[string]string{MeshLabel: "sidecar"}, false},
 		"of a namespace, means nothing":  {Pod{Namespace: "bank"}, map[string]string{MeshLabel: "true"}, false},
 		"on the node's network":          {Pod{Namespace: "bank", Labels: yes, hostNetwork: true}, yes, false},
 		"ended":                          {Pod{Namespace: "bank", Labels: yes, ended: true}, yes, false},

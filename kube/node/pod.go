@@ -9,15 +9,15 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
-	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"assay.dev/kube"
 )
 
-// MeshLabel says of a namespace or a pod whether it is in the mesh: Enabled or Disabled.
-// Any other value is as good as none.
+// MeshLabel says of a namespace or a pod whether it is in the mesh: see package kube.
 const (
-	MeshLabel = "assay.dev/mesh"
-	Enabled   = "enabled"
-	Disabled  = "disabled"
+	MeshLabel = kube.MeshLabel
+	Enabled   = kube.Enabled
+	Disabled  = kube.Disabled
 )
 
 // LeavingLabel on the system namespace takes the whole mesh out of the cluster, in steps:
@@ -31,9 +31,6 @@ const (
 
 // DefaultSystem is the namespace that Assay itself runs in.
 const DefaultSystem = "assay-system"
-
-// clusterSystem is Kubernetes' own namespace: what the cluster needs to start.
-const clusterSystem = "kube-system"
 
 // mirrored is on the object that stands for a static pod.
 const mirrored = corev1.MirrorPodAnnotationKey
@@ -63,20 +60,7 @@ func translate(p *corev1.Pod, memory int64) *Pod {
 		ended: p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
 	}
 	_, out.static = p.Annotations[mirrored]
-	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
-		for i := range list {
-			for _, port := range list[i].Ports {
-				if n := port.ContainerPort; (port.Protocol == "" || port.Protocol == corev1.ProtocolTCP) && n > 0 && n <= 65535 {
-					out.Ports = append(out.Ports, uint16(n))
-				}
-			}
-			out.Probes = append(out.Probes, probes(&list[i])...)
-		}
-	}
-	for _, ports := range []*[]uint16{&out.Ports, &out.Probes} {
-		slices.Sort(*ports)
-		*ports = slices.Compact(*ports)
-	}
+	out.Ports, out.Probes = kube.Ports(&p.Spec)
 	for _, ip := range p.Status.PodIPs {
 		if a, err := netip.ParseAddr(ip.IP); err == nil {
 			out.Addrs = append(out.Addrs, a.Unmap())
@@ -86,43 +70,6 @@ func translate(p *corev1.Pod, memory int64) *Pod {
 		return cmp.Or(cmp.Compare(a.BitLen(), b.BitLen()), a.Compare(b))
 	})
 	return out
-}
-
-// probes are the ports at which the kubelet asks a container, or tells it something.
-func probes(c *corev1.Container) (ports []uint16) {
-	add := func(port intstr.IntOrString, host string) {
-		if host != "" { // somebody else's
-			return
-		}
-		n := port.IntValue()
-		for _, named := range c.Ports {
-			if port.Type == intstr.String && named.Name == port.StrVal {
-				n = int(named.ContainerPort)
-			}
-		}
-		if n > 0 && n <= 65535 {
-			ports = append(ports, uint16(n))
-		}
-	}
-	for _, p := range []*corev1.Probe{c.LivenessProbe, c.ReadinessProbe, c.StartupProbe} {
-		switch {
-		case p == nil:
-		case p.HTTPGet != nil:
-			add(p.HTTPGet.Port, p.HTTPGet.Host)
-		case p.TCPSocket != nil:
-			add(p.TCPSocket.Port, p.TCPSocket.Host)
-		case p.GRPC != nil:
-			add(intstr.FromInt32(p.GRPC.Port), "")
-		}
-	}
-	if c.Lifecycle != nil {
-		for _, h := range []*corev1.LifecycleHandler{c.Lifecycle.PostStart, c.Lifecycle.PreStop} {
-			if h != nil && h.HTTPGet != nil {
-				add(h.HTTPGet.Port, h.HTTPGet.Host)
-			}
-		}
-	}
-	return ports
 }
 
 // oomScore is what the kubelet gives to the pod's containers (its package qos).
@@ -171,10 +118,10 @@ func (p *Pod) wanted(system string, labels map[string]string) bool {
 	switch p.Labels[MeshLabel] {
 	case Enabled:
 		return true
-	case Disabled:
+	case Disabled, kube.Sidecar:
 		return false
 	}
-	return p.Namespace != clusterSystem && labels[MeshLabel] == Enabled
+	return p.Namespace != kube.ClusterSystem && labels[MeshLabel] == Enabled
 }
 
 // isStatic tells the UID of a pod that the API server did not make: a digest.

@@ -21,6 +21,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"assay.dev"
+	"assay.dev/kube"
 
 	"assay.dev/kube/apiserver"
 )
@@ -124,7 +125,7 @@ func (s *Source) Pod(ctx context.Context, namespace, name, uid string) (p Pod, w
 	switch {
 	case err == nil:
 		return *found, found.wanted(s.cfg.System, labels) && s.Leaving() != LeavingRelease, nil
-	case namespace == clusterSystem && assay.KindOf(err) == assay.Unavailable:
+	case namespace == kube.ClusterSystem && assay.KindOf(err) == assay.Unavailable:
 		// The API server may need it to come back. If it is labelled itself, it is meshed
 		// as soon as that is known.
 		return Pod{}, false, nil

@@ -1,0 +1,96 @@
+package inject
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+
+	admissionv1 "k8s.io/api/admission/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"assay.dev"
+)
+
+// Path is where the webhook is asked.
+const Path = "/inject"
+
+// maxReview bounds a question: a pod of the largest size that an API server takes, twice.
+const maxReview = 8 << 20
+
+// Handler answers the API server's questions about pods that are made. Anybody may ask: what it
+// answers is in every injected pod, and no secret.
+func (j *Injector) Handler(log *slog.Logger) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+Path, func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxReview))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
+			return
+		}
+		answer, err := j.answer(body, log)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.Write(answer) // whoever has gone asks again
+	})
+	return mux
+}
+
+// answer answers an AdmissionReview with one. The error is of a question that is none.
+func (j *Injector) answer(body []byte, log *slog.Logger) ([]byte, error) {
+	var review admissionv1.AdmissionReview
+	if err := json.Unmarshal(body, &review); err != nil {
+		return nil, fmt.Errorf("read an AdmissionReview: %w", err)
+	}
+	q := review.Request
+	switch {
+	case review.APIVersion != admissionv1.SchemeGroupVersion.String() || review.Kind != "AdmissionReview" || q == nil:
+		return nil, fmt.Errorf("it is no AdmissionReview of %s", admissionv1.SchemeGroupVersion)
+	case q.Resource != metav1.GroupVersionResource{Version: "v1", Resource: "pods"} || q.SubResource != "" || q.Operation != admissionv1.Create:
+		return nil, fmt.Errorf("nobody is asked about %s of %s", q.Operation, q.Resource.Resource)
+	}
+	var pod corev1.Pod
+	if err := json.Unmarshal(q.Object.Raw, &pod); err != nil {
+		return nil, fmt.Errorf("read a pod: %w", err)
+	}
+	a := j.review(&pod, q.Namespace)
+	a.UID = q.UID
+	if !a.Allowed {
+		log.Warn("a pod is refused", "namespace", q.Namespace, "pod", title(&pod), "cause", a.Result.Message)
+	}
+	return json.Marshal(&admissionv1.AdmissionReview{TypeMeta: review.TypeMeta, Response: a})
+}
+
+// review decides about a pod.
+func (j *Injector) review(pod *corev1.Pod, namespace string) *admissionv1.AdmissionResponse {
+	patch, skipped, err := j.Patch(pod, namespace)
+	if err != nil {
+		code := int32(http.StatusConflict)
+		if assay.KindOf(err) == assay.Unavailable {
+			code = http.StatusServiceUnavailable
+		}
+		return refusal(err, code)
+	}
+	a := &admissionv1.AdmissionResponse{Allowed: true}
+	if skipped != "" {
+		a.Warnings = []string{"assay: " + skipped}
+	}
+	if len(patch) == 0 {
+		return a
+	}
+	kind := admissionv1.PatchTypeJSONPatch
+	a.PatchType = &kind
+	if a.Patch, err = json.Marshal(patch); err != nil {
+		return refusal(err, http.StatusInternalServerError)
+	}
+	return a
+}
+
+func refusal(err error, code int32) *admissionv1.AdmissionResponse {
+	return &admissionv1.AdmissionResponse{Result: &metav1.Status{Status: metav1.StatusFailure, Message: err.Error(), Code: code}}
+}

@@ -1,0 +1,184 @@
+// Package inject puts the mesh into pods that ask for it when they are made, where no agent may
+// be on their nodes: a mutating admission webhook (admission.k8s.io/v1) that adds Assay's
+// container as a native sidecar, the first of the pod's init containers, with what it needs.
+//
+//	API server --AdmissionReview--> Handler --> Patch --> operations of JSON Patch (RFC 6902)
+//
+// [Injector.Patch] is a pure function of a pod. It makes operations and no new pod, so that
+// what it does not know of a pod stays as it is.
+//
+// It refuses to decide which pods are asked about: selectors of the webhook's configuration do, by
+// the label assay.dev/mesh. It refuses a pod that has a container or a volume of our names which
+// nobody injected, and injects nothing into pods that cannot be meshed by a sidecar, with a
+// warning.
+//
+// Invariants: everything of a pod that is not ours stays; a pod that was injected is changed
+// where it differs from what would be injected now, so that the container of our name is
+// always the one that control injects, and a second time changes nothing.
+//
+// Goroutines: none.
+//
+// Tour: inject.go (what is done), container.go (what is added), handler.go (the webhook).
+package inject
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+
+	"assay.dev"
+	"assay.dev/kube"
+)
+
+// Injector says what is injected.
+type Injector struct {
+	Image      string            // with assay and assay-proxy in /usr/local/bin
+	PullPolicy corev1.PullPolicy // Always, IfNotPresent or Never
+	Control    string            // HOST:PORT of control; an address, since the pod's DNS may need the pod's network
+	Namespace  string            // of the mesh itself, whose pods are not injected
+	Version    string            // of who injects
+	// Roots returns the certificates of the authority's roots in PEM, none while they are not known.
+	Roots func() []byte
+}
+
+// Operation is one of RFC 6902: add, replace or remove.
+type Operation struct {
+	Op    string `json:"op"`
+	Path  string `json:"path"`
+	Value any    `json:"value,omitempty"`
+}
+
+// Patch returns what makes a pod of a namespace one of the mesh. With none, skipped says why the
+// pod stays as it is; both are empty for one that is as it should be. The error is an
+// assay.Error: Conflict for a pod that cannot have what is ours, Unavailable while the roots
+// are not known.
+func (j *Injector) Patch(pod *corev1.Pod, namespace string) (patch []Operation, skipped string, err error) {
+	if skipped := j.skips(pod, namespace); skipped != "" {
+		return nil, skipped, nil
+	}
+	if mesh := pod.Labels[kube.MeshLabel]; mesh == kube.Enabled || mesh == kube.Disabled {
+		return nil, "", nil
+	}
+	if err := foreign(pod); err != nil {
+		return nil, "", err
+	}
+	roots := j.Roots()
+	if len(roots) == 0 {
+		return nil, "", &assay.Error{Kind: assay.Unavailable, Op: "inject " + title(pod), Err: errors.New("control does not know the authority's roots yet"), Remedy: "try again"}
+	}
+	patch = slices.Concat(j.annotate(pod), j.containers(pod, string(roots)), volumes(pod))
+	return patch, "", nil
+}
+
+// skips says why a pod is never injected; "" for one that may be.
+func (j *Injector) skips(pod *corev1.Pod, namespace string) string {
+	switch {
+	case namespace == kube.ClusterSystem || namespace == j.Namespace:
+		return "pods of " + namespace + " are not meshed by a sidecar: the mesh itself needs them"
+	case pod.Spec.HostNetwork:
+		return "a pod in its node's network cannot be meshed; it stays outside"
+	case pod.Spec.OS != nil && pod.Spec.OS.Name == corev1.Windows:
+		return "a Windows pod cannot be meshed; it stays outside"
+	}
+	return ""
+}
+
+// foreign refuses a pod that has something of our names which nobody injected.
+func foreign(pod *corev1.Pod) error {
+	refuse := func(what, name string) error {
+		return &assay.Error{Kind: assay.Conflict, Op: "inject " + title(pod), Err: fmt.Errorf("it has a %s %s of its own", what, name), Remedy: "give it another name, or label the pod " + kube.MeshLabel + ": disabled"}
+	}
+	for i := range pod.Spec.Containers {
+		if pod.Spec.Containers[i].Name == kube.SidecarContainer {
+			return refuse("container", kube.SidecarContainer)
+		}
+	}
+	if _, injected := pod.Annotations[kube.InjectedAnnotation]; injected {
+		return nil
+	}
+	if ours(pod) >= 0 {
+		return refuse("init container", kube.SidecarContainer)
+	}
+	for i := range pod.Spec.Volumes {
+		if name := pod.Spec.Volumes[i].Name; name == tokenVolume || name == stateVolume {
+			return refuse("volume", name)
+		}
+	}
+	return nil
+}
+
+func title(pod *corev1.Pod) string {
+	if pod.Name != "" {
+		return "pod " + pod.Name
+	}
+	return "a pod " + pod.GenerateName + "…"
+}
+
+// ours is the place of our container among the init containers, -1 for none.
+func ours(pod *corev1.Pod) int {
+	return slices.IndexFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == kube.SidecarContainer })
+}
+
+func (j *Injector) annotate(pod *corev1.Pod) []Operation {
+	if pod.Annotations == nil {
+		return []Operation{{"add", "/metadata/annotations", map[string]string{kube.InjectedAnnotation: j.Version}}}
+	}
+	if pod.Annotations[kube.InjectedAnnotation] == j.Version {
+		return nil
+	}
+	return []Operation{{"add", "/metadata/annotations/" + strings.ReplaceAll(kube.InjectedAnnotation, "/", "~1"), j.Version}}
+}
+
+// containers puts our container where it is the first to start.
+func (j *Injector) containers(pod *corev1.Pod, roots string) []Operation {
+	want := j.container(pod, roots)
+	i := ours(pod)
+	switch {
+	case pod.Spec.InitContainers == nil:
+		return []Operation{{"add", "/spec/initContainers", []*corev1.Container{want}}}
+	case i < 0:
+		return []Operation{{"add", "/spec/initContainers/0", want}}
+	}
+	have := &pod.Spec.InitContainers[i]
+	keep(want, have)
+	switch {
+	case i > 0:
+		return []Operation{{"remove", fmt.Sprintf("/spec/initContainers/%d", i), nil}, {"add", "/spec/initContainers/0", want}}
+	case equality.Semantic.DeepEqual(want, have):
+		return nil
+	}
+	return []Operation{{"replace", "/spec/initContainers/0", want}}
+}
+
+// keep leaves to others what they have added to our container: an account's token, limits of a
+// LimitRange.
+func keep(want, have *corev1.Container) {
+	want.Resources = have.Resources
+	for _, m := range have.VolumeMounts {
+		mine := func(w corev1.VolumeMount) bool { return w.Name == m.Name || w.MountPath == m.MountPath }
+		if !slices.ContainsFunc(want.VolumeMounts, mine) {
+			want.VolumeMounts = append(want.VolumeMounts, m)
+		}
+	}
+}
+
+func volumes(pod *corev1.Pod) (patch []Operation) {
+	want := []*corev1.Volume{token(), state()}
+	if pod.Spec.Volumes == nil {
+		return []Operation{{"add", "/spec/volumes", want}}
+	}
+	for _, w := range want {
+		i := slices.IndexFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == w.Name })
+		switch {
+		case i < 0:
+			patch = append(patch, Operation{"add", "/spec/volumes/-", w})
+		case !equality.Semantic.DeepEqual(w, &pod.Spec.Volumes[i]):
+			patch = append(patch, Operation{"replace", fmt.Sprintf("/spec/volumes/%d", i), w})
+		}
+	}
+	return patch
+}
