@@ -57,8 +57,11 @@ type Config struct {
 	Certificates identity.Policy
 	// LeafLife is how long workloads' certificates live; zero: identity's default.
 	LeafLife time.Duration
-	Log      *slog.Logger     // nil: none
-	Now      func() time.Time // nil: time.Now
+	// KeepEnded is how long the inventory keeps certificates that have ended, an hour at least;
+	// zero: DefaultKeepEnded.
+	KeepEnded time.Duration
+	Log       *slog.Logger     // nil: none
+	Now       func() time.Time // nil: time.Now
 
 	takeover time.Duration // see the constant; 0: that
 }
@@ -117,6 +120,9 @@ func Open(ctx context.Context, cfg Config) (_ *Control, err error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.KeepEnded == 0 {
+		cfg.KeepEnded = DefaultKeepEnded
+	}
 	if cfg.takeover == 0 {
 		cfg.takeover = takeover
 	}
@@ -125,6 +131,10 @@ func Open(ctx context.Context, cfg Config) (_ *Control, err error) {
 	}
 	if err := cfg.Network.validate(); err != nil {
 		return nil, err
+	}
+	if cfg.KeepEnded < leastKeepEnded {
+		return nil, &assay.Error{Kind: assay.Invalid, Op: "open control", Err: fmt.Errorf("ended certificates would be kept for %v only", cfg.KeepEnded),
+			Remedy: fmt.Sprintf("keep them for %v at least: clocks differ", leastKeepEnded)}
 	}
 	c := &Control{cfg: cfg, log: cfg.Log, now: cfg.Now, rotateSoon: make(chan struct{}, 1), local: bufconn.Listen(256 << 10)}
 	defer func() {
@@ -347,6 +357,7 @@ func (c *Control) Run(ctx context.Context) error {
 	group.Go(func() error { return c.model.publisher(ctx) })
 	group.Go(func() error { return c.tick(ctx) })
 	group.Go(func() error { return c.rotations(ctx) })
+	group.Go(func() error { return c.forgetEnded(ctx) })
 	if c.several != nil {
 		group.Go(func() error { return c.hear(ctx) })
 		group.Go(func() error { return c.live(ctx) })

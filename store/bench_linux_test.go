@@ -5,6 +5,9 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"assay.dev"
 )
 
 // BenchmarkWrite is one durable write; with many writers it is what they get
@@ -34,4 +37,33 @@ func benchmarkWrite(b *testing.B, url string, writers int) {
 			}
 		}
 	})
+}
+
+// BenchmarkPruneCertificates takes batches out of an inventory of a million, whose serial numbers
+// are random. Its other number is the longest that a batch, and so another writer of SQLite, took.
+func BenchmarkPruneCertificates(b *testing.B) {
+	b.Run("sqlite", func(b *testing.B) {
+		benchmarkPrune(b, filepath.Join(b.TempDir(), "state.db"), `lower(hex(randomblob(16)))`)
+	})
+	b.Run("postgresql", func(b *testing.B) {
+		benchmarkPrune(b, sharedPostgres(b).newDatabase(b), `md5(random()::text)`)
+	})
+}
+
+func benchmarkPrune(b *testing.B, url, random string) {
+	db := openTest(b, url)
+	must(db.w.ExecContext(b.Context(), `INSERT INTO certificate (serial, subject, workload, host, artifacts, issuer, notbefore, notafter, issued)
+		WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000)
+		SELECT `+random+`, 'spiffe://bank.test/ns/bank/sa/web', `+random+`, 'node-0123456789abcdef', $1, $2, i, i, i FROM n`,
+		string(assay.DigestOf(nil)), "0123456789abcdef0123456789abcdef"))(b)
+	var longest time.Duration
+	for b.Loop() {
+		began := time.Now()
+		n, err := db.PruneCertificates(b.Context(), time.UnixMicro(1_000_001))
+		if err != nil || n != PruneBatch {
+			b.Fatalf("%d, %v", n, err)
+		}
+		longest = max(longest, time.Since(began))
+	}
+	b.ReportMetric(float64(longest.Milliseconds()), "ms/longest")
 }

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -39,6 +40,7 @@ func conformance(t *testing.T, fresh func(testing.TB) string) {
 		{"Allocate", testAllocate},
 		{"AllocateConcurrently", testAllocateConcurrently},
 		{"Certificates", testCertificates},
+		{"PruneConcurrently", testPruneConcurrently},
 		{"Audit", testAudit},
 		{"AuditIsAtomic", testAuditIsAtomic},
 		{"Findings", testFindings},
@@ -356,6 +358,42 @@ func testCertificates(t *testing.T, db *DB) {
 	if left := must(db.ListCertificates(ctx, "", time.Time{}))(t); len(left) != 4 || left[0].Serial != "0002" {
 		t.Errorf("left: %+v", left)
 	}
+}
+
+// testPruneConcurrently: several may forget at once while others store, and each certificate is
+// forgotten once.
+func testPruneConcurrently(t *testing.T, db *DB) {
+	ctx := t.Context()
+	const old, pruners, lasting = 2*PruneBatch + 7, 3, 20
+	certificate := func(serial string, ends time.Time) Certificate {
+		return Certificate{Serial: serial, Subject: "spiffe://bank.example/ns/bank/sa/a", Workload: serial, NotAfter: ends}
+	}
+	var ended []Certificate
+	for i := range old {
+		ended = append(ended, certificate(fmt.Sprintf("old-%04x", i), day.Add(time.Duration(i)*time.Second)))
+	}
+	check(t, db.InsertCertificates(ctx, ended...))
+	var all sync.WaitGroup
+	var forgotten atomic.Int64
+	for range pruners {
+		all.Go(func() {
+			for {
+				n, err := db.PruneCertificates(ctx, day.Add(old*time.Second))
+				if err != nil || n > PruneBatch {
+					t.Errorf("forgot %d: %v", n, err)
+				}
+				if forgotten.Add(n); n < PruneBatch {
+					return
+				}
+			}
+		})
+	}
+	for i := range lasting {
+		check(t, db.InsertCertificates(ctx, certificate(fmt.Sprintf("new-%04x", i), day.Add(old*time.Second))))
+	}
+	all.Wait()
+	equal(t, "forgotten", forgotten.Load(), old)
+	equal(t, "left", len(must(db.ListCertificates(ctx, "", time.Time{}))(t)), lasting)
 }
 
 func testAudit(t *testing.T, db *DB) {

@@ -29,6 +29,7 @@ type controlFlags struct {
 	kubernetes                                                bool
 	kubeconfig, namespace                                     string
 	authorityKey, authoritySecret, advertise                  string
+	keepCertificates                                          string
 }
 
 // controlCommand runs control alone, for the hosts of a mesh.
@@ -72,6 +73,7 @@ It stops at SIGTERM; connections of workloads do not need it.`,
 	c.MarkFlagsMutuallyExclusive("authority-key", "authority-secret")
 	flags.DurationVar(&f.lease, "lease", 30*time.Second, "how long the workloads of a host that is away stay ready")
 	flags.DurationVar(&f.leafLife, "leaf-life", identity.WorkloadLife, "how long workloads' certificates live; renewed at half of it")
+	flags.StringVar(&f.keepCertificates, "keep-certificates", "90d", "how long the store keeps certificates that have ended")
 	return c
 }
 
@@ -90,9 +92,13 @@ func runControl(ctx context.Context, f controlFlags, log *slog.Logger) (err erro
 			return err
 		}
 	}
+	kept, err := parseDays(f.keepCertificates)
+	if err != nil || kept <= 0 {
+		return &assay.Error{Kind: assay.Invalid, Op: "read flags", Err: fmt.Errorf("--keep-certificates %s", f.keepCertificates), Remedy: "want for instance 400d or 48h"}
+	}
 	cfg := control.Config{
 		Data: f.data, Store: f.store, TrustDomain: f.trustDomain, Intent: f.config, Translate: kube.Translate,
-		Lease: f.lease, LeafLife: f.leafLife, Viewers: viewers, Log: log, Advertise: f.advertise,
+		Lease: f.lease, LeafLife: f.leafLife, KeepEnded: kept, Viewers: viewers, Log: log, Advertise: f.advertise,
 	}
 	if f.authoritySecret != "" && !f.kubernetes {
 		return &assay.Error{Kind: assay.Invalid, Op: "read flags", Err: errors.New("--authority-secret is for --kubernetes"), Remedy: "name a file with --authority-key"}
