@@ -50,6 +50,10 @@ type Rules struct {
 	Virtual []netip.Prefix
 	// Excluded ports pass untouched in both directions.
 	Excluded []uint16
+	// Tracked needs no setting of the kernel's, which a container that is not privileged cannot
+	// make, and no TCP passes beside the proxy but on excluded ports, also none that is older
+	// than the rules.
+	Tracked bool
 	// Released lets everything new pass untouched; connections that were led through the
 	// proxy go on.
 	Released bool
@@ -63,6 +67,7 @@ type Capture struct {
 	rules Rules
 	open  map[netip.AddrPort]bool // as installed
 	want  []listing               // as the kernel listed them after Install
+	leg   []byte                  // the rule of LegTable, as the kernel told it
 	asks  *netns.Questions        // for the counters, which are read often
 }
 
@@ -86,7 +91,7 @@ func (c *Capture) install(r Rules, open map[netip.AddrPort]bool) error {
 	if r.OutboundPort == 0 || r.InboundPort == 0 || r.OwnMark == 0 || r.ReturnMark == 0 || r.OwnMark == r.ReturnMark {
 		return errors.New("capture: listeners' ports and two different marks are needed")
 	}
-	if err := c.ns.Do(func() error { return errors.Join(set(false), routes(r.ReturnMark)) }); err != nil {
+	if err := c.prepare(r); err != nil {
 		return err
 	}
 	conn, err := netns.NFTables(c.ns)
@@ -120,8 +125,10 @@ func (c *Capture) install(r Rules, open map[netip.AddrPort]bool) error {
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("capture: nftables refused the rules: %w", err)
 	}
-	if err := c.ns.Do(func() error { return set(true) }); err != nil {
-		return err
+	if !r.Tracked {
+		if err := c.ns.Do(func() error { return set(true) }); err != nil {
+			return err
+		}
 	}
 	want, err := c.list()
 	if err != nil {
@@ -129,6 +136,14 @@ func (c *Capture) install(r Rules, open map[netip.AddrPort]bool) error {
 	}
 	c.rules, c.open, c.want = r, copied(open), want
 	return nil
+}
+
+// prepare makes what the rules stand on.
+func (c *Capture) prepare(r Rules) error {
+	if r.Tracked {
+		return errors.Join(c.ns.Do(func() error { return routes(r.ReturnMark) }), c.zone())
+	}
+	return c.ns.Do(func() error { return errors.Join(set(false), routes(r.ReturnMark)) })
 }
 
 // Adopt takes over what another process has installed: what is open stays open until
@@ -227,7 +242,10 @@ func (c *Capture) Verify() error {
 	if !maps.Equal(open, c.open) {
 		return fmt.Errorf("capture: %d addresses are open, want %d, or they are others", len(open), len(c.open))
 	}
-	return c.ns.Do(func() error { return verifyRoutes(c.rules.ReturnMark) })
+	if c.rules.Tracked {
+		return errors.Join(c.verifyZone(), c.ns.Do(func() error { return verifyRoutes(c.rules.ReturnMark) }))
+	}
+	return c.ns.Do(func() error { return errors.Join(verifySettings(), verifyRoutes(c.rules.ReturnMark)) })
 }
 
 // Open returns what is open now.
@@ -253,7 +271,8 @@ func (c *Capture) Generation() (uint32, error) {
 }
 
 // Remove takes away the rules and the routes for the return mark, and puts the settings
-// back to what the kernel begins with. What still goes through the proxy ends.
+// back to what the kernel begins with, unless the rules that it installed are Tracked. What
+// still goes through the proxy ends.
 func (c *Capture) Remove(returnMark uint32) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -263,11 +282,20 @@ func (c *Capture) Remove(returnMark uint32) error {
 	}
 	t := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: Table}) // so that there is one
 	conn.DelTable(t)
+	tracked := c.rules.Tracked
+	if tracked {
+		c.removeZone(conn)
+	}
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("capture: remove the rules: %w", err)
 	}
 	c.rules, c.open, c.want = Rules{}, nil, nil
-	return errors.Join(c.asks.Close(), c.ns.Do(func() error { return removeRoutes(returnMark) }))
+	return errors.Join(c.asks.Close(), c.ns.Do(func() error {
+		if tracked {
+			return removeRoutes(returnMark)
+		}
+		return errors.Join(unset(), removeRoutes(returnMark))
+	}))
 }
 
 // Close gives up what Refused keeps open. The rules stay.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"strings"
 	"sync"
@@ -19,7 +20,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestMain(m *testing.M) { lab.Main(m) }
+func TestMain(m *testing.M) {
+	lab.Contain()
+	if os.Getenv("ASSAY_TEST_CONTAINED") != "" {
+		runContained()
+		return
+	}
+	lab.Main(m)
+}
 
 const (
 	ownMark    = 0x41535301
@@ -31,8 +39,32 @@ const (
 type host struct {
 	workload, other   *netns.Namespace
 	outbound, inbound net.Listener
-	capture           *capture.Capture
+	capture           capturer
 	rules             capture.Rules
+}
+
+// everywhere runs a test with the capture of an agent, which may do everything, and with that
+// of a container that may not.
+func everywhere(t *testing.T, test func(*testing.T, func(testing.TB, ...uint16) *host)) {
+	t.Run("agent", func(t *testing.T) { test(t, setup) })
+	t.Run("container", func(t *testing.T) { test(t, setupContained) })
+}
+
+// setupContained has the kernel check the way back of every packet, as some distributions do:
+// there, too, nothing can be set.
+func setupContained(t testing.TB, excluded ...uint16) *host {
+	t.Helper()
+	s := setup(t, excluded...)
+	lab.In(t, s.workload, func() (any, error) {
+		var failed error
+		for _, link := range []string{"all", "lo", netns.Interface} {
+			failed = errors.Join(failed, os.WriteFile("/proc/sys/net/ipv4/conf/"+link+"/rp_filter", []byte("1"), 0))
+		}
+		return nil, failed
+	})
+	s.rules.Tracked = true
+	s.capture = contain(t, s.workload)
+	return s
 }
 
 func setup(t testing.TB, excluded ...uint16) *host {
@@ -101,7 +133,9 @@ func expect(t *testing.T, ns *netns.Namespace, addr, want string) {
 	}
 }
 
-func TestRedirect(t *testing.T) {
+func TestRedirect(t *testing.T) { everywhere(t, redirect) }
+
+func redirect(t *testing.T, setup func(testing.TB, ...uint16) *host) {
 	s := setup(t, 7777)
 	greet(t, s.outbound, "outbound")
 	greet(t, s.inbound, "inbound")
@@ -130,7 +164,9 @@ func TestRedirect(t *testing.T) {
 	expect(t, s.workload, "10.181.7.3:7777", "application")
 }
 
-func TestOwnMarkIsNotCaptured(t *testing.T) {
+func TestOwnMarkIsNotCaptured(t *testing.T) { everywhere(t, ownMarkIsNotCaptured) }
+
+func ownMarkIsNotCaptured(t *testing.T, setup func(testing.TB, ...uint16) *host) {
 	s := setup(t)
 	greet(t, s.outbound, "outbound")
 	greet(t, lab.Listen(t, s.other, "tcp", "10.181.7.3:80"), "peer")
@@ -188,7 +224,9 @@ func dialFrom(ns *netns.Namespace, from netip.AddrPort, to string) (net.Conn, er
 // The heart of it: the client dials, the proxy accepts and dials the application
 // from the client's address AND port; the application sees the client, and bytes
 // flow in both directions.
-func TestTheApplicationSeesItsClient(t *testing.T) {
+func TestTheApplicationSeesItsClient(t *testing.T) { everywhere(t, applicationSeesItsClient) }
+
+func applicationSeesItsClient(t *testing.T, setup func(testing.TB, ...uint16) *host) {
 	for _, addr := range []string{"10.181.7.2:8080", "[fd5a:5a59::7:0:0:2]:8080"} {
 		t.Run(addr, func(t *testing.T) {
 			s := setup(t)
@@ -254,7 +292,9 @@ func TestTheApplicationSeesItsClient(t *testing.T) {
 
 // A port where nothing listens must refuse the proxy at once, though the reset goes
 // to somebody else's address.
-func TestRefusalReachesTheProxy(t *testing.T) {
+func TestRefusalReachesTheProxy(t *testing.T) { everywhere(t, refusalReachesTheProxy) }
+
+func refusalReachesTheProxy(t *testing.T, setup func(testing.TB, ...uint16) *host) {
 	s := setup(t)
 	s.install(t)
 	for from, to := range map[string]string{"10.181.7.3:40000": "10.181.7.2:9999", "[fd5a:5a59::7:0:0:3]:40000": "[fd5a:5a59::7:0:0:2]:9999"} {
@@ -267,7 +307,9 @@ func TestRefusalReachesTheProxy(t *testing.T) {
 	}
 }
 
-func TestVirtualAddresses(t *testing.T) {
+func TestVirtualAddresses(t *testing.T) { everywhere(t, virtualAddresses) }
+
+func virtualAddresses(t *testing.T, setup func(testing.TB, ...uint16) *host) {
 	s := setup(t)
 	greet(t, s.outbound, "outbound")
 	s.install(t)
@@ -442,7 +484,9 @@ func TestRelease(t *testing.T) {
 	}
 }
 
-func TestVerifyNoticesAChange(t *testing.T) {
+func TestVerifyNoticesAChange(t *testing.T) { everywhere(t, verifyNoticesAChange) }
+
+func verifyNoticesAChange(t *testing.T, setup func(testing.TB, ...uint16) *host) {
 	s := setup(t, 22, 53)
 	s.install(t)
 	if err := s.capture.SetOpen(map[netip.AddrPort]bool{netip.MustParseAddrPort("10.182.0.5:80"): true}); err != nil {
@@ -485,7 +529,9 @@ func TestVerifyNoticesAChange(t *testing.T) {
 
 // TestRefusedIsCounted: the kernel's own refusals are counted, those of a proxy are
 // not, and new rules do not forget.
-func TestRefusedIsCounted(t *testing.T) {
+func TestRefusedIsCounted(t *testing.T) { everywhere(t, refusedIsCounted) }
+
+func refusedIsCounted(t *testing.T, setup func(testing.TB, ...uint16) *host) {
 	s := setup(t)
 	count := func(want capture.Refused) {
 		t.Helper()
@@ -549,7 +595,8 @@ func TestRefusedIsCounted(t *testing.T) {
 	refused(s.workload, "10.181.7.3:80")
 	count(capture.Refused{NoProxy: 6, NoEndpoint: 2})
 	// The next agent reads the same.
-	s.capture = capture.New(s.workload)
-	t.Cleanup(func() { s.capture.Close() })
+	next := capture.New(s.workload)
+	t.Cleanup(func() { next.Close() })
+	s.capture = next
 	count(capture.Refused{NoProxy: 6, NoEndpoint: 2})
 }

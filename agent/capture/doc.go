@@ -24,6 +24,12 @@
 // which one table of connections could not hold. No state, no lookup, nothing to
 // expire.
 //
+// Where nobody may make the two settings, which is in a container that is not privileged, that
+// leg is tracked (Rules.Tracked): its first direction in a zone of its own, so that it may look
+// like the client's, and its answers are known by the connection that they belong to. What the
+// kernel no longer tracks ends then: a connection that is half closed and silent for a minute or
+// two, for instance.
+//
 // What the kernel refuses by itself (nobody listens any more, or nothing is ready) no
 // process sees. The rules count it, in counters that live as long as the namespace.
 //
@@ -36,5 +42,5 @@
 // It starts no goroutine that outlives a call.
 //
 // Tour: capture.go (Capture: Install, SetOpen, Verify, Refused, Remove), rules.go (the chains),
-// routes.go (policy routing and settings).
+// routes.go (policy routing and settings), tracked.go and zone.go (without settings).
 package capture

@@ -75,6 +75,23 @@ func set(rulesThere bool) error {
 	return nil
 }
 
+// unset puts the settings back.
+func unset() (failed error) {
+	for _, s := range here() {
+		failed = errors.Join(failed, s.write(s.without))
+	}
+	return failed
+}
+
+func verifySettings() error {
+	for _, s := range here() {
+		if v, err := os.ReadFile(s.path()); err != nil || strings.TrimSpace(string(v)) != s.captured {
+			return fmt.Errorf("capture: %s is %q, want %s", s.name, v, s.captured)
+		}
+	}
+	return nil
+}
+
 // routes delivers what carries mark on lo, whatever its address, in the calling
 // thread's namespace.
 func routes(mark uint32) error {
@@ -107,9 +124,6 @@ func routes(mark uint32) error {
 // removeRoutes takes back what routes did, and nothing else that is in the table.
 func removeRoutes(mark uint32) error {
 	var failed error
-	for _, s := range here() {
-		failed = errors.Join(failed, s.write(s.without))
-	}
 	for _, f := range families() {
 		if err := netlink.RuleDel(policy(f, mark)); err != nil && !errors.Is(err, unix.ENOENT) {
 			failed = errors.Join(failed, fmt.Errorf("capture: rule for mark %#x: %w", mark, err))
@@ -129,11 +143,6 @@ func removeRoutes(mark uint32) error {
 }
 
 func verifyRoutes(mark uint32) error {
-	for _, s := range here() {
-		if v, err := os.ReadFile(s.path()); err != nil || strings.TrimSpace(string(v)) != s.captured {
-			return fmt.Errorf("capture: %s is %q, want %s", s.name, v, s.captured)
-		}
-	}
 	for _, f := range families() {
 		have, err := rules(f, mark)
 		if err != nil || len(have) == 0 {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -40,6 +41,7 @@ type chain struct {
 //	chain stalein { type filter hook prerouting priority dstnat + 10
 //		tcp SYN, ct status not dnat, iif not lo, not EXCLUDED: counter stale, drop }
 //
+// Where the leg is tracked, there are more (see tracked), and of local only the counters.
 // Once released, refuse and the last two are empty, and outbound and inbound begin with accept.
 // SYN is: SYN set; FIN, RST and ACK not. The counted resets are the kernel's own answers
 // to a SYN that was led to a listener which is gone: a reset of a connection that there
@@ -54,22 +56,16 @@ func chains(t *nftables.Table, r Rules) []chain {
 		return chain{&nftables.Chain{Name: name, Table: t, Type: kind, Hooknum: hook, Priority: prio, Policy: &accept}, rules}
 	}
 	accept := &expr.Verdict{Kind: expr.VerdictAccept}
-	rule := func(parts ...[]expr.Any) []expr.Any {
-		var all []expr.Any
-		for _, p := range parts {
-			all = append(all, p...)
-		}
-		return all
-	}
-	one := func(e ...expr.Any) []expr.Any { return e }
 
-	local := base("local", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityRaw,
-		rule(mark(r.OwnMark), loopback(expr.MetaKeyOIFNAME), one(
-			&expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint32(r.ReturnMark)},
-			&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1},
-			&expr.Notrack{})),
-		rule(mark(r.ReturnMark), one(&expr.Notrack{})),
-	)
+	local := base("local", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityRaw)
+	if !r.Tracked {
+		local.rules = append(local.rules,
+			rule(mark(r.OwnMark), loopback(expr.MetaKeyOIFNAME), one(
+				&expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint32(r.ReturnMark)},
+				&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1},
+				&expr.Notrack{})),
+			rule(mark(r.ReturnMark), one(&expr.Notrack{})))
+	}
 	for _, port := range []uint16{r.OutboundPort, r.InboundPort} {
 		local.rules = append(local.rules, rule(refusal(port), one(count(noProxy))))
 	}
@@ -102,21 +98,27 @@ func chains(t *nftables.Table, r Rules) []chain {
 	passed := rule(syn(), notTranslated(), notPorts(r.Excluded))
 	drop := one(count(staleSYN), &expr.Verdict{Kind: expr.VerdictDrop})
 	staleOut := base("staleout", nftables.ChainTypeFilter, nftables.ChainHookOutput, after,
-		rule(passed, link(expr.MetaKeyOIFNAME), one(
-			&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
-			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(r.OwnMark)},
-			&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
-			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)}), drop))
+		rule(passed, link(expr.MetaKeyOIFNAME), notMark(r.OwnMark), notLocal(), drop))
 	staleIn := base("stalein", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, after,
 		rule(passed, link(expr.MetaKeyIIFNAME), drop))
+	var more []chain
+	if r.Tracked {
+		beside, stray, back := tracked(r)
+		staleOut.rules, staleIn.rules = append(staleOut.rules, beside...), append(staleIn.rules, stray...)
+		more = append(more, base("back", nftables.ChainTypeRoute, nftables.ChainHookOutput, nftables.ChainPriorityMangle, back...))
+	}
 	if r.Released {
 		// The kernel tracks connections, and so translates them, as long as a rule could.
 		refuse.rules, staleOut.rules, staleIn.rules = nil, nil, nil
 		outbound.rules = [][]expr.Any{one(accept), redirect(r.OutboundPort)}
 		inbound.rules = [][]expr.Any{one(accept), redirect(r.InboundPort)}
 	}
-	return []chain{local, refuse, outbound, inbound, staleOut, staleIn}
+	return append(more, local, refuse, outbound, inbound, staleOut, staleIn)
 }
+
+func rule(parts ...[]expr.Any) []expr.Any { return slices.Concat(parts...) }
+
+func one(e ...expr.Any) []expr.Any { return e }
 
 func mark(m uint32) []expr.Any {
 	return []expr.Any{
@@ -147,6 +149,14 @@ func notTranslated() []expr.Any {
 		&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(dstNAT), Xor: make([]byte, 4)},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)},
+	}
+}
+
+// notLocal matches what is for none of the namespace's own addresses.
+func notLocal() []expr.Any {
+	return []expr.Any{
+		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
 	}
 }
 

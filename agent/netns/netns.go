@@ -39,6 +39,7 @@ func onThread(fn func() error, done chan<- error) {
 type Namespace struct {
 	file  *os.File
 	inode uint64
+	own   bool // the process's own, which nobody has to enter
 }
 
 // Create makes a new namespace in which only lo is there, and up: a datagram socket
@@ -66,6 +67,16 @@ func Create() (*Namespace, error) {
 
 // Current returns the calling thread's namespace.
 func Current() (*Namespace, error) { return open("/proc/thread-self/ns/net") }
+
+// Own returns the namespace that this process is in. It never enters it, for which it
+// would need CAP_SYS_ADMIN; so no thread of the process may be in another one.
+func Own() (*Namespace, error) {
+	n, err := open("/proc/self/ns/net")
+	if err == nil {
+		n.own = true
+	}
+	return n, err
+}
 
 // OfProcess returns the namespace that the process pid is in.
 func OfProcess(pid int) (*Namespace, error) { return open(fmt.Sprintf("/proc/%d/ns/net", pid)) }
@@ -114,6 +125,9 @@ func (n *Namespace) Do(fn func() error) error {
 // Enter moves the calling thread into the namespace for good. The caller must have
 // locked it (or be inside OnThread).
 func (n *Namespace) Enter() error {
+	if n.own {
+		return nil
+	}
 	if err := unix.Setns(n.FD(), unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("enter network namespace %d: %w", n.inode, err)
 	}

@@ -29,7 +29,7 @@ func NFTables(n *Namespace) (*nftables.Conn, error) {
 }
 
 func dialNFTables(n *Namespace, more ...nftables.ConnOption) (*nftables.Conn, error) {
-	if n != nil {
+	if n != nil && !n.own {
 		more = append(more, nftables.WithNetNSFd(n.FD()))
 	}
 	c, err := nftables.New(more...)

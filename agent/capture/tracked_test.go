@@ -1,0 +1,108 @@
+package capture_test
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"assay.dev/agent/internal/lab"
+	"assay.dev/agent/netns"
+	"github.com/vishvananda/netlink"
+)
+
+// nft runs a command of nft's in a namespace.
+func nft(t *testing.T, ns *netns.Namespace, command string) string {
+	t.Helper()
+	return string(lab.In(t, ns, func() ([]byte, error) {
+		out, err := exec.Command("nft", command).CombinedOutput()
+		if err != nil {
+			t.Fatalf("nft %s: %s", command, out)
+		}
+		return out, nil
+	}))
+}
+
+// relayed is a connection through the proxy, and what each end of it has.
+type relayed struct{ client, atProxy, out, app net.Conn }
+
+func relay(t *testing.T, s *host, app net.Listener) (r relayed) {
+	t.Helper()
+	keep := func(c net.Conn, err error) net.Conn {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		return c
+	}
+	addr := app.Addr().String()
+	r.client = keep(lab.Dial(s.other, addr))
+	r.atProxy = keep(s.inbound.Accept())
+	r.out = keep(dialFrom(s.workload, r.client.LocalAddr().(*net.TCPAddr).AddrPort(), addr))
+	r.app = keep(app.Accept())
+	return r
+}
+
+// TestForgotten: what the kernel no longer tracks does not pass beside the proxy. What the
+// application answers to a client ends there and then; what a client makes up does not arrive.
+func TestForgotten(t *testing.T) {
+	s := setupContained(t)
+	app := lab.Listen(t, s.workload, "tcp", appAt.String())
+	s.install(t)
+	r := relay(t, s, app)
+	if _, err := io.WriteString(r.app, "tracked"); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 7)
+	if _, err := io.ReadFull(r.out, b); string(b) != "tracked" {
+		t.Fatalf("the proxy reads %q, %v", b, err)
+	}
+
+	lab.In(t, s.workload, func() (any, error) { return nil, netlink.ConntrackTableFlush(netlink.ConntrackTable) })
+	nft(t, s.other, "table inet seen { chain c { type filter hook prerouting priority 0; tcp sport 8080 counter; }; }")
+	io.WriteString(r.app, "forgotten")
+	if _, err := r.app.Read(b); err == nil || errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the application reads %v, want a reset", err)
+	}
+	if seen := nft(t, s.other, "list table inet seen"); !strings.Contains(seen, "packets 0 ") {
+		t.Errorf("it left the namespace:\n%s", seen)
+	}
+
+	nft(t, s.workload, "table inet seen { chain c { type filter hook input priority 0; iifname eth0 tcp dport 8080 counter; }; }")
+	ack(t, s.other, netip.AddrPortFrom(strangerAt, 45001), appAt, 50000)
+	// What comes after it, on the same link, has been seen.
+	greet(t, s.inbound, "inbound")
+	expect(t, s.other, appAt.String(), "inbound")
+	if seen := nft(t, s.workload, "list table inet seen"); !strings.Contains(seen, "packets 0 ") {
+		t.Errorf("it reached the application:\n%s", seen)
+	}
+}
+
+// TestLegIsVerified: the table of the leg is what was written, or that is noticed and repaired.
+func TestLegIsVerified(t *testing.T) {
+	s := setupContained(t)
+	s.install(t)
+	for _, change := range []string{"flush chain inet assay_leg output", "insert rule inet assay_leg output accept", "delete table inet assay_leg"} {
+		nft(t, s.workload, change)
+		if err := s.capture.Verify(); err == nil {
+			t.Errorf("after %q: not noticed", change)
+		}
+		s.install(t)
+		if err := s.capture.Verify(); err != nil {
+			t.Errorf("repaired after %q: %v", change, err)
+		}
+	}
+	if err := s.capture.Remove(returnMark); err != nil {
+		t.Fatal(err)
+	}
+	if left := nft(t, s.workload, "list tables"); left != "" {
+		t.Errorf("left: %s", left)
+	}
+}

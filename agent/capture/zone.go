@@ -1,0 +1,129 @@
+package capture
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+
+	"assay.dev/agent/netns"
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// LegTable is the name of the table that tells the proxy's leg on lo from the client's on
+// the link, where both are tracked.
+const LegTable = "assay_leg"
+
+// legZone is the zone of the leg's first direction; all else is in zone 0.
+const legZone = 1
+
+// zone installs the table of the leg, which is always the same:
+//
+//	chain output { type filter hook output priority raw
+//		LEG ct original zone set 1 }
+//
+// LEG is TCP on lo from an address that is not the namespace's own. In the other direction
+// the leg is in zone 0: there what the application answers, which nothing else can tell
+// from what it begins, is unlike what the listener answers.
+//
+// The library knows no direction of a zone, so the rule is written by hand.
+func (c *Capture) zone() error {
+	if c.leg != nil && c.verifyZone() == nil {
+		return nil
+	}
+	conn, err := netns.NFTables(c.ns)
+	if err != nil {
+		return fmt.Errorf("capture: %w", err)
+	}
+	t := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: LegTable})
+	conn.DelTable(t)
+	conn.AddTable(t)
+	accept := nftables.ChainPolicyAccept
+	conn.AddChain(&nftables.Chain{Name: "output", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRaw, Policy: &accept})
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("capture: nftables refused the table of the leg: %w", err)
+	}
+	if err := c.addLegRule(); err != nil {
+		return fmt.Errorf("capture: nftables refused the leg's zone: %w", err)
+	}
+	c.leg, err = c.legRule()
+	return err
+}
+
+// legAttributes name the table's one chain.
+func legAttributes() []netlink.Attribute {
+	return []netlink.Attribute{
+		{Type: unix.NFTA_RULE_TABLE, Data: []byte(LegTable + "\x00")},
+		{Type: unix.NFTA_RULE_CHAIN, Data: []byte("output\x00")},
+	}
+}
+
+func (c *Capture) addLegRule() error {
+	var list []netlink.Attribute
+	for _, e := range append(leg(), &expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint16(legZone)}) {
+		b, err := expr.Marshal(unix.NFPROTO_INET, e)
+		if err != nil {
+			return err
+		}
+		list = append(list, netlink.Attribute{Type: unix.NLA_F_NESTED | unix.NFTA_LIST_ELEM, Data: b})
+	}
+	const original = 0 // IP_CT_DIR_ORIGINAL
+	set, err := netlink.MarshalAttributes([]netlink.Attribute{
+		{Type: unix.NFTA_CT_KEY, Data: binaryutil.BigEndian.PutUint32(unix.NFT_CT_ZONE)},
+		{Type: unix.NFTA_CT_SREG, Data: binaryutil.BigEndian.PutUint32(unix.NFT_REG_1)},
+		{Type: unix.NFTA_CT_DIRECTION, Data: []byte{original}},
+	})
+	if err != nil {
+		return err
+	}
+	ct, err := netlink.MarshalAttributes([]netlink.Attribute{
+		{Type: unix.NFTA_EXPR_NAME, Data: []byte("ct\x00")},
+		{Type: unix.NLA_F_NESTED | unix.NFTA_EXPR_DATA, Data: set},
+	})
+	if err != nil {
+		return err
+	}
+	exprs, err := netlink.MarshalAttributes(append(list, netlink.Attribute{Type: unix.NLA_F_NESTED | unix.NFTA_LIST_ELEM, Data: ct}))
+	if err != nil {
+		return err
+	}
+	rule, err := netlink.MarshalAttributes(append(legAttributes(), netlink.Attribute{Type: unix.NLA_F_NESTED | unix.NFTA_RULE_EXPRESSIONS, Data: exprs}))
+	if err != nil {
+		return err
+	}
+	return netns.Transaction(c.ns, netns.Change{Kind: unix.NFT_MSG_NEWRULE, Flags: netlink.Create | netlink.Append, Family: unix.NFPROTO_INET, Attributes: rule})
+}
+
+// legRule is the table's one rule as the kernel tells it.
+func (c *Capture) legRule() ([]byte, error) {
+	attrs, err := netlink.MarshalAttributes(legAttributes())
+	if err != nil {
+		return nil, err
+	}
+	list, err := netns.Dump(c.ns, unix.NFT_MSG_GETRULE, unix.NFPROTO_INET, attrs)
+	if err != nil {
+		return nil, fmt.Errorf("capture: list the leg's zone: %w", err)
+	}
+	if len(list) != 1 {
+		return nil, fmt.Errorf("capture: table %s has %d rules, want 1", LegTable, len(list))
+	}
+	return list[0], nil
+}
+
+func (c *Capture) verifyZone() error {
+	have, err := c.legRule()
+	if err == nil && !bytes.Equal(have, c.leg) {
+		err = errors.New("capture: table " + LegTable + ": its rule was changed")
+	}
+	return err
+}
+
+// removeZone takes the table away; one that is not there is no error.
+func (c *Capture) removeZone(conn *nftables.Conn) {
+	t := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: LegTable})
+	conn.DelTable(t)
+	c.leg = nil
+}
