@@ -15,8 +15,8 @@
 // certificate for each new pod and twice a day for each old one, and, once a second, the
 // counts of every proxy, as in a mesh where every pod has traffic in every second. Of what
 // they are told they keep keys and versions alone, so that a hundred of them cost less than
-// control. A change has arrived when the agent has read it; from there it is the agent's
-// push into a proxy, which bench does not measure.
+// control. A change has arrived when the agent has read it. How long it takes from there into
+// a proxy is measured on one node more, whose agent and proxies are the real ones (real.go).
 //
 // It refuses to guess: processor time is that of control's process (/proc/PID/stat), the
 // heap in use is what its runtime says at each collection, and a change that some host has
@@ -24,7 +24,7 @@
 //
 // Tour: main.go (the run), stage.go (one size), process.go (control's process), world.go and
 // objects.go (the cluster), churn.go (changes and their delays), apiserver.go, host.go and
-// wire.go (agents), report.go (tables and goals).
+// wire.go (agents), real.go (the node with proxies), report.go (tables and goals).
 package main
 
 import (
@@ -53,6 +53,7 @@ type options struct {
 	check   bool
 	verbose bool
 	keep    bool
+	real    bool
 }
 
 func main() {
@@ -68,7 +69,16 @@ func main() {
 	flag.BoolVar(&o.check, "check", false, "exit with 2 when a goal is missed")
 	flag.BoolVar(&o.verbose, "v", false, "say what is done")
 	flag.BoolVar(&o.keep, "keep", false, "keep control's log")
+	flag.BoolVar(&o.real, "real", os.Geteuid() == 0, "one node more, with a real agent and a proxy in each pod (needs root)")
+	node := flag.Bool("node", false, "be that node (for this program itself)")
 	flag.Parse()
+	if *node {
+		if err := runReal(os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, "scale: the real node:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	for text := range strings.SplitSeq(sizes, ",") {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 {
@@ -100,14 +110,14 @@ func run(ctx context.Context, o options) (*results, error) {
 		defer os.RemoveAll(dir)
 	}
 	program := filepath.Join(dir, "assay")
-	args := []string{"build", "-trimpath", "-ldflags", "-s -w", "-o", program}
+	args := []string{"build", "-trimpath", "-ldflags", "-s -w", "-o", dir + "/"}
 	if o.profile != "" {
 		args = append(args, "-tags", "assay_profile")
 		if err := os.MkdirAll(o.profile, 0o755); err != nil {
 			return nil, err
 		}
 	}
-	build := exec.CommandContext(ctx, "go", append(args, "assay.dev/cmd/assay")...)
+	build := exec.CommandContext(ctx, "go", append(args, "assay.dev/cmd/assay", "assay.dev/cmd/assay-proxy")...)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("go build: %w\n%s", err, out)

@@ -124,9 +124,18 @@ type usage struct {
 	watched   int           // bytes from the API server
 }
 
-func (p *controlProcess) usage() (u usage, err error) {
+func (p *controlProcess) usage() (usage, error) {
+	u, err := usageOf(p.cmd.Process.Pid)
+	p.mu.Lock()
+	u.live = p.live
+	p.mu.Unlock()
+	return u, err
+}
+
+// usageOf reads what the kernel knows of a process.
+func usageOf(pid int) (u usage, err error) {
 	u.at = time.Now()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return u, err
 	}
@@ -142,7 +151,7 @@ func (p *controlProcess) usage() (u usage, err error) {
 		}
 		u.cpu += time.Duration(n) * 10 * time.Millisecond
 	}
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return u, err
 	}
@@ -156,9 +165,6 @@ func (p *controlProcess) usage() (u usage, err error) {
 			u.peak = kb << 10
 		}
 	}
-	p.mu.Lock()
-	u.live = p.live
-	p.mu.Unlock()
 	return u, nil
 }
 

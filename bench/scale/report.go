@@ -56,6 +56,13 @@ func (r *results) markdown(w io.Writer) {
 		fmt.Fprintf(w, "| %d | %d | %d | %.3f | %s | %s | %s | %s | %s | %s | %d | %d | %.0f | %.0f | %.1f |\n", s.Pods, s.Services, s.Nodes, s.CPU, mb(s.RSS), mb(s.Peak), mb(s.Heap),
 			ms(s.Delay.P50), ms(s.Delay.P99), ms(s.Delay.Max), s.Delay.Changes, s.Delay.Lost, s.Sent/1024, s.Watched/1024, s.Issued)
 	}
+	if r.Sizes[0].Last != nil {
+		fmt.Fprint(w, "\nOne node more, with a real agent and a proxy for each of its pods:\n\n| pods | of the node | agent cores | agent RSS MB | all its proxies, cores | each, MB | change from agent to proxy p50 ms | p99 ms |\n|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+		for i := range r.Sizes {
+			l := r.Sizes[i].Last
+			fmt.Fprintf(w, "| %d | %d | %.3f | %s | %.3f | %.1f | %s | %s |\n", r.Sizes[i].Pods, l.Pods, l.CPU, mb(l.RSS), l.Proxies, l.Proxy/(1<<20), ms(l.P50), ms(l.P99))
+		}
+	}
 	fmt.Fprintf(w, "\nAll hosts at once, over %g s from then on, with the changes going on:\n\n", r.Window)
 	fmt.Fprint(w, "| pods | | all in sync after s | CPU s | ratio to steady | peak MB | change to agent p50 ms | p99 ms | max ms | lost |\n|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|\n")
 	for i := range r.Sizes {
@@ -86,6 +93,14 @@ type goal struct {
 
 func (g goal) met() bool { return g.is <= g.most }
 
+// toProxy is at least how late the last proxy in a hundred is: both ways at their worst.
+func (s *size) toProxy() float64 {
+	if s.Last == nil {
+		return s.Delay.P99
+	}
+	return s.Delay.P99 + s.Last.P99
+}
+
 // goals are those of the largest cluster that the mesh was made for.
 func (r *results) goals() (list []goal) {
 	for i := range r.Sizes {
@@ -101,6 +116,7 @@ func (r *results) goals() (list []goal) {
 			goal{"all streams cut: change to agent, p99, s", 1, s.Reconnect.Delay.P99},
 			goal{"control restarted: cost, times the steady", 2, s.Restart.Ratio},
 			goal{"control restarted: memory, peak, MB", 200, s.Restart.Peak / (1 << 20)},
+			goal{"change to proxy, p99 of both ways added, s", 1, s.toProxy()},
 			goal{"changes lost", 0, float64(s.Delay.Lost + s.Reconnect.Delay.Lost + s.Restart.Delay.Lost)})
 	}
 	return list

@@ -22,6 +22,8 @@ type stage struct {
 	control *controlProcess
 	hosts   []*host
 	churn   *churn
+	real    *realProcess // nil: none
+	proxy   string       // its program
 	log     *slog.Logger
 }
 
@@ -41,6 +43,7 @@ type size struct {
 	Watched   float64 `json:"watched"`   // bytes a second from the API server
 	Issued    float64 `json:"issued"`    // certificates a second
 	Delay     delays  `json:"delay"`     // of changes, to each host
+	Last      *last   `json:"last"`      // of one real node
 	Reconnect trouble `json:"reconnect"` // all streams end at once
 	Restart   trouble `json:"restart"`   // control is ended and starts anew
 }
@@ -68,6 +71,10 @@ func measure(ctx context.Context, o options, program, dir string, pods int) (_ s
 	}
 	defer s.api.close()
 	s.w = newWorld(s.api, pods, o.peers)
+	if o.real {
+		s.proxy = filepath.Join(filepath.Dir(program), "assay-proxy")
+		s.w.addReal()
+	}
 	s.w.write()
 	var env []string
 	if o.profile != "" {
@@ -90,7 +97,29 @@ func measure(ctx context.Context, o options, program, dir string, pods int) (_ s
 	for _, p := range s.w.pods() {
 		p.node.host.mesh(p, s.w.peers())
 	}
+	defer func() {
+		if s.real != nil {
+			err = errors.Join(err, s.real.stop())
+		}
+	}()
 	return s.play(ctx)
+}
+
+// startReal has one more node join, whose proxies are real.
+func (s *stage) startReal() (err error) {
+	n := realNode{Name: s.w.real.pods[0].node.name, Control: s.control.address, Dir: filepath.Join(s.control.dir, "real"), Proxy: s.proxy}
+	roots, err := s.api.roots()
+	if err != nil {
+		return err
+	}
+	for _, c := range roots {
+		n.Roots = append(n.Roots, c.Raw)
+	}
+	for _, p := range s.w.real.pods {
+		n.Pods = append(n.Pods, realPod{ID: p.uid, Namespace: p.service.namespace, Account: p.service.name, Addr: p.addr})
+	}
+	s.real, err = startReal(n)
+	return err
 }
 
 // play is the run: a cold start, the steady state, a network that fails, a new control.
@@ -111,6 +140,11 @@ func (s *stage) play(ctx context.Context) (out size, err error) {
 		return out, err
 	}
 	out.Heard = time.Since(began).Seconds()
+	if s.w.real != nil {
+		if err := s.startReal(); err != nil {
+			return out, err
+		}
+	}
 	meshed := func() bool {
 		issued := int64(0)
 		for _, h := range s.hosts {
@@ -157,6 +191,12 @@ func (s *stage) steady(ctx context.Context, out *size) error {
 	if err != nil {
 		return err
 	}
+	var before reading
+	if s.real != nil {
+		if before, err = s.real.read(); err != nil {
+			return err
+		}
+	}
 	issued := s.issued()
 	profiled := s.profile(ctx, out.Pods, "steady")
 	var rss, live []float64
@@ -180,6 +220,13 @@ func (s *stage) steady(ctx context.Context, out *size) error {
 	out.Sent = float64(last.received-first.received) / seconds
 	out.Watched = float64(last.watched-first.watched) / seconds
 	out.Issued = float64(s.issued()-issued) / seconds
+	if s.real != nil {
+		after, err := s.real.read()
+		if err != nil {
+			return err
+		}
+		out.Last = s.real.measured(before, after)
+	}
 	out.Delay = s.churn.tracked.end(ctx)
 	return profiled()
 }

@@ -16,6 +16,7 @@ type world struct {
 	api      *apiServer
 	nodes    []*node
 	services []*service
+	real     *service // of a node more: its pods are meshed by a real agent, and stay; nil: none
 	// speaksWith is with how many others each pod has traffic.
 	speaksWith int
 
@@ -92,12 +93,28 @@ func (w *world) newPod(s *service, n *node) *pod {
 	return p
 }
 
+// addReal adds a node with its pods.
+func (w *world) addReal() {
+	i := len(w.nodes)
+	n := &node{index: i, name: "real.eu-1.example", zone: "eu-1a", addr: addrAt("192.168.0.10", i)}
+	w.real = &service{index: len(w.services), namespace: "real", name: "application", addr: addrAt("10.96.0.10", len(w.services))}
+	for range podsPerNode {
+		p := w.newPod(w.real, n)
+		p.started, p.ready = true, true
+		w.real.pods = append(w.real.pods, p)
+	}
+}
+
 // write writes all of it.
 func (w *world) write() {
-	for _, n := range w.nodes {
+	nodes, services := w.nodes, w.services
+	if w.real != nil {
+		nodes, services = append(slices.Clone(nodes), w.real.pods[0].node), append(slices.Clone(services), w.real)
+	}
+	for _, n := range nodes {
 		w.api.put(n.object())
 	}
-	for _, s := range w.services {
+	for _, s := range services {
 		w.api.put(s.object())
 		for _, p := range s.pods {
 			w.api.put(p.object())
@@ -117,6 +134,9 @@ func (w *world) resources() int {
 		if len(s.pods) > 0 {
 			inUse[s.namespace] = true
 		}
+	}
+	if w.real != nil {
+		n += 3 + len(w.real.pods) // node, service, namespace
 	}
 	return n + len(inUse)
 }
