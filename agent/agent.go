@@ -44,6 +44,7 @@ type Agent struct {
 	store     *store
 
 	publishing sync.Mutex // one view after the other
+	saving     sync.Mutex // one snapshot on disk after the other
 	tableOf    uint64     // fingerprint of the table
 	routed     string     // the peers that are routed to
 

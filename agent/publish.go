@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -147,6 +149,8 @@ func (a *Agent) saveLoop(ctx context.Context, unsaved <-chan struct{}) {
 }
 
 func (a *Agent) saveSnapshot() {
+	a.saving.Lock()
+	defer a.saving.Unlock()
 	a.mu.Lock()
 	s := a.snapshot
 	a.mu.Unlock()
@@ -229,11 +233,21 @@ func (a *Agent) publish() {
 	if host != nil {
 		a.routePeers(host, a.peers(s, self))
 	}
+	if last.number > 0 && !sameSettings(last.namespaces, v.namespaces) {
+		a.saveSnapshot()
+	}
 	a.view.Store(v)
 	for _, w := range a.all() {
 		w.wakeUp()
 		w.wakeOlder()
 	}
+}
+
+// sameSettings reports whether namespaces are as they were. What changes is on disk before
+// anybody hears of it, however slow that is: the next agent may have nothing else to go by,
+// and a proxy that has become strict is not to be told what was before.
+func sameSettings(was, is map[string]assay.NamespaceConfig) bool {
+	return maps.EqualFunc(was, is, func(x, y assay.NamespaceConfig) bool { return reflect.DeepEqual(x, y) })
 }
 
 // withoutIdentities is a service whose endpoints are dialled in plaintext.

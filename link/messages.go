@@ -63,8 +63,8 @@ const (
 type Configure struct {
 	Workload    string                `json:"workload"` // assay.Workload.ID
 	Identity    assay.Identity        `json:"identity"`
-	Addrs       []netip.Addr          `json:"addrs"` // the workload's own
-	Config      assay.NamespaceConfig `json:"config"`
+	Addrs       []netip.Addr          `json:"addrs"`       // the workload's own
+	Config      assay.NamespaceConfig `json:"config"`      // until the first Services, and then theirs
 	Listeners   []string              `json:"listeners"`   // roles, in the order of the descriptors; empty when the proxy has them
 	AgentSocket string                `json:"agentSocket"` // of the next agent; empty: there is none, and the proxy ends with this one
 	// OwnMark is set on every socket that the proxy opens, so that capture lets it

@@ -93,11 +93,15 @@ func (s *service) port(n uint16) *servicePort {
 	return nil
 }
 
-// withConfigure, withServices and withTable return the next snapshot.
+// withConfigure, withServices and withTable return the next snapshot. The namespace's settings
+// come with services; those of a configuration are for a proxy that has none yet: an agent that
+// adopts one may know less than it, and strict does not end by that.
 func (s *snapshot) withConfigure(c link.Configure, p *Proxy) *snapshot {
 	next := *s
 	next.Configure = c
-	next.settings = c.Config
+	if !s.hasServices {
+		next.settings = c.Config
+	}
 	next.services = maps.Clone(s.services)
 	next.judge(s, p)
 	if c.Zone != s.Zone || c.Host != s.Host {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"assay.dev"
+	"assay.dev/link"
 	"assay.dev/test/lab"
 	"golang.org/x/sys/unix"
 )
@@ -92,6 +93,46 @@ func TestTransition(t *testing.T) {
 	if got := exchange(t, through, "hello again"); got != "hello again" {
 		t.Error(got)
 	}
+}
+
+// TestStrictStaysStrict: an agent that knows nothing but the names of those it adopts (its disk
+// is lost, and control is away) takes strict back from none.
+func TestStrictStaysStrict(t *testing.T) {
+	w := newWorld(t)
+	outsider, server := w.outsider(), w.workload("server")
+	target := netip.AddrPortFrom(server.Addrs[0], server.serve(0, echo))
+	if got := exchange(t, outsider.mustDial(target), "observed"); got != "observed" {
+		t.Error(got)
+	}
+	w.setMode(assay.Strict)
+	outsider.dialExpectReset(target, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	server.mu.Lock()
+	server.conn.Close()
+	server.mu.Unlock()
+	server.sock.SetDeadline(time.Now().Add(time.Minute))
+	next, err := server.sock.AcceptUnix()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := link.NewConn(next)
+	defer conn.Close()
+	conn.Socket().SetDeadline(time.Now().Add(time.Minute))
+	c := link.Configure{
+		Workload: server.ID, Identity: server.Identity, Addrs: server.Addrs, AgentSocket: server.sock.Addr().String(),
+		OwnMark: ownMark, ReturnMark: returnMark, MeshPrefixes: w.mesh, DNS: link.DNS{Domain: "mesh.test"},
+		Config: assay.NamespaceConfig{Namespace: "bank", Mode: assay.Observe},
+	}
+	for kind := link.Kind(""); kind != link.KindReady; { // it is adopted
+		m, err := conn.Receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Discard()
+		if kind = m.Kind; kind == link.KindHello {
+			conn.Send(link.KindConfigure, 0, c)
+		}
+	}
+	outsider.dialExpectReset(target, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
 }
 
 // TestPlaintextFromUnknown: an address of the mesh that the table does not know is a
