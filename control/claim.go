@@ -1,6 +1,9 @@
 package control
 
-import "maps"
+import (
+	"maps"
+	"time"
+)
 
 // A pod may be in the mesh before control has taken it: its report is too early, or
 // contradicts the platform, or could not come because its node's agent is away. One that has
@@ -11,8 +14,9 @@ import "maps"
 // claim is what is known of a pod that may be meshed and is not taken.
 type claim struct {
 	host    string
-	session *session // that reported it here; nil: none did
-	stored  bool     // others know of it
+	session *session  // that reported it here; nil: none did
+	stored  bool      // others know of it
+	since   time.Time // by the clock of this process
 }
 
 // claim notes that a host has a pod in its hands. Only the pod's own node can.
@@ -30,24 +34,48 @@ func (m *model) claim(h *host, s *session, id string) {
 	if told {
 		m.behind.claim(id, h.ID)
 	}
-	m.cluster.claims[id] = claim{h.ID, s, told}
+	m.cluster.claims[id] = claim{h.ID, s, told, time.Now()}
 	m.catalog.SetClaimed(id, true)
 }
 
-// claimNew does so for pods that came while their node's agent was away.
+// What others report to their controls is heard through the store, so a pod that is new on a
+// host of another control may be in the mesh for as long as the store has not been heard since.
+// While it is away nobody is sent there in plaintext, and a while longer, until the
+// others have stored what they took meanwhile.
+const (
+	unheard   = time.Second           // a store that was not heard for so long was away
+	catchesUp = retryMost + flushTime // in which others store what they know, when it is back
+)
+
+// claimNew claims pods that came, or got an address, while their node's agent was away or
+// reported to another control.
 func (m *model) claimNew(ids []string) {
-	if len(ids) == 0 {
-		return
-	}
-	away := map[string]*host{} // by node
-	for _, h := range m.hosts {
-		if h.Node != "" && !h.present {
-			away[h.Node] = h
+	for _, id := range ids {
+		_, taken := m.catalog.Workload(id)
+		if h := m.hosts[nodeID(m.cluster.pods[id].Node)]; !taken && h != nil && h.session == nil {
+			m.claim(h, nil, id)
 		}
 	}
-	for _, id := range ids {
-		m.claim(away[m.cluster.pods[id].Node], nil, id)
+}
+
+// heardOthers takes note that the store was heard, as it was at began, and gives up the claims
+// about which others have had their say.
+func (m *model) heardOthers(began time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	if began.Sub(m.heard) > unheard {
+		m.steady = now
 	}
+	m.heard = began
+	if now.Sub(m.steady) < catchesUp {
+		return
+	}
+	m.disclaim(func(_ string, c claim) bool {
+		h := m.hosts[c.host]
+		return c.session == nil && !c.stored && c.since.Before(began) && h != nil && h.elsewhere() && now.Sub(h.since) >= catchesUp
+	})
+	m.publishSoon()
 }
 
 // disclaim forgets the claims for which f says so.

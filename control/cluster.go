@@ -341,10 +341,10 @@ func (m *model) follow(ch *ClusterChanges) (first bool) {
 	if ch.Declared != nil {
 		v.missing = ch.Declared.Missing
 	}
-	var came []string
+	var came []string // or got a network
 	for i := range ch.Pods {
 		p := &ch.Pods[i]
-		if v.told && v.pods[p.UID] == nil {
+		if old := v.pods[p.UID]; v.told && (old == nil || len(old.Addrs) == 0 && len(p.Addrs) > 0) {
 			came = append(came, p.UID)
 		}
 		v.setPod(p.UID, p)

@@ -223,6 +223,8 @@ func (c *Control) load(ctx context.Context) error {
 	c.model = m
 	if c.several != nil {
 		m.me, m.revision, c.several.revision = c.several.id, heard, heard
+		began := time.Now()
+		defer func() { m.heard = began }()
 		c.behind.attached, c.behind.rejected = m.attached, m.rejected
 	}
 	if c.cfg.Cluster != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"assay.dev"
 	"assay.dev/store"
@@ -167,6 +168,9 @@ func (m *model) hearHost(h store.Host) {
 		known.session = nil
 		m.moved = append(m.moved, h.ID)
 	}
+	if h.Replica != known.Replica {
+		known.since = time.Now()
+	}
 	h.Ready = known.Ready
 	if m.cluster != nil {
 		n := m.cluster.nodes[h.Node]
@@ -182,6 +186,9 @@ func (m *model) settle(h *host) {
 	present := h.session != nil || m.me != "" && h.Replica != "" && h.Replica != m.me && !m.dead[h.Replica]
 	if present == h.present {
 		return
+	}
+	if h.since = time.Now(); m.heard.IsZero() {
+		h.since = time.Time{} // it is being loaded, with what was stored
 	}
 	h.present, h.Ready = present, present
 	if present && h.lost {

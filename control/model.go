@@ -64,6 +64,8 @@ type model struct {
 	me       string          // its name; "": it is alone
 	revision int64           // of the store, that this has been brought to
 	dead     map[string]bool // other controls that show no life
+	heard    time.Time       // when it began to read what this has been brought to, by the clock of this process
+	steady   time.Time       // since when it is heard without a gap
 	lost     []string        // workloads of which the store has to be asked again
 	moved    []string        // hosts of whose workloads it has
 }
@@ -74,6 +76,7 @@ type host struct {
 	session *session  // nil while its stream is not here
 	present bool      // its stream is up, here or at another control
 	away    time.Time // since when it is not
+	since   time.Time // when its stream came to the control that has it, if that is another; by the clock of this process
 	lost    bool      // away for longer than the lease
 	bundle  uint64    // acknowledged by the agent
 	running int       // workloads in the catalog

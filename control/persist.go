@@ -35,6 +35,7 @@ type behind struct {
 	store *store.DB
 	log   *slog.Logger
 	woken chan struct{}
+	back  chan struct{} // capacity 1: the store may be back
 
 	writing  sync.Mutex // held while something is written; before mu
 	mu       sync.Mutex
@@ -77,7 +78,7 @@ type attached struct {
 }
 
 func newBehind(db *store.DB, log *slog.Logger) *behind {
-	return &behind{store: db, log: log, woken: make(chan struct{}, 1), work: emptyPending()}
+	return &behind{store: db, log: log, woken: make(chan struct{}, 1), back: make(chan struct{}, 1), work: emptyPending()}
 }
 
 func emptyPending() pending {
@@ -180,6 +181,14 @@ const (
 	retryMost  = 10 * time.Second
 )
 
+// again has run try at once what it tries again later: the store is back.
+func (b *behind) again() {
+	select {
+	case b.back <- struct{}{}:
+	default:
+	}
+}
+
 // run writes what waits until ctx ends, then once more what is left.
 func (b *behind) run(ctx context.Context) error {
 	wait := retryLeast
@@ -201,6 +210,7 @@ func (b *behind) run(ctx context.Context) error {
 			select {
 			case <-ctx.Done():
 			case <-t.C:
+			case <-b.back:
 			}
 			t.Stop()
 			if ctx.Err() != nil {

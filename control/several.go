@@ -74,6 +74,7 @@ func (c *Control) hear(ctx context.Context) error {
 			c.log.Warn("what other controls change is not heard", "err", err)
 		case err == nil && away:
 			c.log.Info("what other controls change is heard again")
+			c.behind.again()
 		}
 		away = err != nil
 	}
@@ -88,7 +89,11 @@ func (c *Control) lookAtStore(ctx context.Context) error {
 	s.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, flushTime)
 	defer cancel()
+	began := time.Now()
 	revision, err := c.hearSince(ctx, after)
+	if err == nil {
+		c.model.heardOthers(began)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil {
