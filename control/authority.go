@@ -34,6 +34,11 @@ func (c *Control) openAuthority(ctx context.Context) (err error) {
 	cfg := identity.Config{Dir: filepath.Join(c.cfg.Data, "ca"), TrustDomain: c.cfg.TrustDomain, Policy: c.cfg.Certificates, LeafLife: c.cfg.LeafLife, Now: c.cfg.Now}
 	_, missing := os.Lstat(filepath.Join(cfg.Dir, "state.json"))
 	inFolder, inStore := !errors.Is(missing, os.ErrNotExist), false
+	// Before the authority is looked for: who makes a mesh stores the authority first.
+	whose, _, err := c.storedMesh(ctx)
+	if err != nil {
+		return err
+	}
 	if c.cfg.Authority != nil {
 		v := vault{c.store}
 		sealed, err := v.Load(ctx)
@@ -41,6 +46,11 @@ func (c *Control) openAuthority(ctx context.Context) (err error) {
 			return err
 		}
 		cfg.Vault, cfg.Keys, inStore = v, c.cfg.Authority, sealed != nil
+	}
+	if whose != nil && !inStore {
+		if err := c.ownerOf(whose, cfg, inFolder); err != nil {
+			return err
+		}
 	}
 	if cfg.TrustDomain == "" && !inFolder && !inStore {
 		cfg.TrustDomain = "assay.local"
@@ -59,6 +69,23 @@ func (c *Control) openAuthority(ctx context.Context) (err error) {
 	}
 	c.log.Info("the authority is in the store now, sealed; remove the folder that it was in when the sealing key has a backup", "folder", moved)
 	return nil
+}
+
+// ownerOf refuses to make, or put into the store, another authority than that of the mesh whose
+// the store is. Which one that is only the folder knows that has it.
+func (c *Control) ownerOf(whose *mesh, cfg identity.Config, inFolder bool) error {
+	if !inFolder {
+		return c.otherAuthority(whose, "and there is no authority in "+cfg.Dir+" nor in the store")
+	}
+	cfg.Vault, cfg.Keys = nil, nil
+	folder, err := identity.Open(cfg)
+	if err != nil {
+		return err
+	}
+	if roots := rootsOf(folder); !whose.has(roots) {
+		err = c.otherAuthority(whose, "with another authority than the one in "+cfg.Dir)
+	}
+	return errors.Join(err, folder.Close())
 }
 
 // beOneOfSeveral lets others in: from here on the store is not this control's alone.

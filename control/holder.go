@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"assay.dev"
+	"assay.dev/identity"
 	"assay.dev/store"
 )
 
@@ -114,15 +115,42 @@ type mesh struct {
 	Roots       []string `json:"roots"` // SHA-256 of the certificates
 }
 
+// has reports whether one of the roots is the mesh's.
+func (m *mesh) has(roots []string) bool {
+	return slices.ContainsFunc(roots, func(root string) bool { return slices.Contains(m.Roots, root) })
+}
+
+func rootsOf(a *identity.Authority) (list []string) {
+	for _, der := range a.Bundle().Roots {
+		sum := sha256.Sum256(der)
+		list = append(list, hex.EncodeToString(sum[:]))
+	}
+	return list
+}
+
+// storedMesh returns whose the store is, and that as it is stored; nil: nobody's yet.
+func (c *Control) storedMesh(ctx context.Context) (*mesh, []byte, error) {
+	raw, err := c.store.GetMeta(ctx, metaMesh)
+	if assay.KindOf(err) == assay.NotFound {
+		return nil, nil, nil
+	}
+	var m mesh
+	if err == nil {
+		err = json.Unmarshal(raw, &m)
+	}
+	return &m, raw, err
+}
+
+func (c *Control) otherAuthority(whose *mesh, cause string) error {
+	return &assay.Error{Kind: assay.Conflict, Op: "open store " + c.store.Name(), Err: errors.New("it is that of " + whose.TrustDomain + ", " + cause),
+		Remedy: "put that mesh's folder ca there, from the control that has it or from its backup, or name a store of this mesh's own"}
+}
+
 // sameMesh refuses a store that is another authority's: its hosts and workloads could
 // not be told from this one's, and would trust nothing that this one signs. It keeps
 // the store's idea of the roots up to date.
 func (c *Control) sameMesh(ctx context.Context) error {
-	own := mesh{TrustDomain: c.authority.TrustDomain()}
-	for _, der := range c.authority.Bundle().Roots {
-		sum := sha256.Sum256(der)
-		own.Roots = append(own.Roots, hex.EncodeToString(sum[:]))
-	}
+	own := mesh{TrustDomain: c.authority.TrustDomain(), Roots: rootsOf(c.authority)}
 	encoded, err := json.Marshal(own)
 	if err != nil {
 		return err
@@ -130,20 +158,12 @@ func (c *Control) sameMesh(ctx context.Context) error {
 	if string(encoded) == c.told {
 		return nil
 	}
-	raw, err := c.store.GetMeta(ctx, metaMesh)
-	if err != nil && assay.KindOf(err) != assay.NotFound {
+	was, raw, err := c.storedMesh(ctx)
+	if err != nil {
 		return err
 	}
-	if err == nil {
-		var was mesh
-		if err := json.Unmarshal(raw, &was); err != nil {
-			return err
-		}
-		known := func(root string) bool { return slices.Contains(was.Roots, root) }
-		if !slices.ContainsFunc(own.Roots, known) {
-			return &assay.Error{Kind: assay.Conflict, Op: "open store " + c.store.Name(), Err: errors.New("it is that of " + was.TrustDomain + " with another authority than the one in " + c.cfg.Data),
-				Remedy: "put that mesh's folder ca there, from the control that has it or from its backup, or name a store of this mesh's own"}
-		}
+	if was != nil && !was.has(own.Roots) {
+		return c.otherAuthority(was, "with another authority than the one in "+c.cfg.Data)
 	}
 	if string(raw) != string(encoded) {
 		if err := c.store.PutMeta(ctx, metaMesh, encoded); err != nil {
