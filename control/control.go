@@ -302,7 +302,7 @@ func (c *Control) load(ctx context.Context) error {
 	defer m.mu.Unlock()
 	m.publish()
 	for key := range m.vips {
-		if m.snapshot.get("service/"+key) == nil {
+		if !m.snapshot.has("service/" + key) {
 			m.number(key, false)
 		}
 	}
@@ -484,6 +484,7 @@ const maxMessage = 16 << 20
 func (c *Control) server(creds credentials.TransportCredentials) *grpc.Server {
 	return grpc.NewServer(
 		grpc.Creds(creds),
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.InTapHandle(c.tap),
 		grpc.UnaryInterceptor(c.unary),
 		grpc.StreamInterceptor(c.stream),

@@ -129,7 +129,7 @@ func (m *model) hear(n *news) {
 	for _, key := range n.changed[store.OfVIP] {
 		if number, ok := n.vips[key]; ok {
 			m.vips[key] = number
-		} else if delete(m.vips, key); m.snapshot.get("service/"+key) != nil {
+		} else if delete(m.vips, key); m.snapshot.has("service/" + key) {
 			m.number(key, true) // another did not know that it is still there
 		}
 	}

@@ -62,7 +62,7 @@ func (m *model) allocated(key string, n int64) {
 func (m *model) released(key string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.snapshot.get("service/"+key) != nil {
+	if m.snapshot.has("service/" + key) {
 		return false
 	}
 	delete(m.vips, key)

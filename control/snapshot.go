@@ -1,10 +1,11 @@
 package control
 
 import (
+	"bytes"
 	"container/list"
+	"fmt"
 
 	"assay.dev/api"
-	"google.golang.org/protobuf/proto"
 )
 
 // maxTombstones bounds how many removals are remembered for streams that lag.
@@ -12,7 +13,7 @@ const maxTombstones = 50_000
 
 // snapshot is the newest version of every resource, in the order in which they
 // changed. A stream that has version v gets what is behind v in that order. The
-// model's lock guards it; resources in it are immutable.
+// model's lock guards it; entries are immutable, and may be read without it.
 type snapshot struct {
 	epoch      uint64
 	version    uint64
@@ -22,38 +23,37 @@ type snapshot struct {
 	forgotten  uint64 // removals up to this version are no longer remembered
 }
 
+// entry is a resource at a version. It is encoded once, for all hosts, and kept in that form
+// alone, which takes less memory than the message.
 type entry struct {
-	key      string
-	version  uint64
-	resource *api.Resource // nil: removed
+	key     string
+	version uint64
+	body    []byte // an api.Resource without key and version; nil: removed
 }
 
 func newSnapshot(epoch uint64) *snapshot {
 	return &snapshot{epoch: epoch, entries: map[string]*list.Element{}, order: list.New()}
 }
 
-// put publishes a resource; body is only read from now on. The same again changes
-// nothing and returns false.
-func (s *snapshot) put(key string, body *api.Resource) bool {
-	if el := s.entries[key]; el != nil {
-		old := el.Value.(*entry)
-		if old.resource != nil {
-			body.Key, body.Version = key, old.version
-			if proto.Equal(old.resource, body) {
-				return false
-			}
-		}
+// put publishes a resource, which has neither key nor version yet. The same again changes nothing
+// and returns false.
+func (s *snapshot) put(key string, r *api.Resource) bool {
+	body, err := bodies.Marshal(r)
+	if err != nil { // text that is not UTF-8, which no noun passes on
+		panic(fmt.Sprintf("encode %s: %v", key, err))
+	}
+	if el := s.entries[key]; el != nil && el.Value.(*entry).body != nil && bytes.Equal(el.Value.(*entry).body, body) {
+		return false
 	}
 	s.version++
-	body.Key, body.Version = key, s.version
-	s.place(&entry{key: key, version: s.version, resource: body})
+	s.place(&entry{key: key, version: s.version, body: body})
 	return true
 }
 
 // remove withdraws a resource.
 func (s *snapshot) remove(key string) bool {
 	el := s.entries[key]
-	if el == nil || el.Value.(*entry).resource == nil {
+	if el == nil || el.Value.(*entry).body == nil {
 		return false
 	}
 	s.version++
@@ -63,29 +63,35 @@ func (s *snapshot) remove(key string) bool {
 
 func (s *snapshot) place(e *entry) {
 	if el := s.entries[e.key]; el != nil {
-		if el.Value.(*entry).resource == nil {
+		if el.Value.(*entry).body == nil {
 			s.tombstones--
 		}
 		s.order.Remove(el)
 	}
-	if e.resource == nil {
+	if e.body == nil {
 		s.tombstones++
 	}
 	s.entries[e.key] = s.order.PushBack(e)
 }
 
-// get returns a resource, nil when there is none.
+// has reports whether there is a resource.
+func (s *snapshot) has(key string) bool {
+	el := s.entries[key]
+	return el != nil && el.Value.(*entry).body != nil
+}
+
+// get returns a resource, nil when there is none. It decodes it anew each time.
 func (s *snapshot) get(key string) *api.Resource {
-	if el := s.entries[key]; el != nil {
-		return el.Value.(*entry).resource
+	if !s.has(key) {
+		return nil
 	}
-	return nil
+	return s.entries[key].Value.(*entry).resource()
 }
 
 // changes is what leads from one version to the newest.
 type changes struct {
 	version uint64
-	upsert  []*api.Resource
+	upsert  []*entry
 	remove  []string
 	// revision of the store that it follows from, if others share that.
 	revision int64
@@ -107,8 +113,8 @@ func (s *snapshot) since(v uint64) (c changes, ok bool) {
 		el = el.Next()
 	}
 	for ; el != nil; el = el.Next() {
-		if e := el.Value.(*entry); e.resource != nil {
-			c.upsert = append(c.upsert, e.resource)
+		if e := el.Value.(*entry); e.body != nil {
+			c.upsert = append(c.upsert, e)
 		} else {
 			c.remove = append(c.remove, e.key)
 		}
@@ -122,12 +128,12 @@ func (s *snapshot) resume(epoch uint64, known map[string]uint64) changes {
 	c := changes{version: s.version}
 	for el := s.order.Front(); el != nil; el = el.Next() {
 		e := el.Value.(*entry)
-		if e.resource != nil && (epoch != s.epoch || known[e.key] != e.version) {
-			c.upsert = append(c.upsert, e.resource)
+		if e.body != nil && (epoch != s.epoch || known[e.key] != e.version) {
+			c.upsert = append(c.upsert, e)
 		}
 	}
 	for key := range known {
-		if s.get(key) == nil {
+		if !s.has(key) {
 			c.remove = append(c.remove, key)
 		}
 	}
@@ -142,7 +148,7 @@ func (s *snapshot) prune(least uint64) {
 		if e.version > least && s.tombstones <= maxTombstones {
 			return
 		}
-		if e.resource == nil {
+		if e.body == nil {
 			s.order.Remove(el)
 			delete(s.entries, e.key)
 			s.tombstones--

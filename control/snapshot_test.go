@@ -32,7 +32,8 @@ func TestSnapshotReaders(t *testing.T) {
 			for _, k := range c.remove {
 				delete(rd.have, k)
 			}
-			for _, res := range c.upsert {
+			for _, e := range c.upsert {
+				res := e.resource()
 				if old := rd.have[res.Key]; old != nil && old.Version > res.Version {
 					t.Fatalf("seed %d: %s went from version %d to %d", seed, res.Key, old.Version, res.Version)
 				}

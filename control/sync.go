@@ -13,7 +13,6 @@ import (
 	"assay.dev"
 	"assay.dev/api"
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
 )
 
 // coalesce is the least time between two deltas on one stream: what changes in
@@ -24,11 +23,6 @@ const coalesce = 50 * time.Millisecond
 // what a host hears first is then no older than what it said itself. A host that was
 // ended with all its workloads would else hear of them as if they lived.
 const hold = 3 * time.Second
-
-// deltaSize is how many bytes one message holds, unless a single resource has more. gRPC has
-// buffers of 32 KB and then of 1 MB: with the large ones all hosts that come back at once would
-// take more memory than everything else.
-const deltaSize = 32<<10 - 64
 
 var (
 	errReplaced = errors.New("the host opened another stream")
@@ -304,42 +298,6 @@ func (m *model) collect(s *session, due bool) (b batch, err error) {
 	s.version, ch.revision = ch.version, m.revision
 	b.changes = &ch
 	return b, nil
-}
-
-// sendDelta sends changes in messages of bounded size; the last one is complete.
-func sendDelta(stream grpc.BidiStreamingServer[api.HostUpdate, api.ControlUpdate], ch *changes) error {
-	d := &api.Delta{Version: ch.version, Revision: ch.revision}
-	size := 0
-	flush := func() error {
-		err := stream.Send(&api.ControlUpdate{Update: &api.ControlUpdate_Delta{Delta: d}})
-		d, size = &api.Delta{Version: ch.version, Revision: ch.revision}, 0
-		return err
-	}
-	// room makes room for n bytes more, with what is written before them.
-	room := func(n int) error {
-		size += n + 4
-		if size <= deltaSize || size == n+4 {
-			return nil
-		}
-		err := flush()
-		size = n + 4
-		return err
-	}
-	// Removals first: an address that moved is free before it is taken.
-	for _, key := range ch.remove {
-		if err := room(len(key)); err != nil {
-			return err
-		}
-		d.Remove = append(d.Remove, key)
-	}
-	for _, r := range ch.upsert {
-		if err := room(proto.Size(r)); err != nil {
-			return err
-		}
-		d.Upsert = append(d.Upsert, r)
-	}
-	d.Complete = true
-	return flush()
 }
 
 // receive takes what the host reports until the stream ends.

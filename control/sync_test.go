@@ -9,8 +9,6 @@ import (
 
 	"assay.dev"
 	"assay.dev/api"
-	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
 )
 
 // TestOneHost is a day of `assay up`: the local host joins without a token, runs
@@ -440,54 +438,4 @@ func TestMalformedWorkloadIsAnswered(t *testing.T) {
 func (a *agent) waitTaken(id string) {
 	a.t.Helper()
 	eventually(a.t, id+" accepted", func() bool { a.mu.Lock(); defer a.mu.Unlock(); return a.accepted[id] > 0 })
-}
-
-// sentDeltas is the sending half of a stream that keeps what is sent.
-type sentDeltas struct {
-	grpc.BidiStreamingServer[api.HostUpdate, api.ControlUpdate]
-	sent []*api.Delta
-}
-
-func (s *sentDeltas) Send(u *api.ControlUpdate) error {
-	s.sent = append(s.sent, u.GetDelta())
-	return nil
-}
-
-// TestDeltasFitBuffers: a delta is cut where a message would need a larger buffer than gRPC's
-// of 32 KB, and only there; what is larger by itself travels alone.
-func TestDeltasFitBuffers(t *testing.T) {
-	const buffer = 32 << 10
-	ch := &changes{version: 7}
-	for i := range 1000 {
-		ch.remove = append(ch.remove, fmt.Sprint("workload/", i))
-	}
-	for i := range 300 {
-		size := 100 + i*37%1500
-		if i == 150 {
-			size = 2 * buffer
-		}
-		ch.upsert = append(ch.upsert, &api.Resource{Key: fmt.Sprint("route/", i), Version: uint64(i + 1), Body: &api.Resource_Route{Route: &api.Route{Json: make([]byte, size)}}})
-	}
-	var s sentDeltas
-	if err := sendDelta(&s, ch); err != nil {
-		t.Fatal(err)
-	}
-	var whole api.Delta
-	total := 0
-	for i, d := range s.sent {
-		size := proto.Size(&api.ControlUpdate{Update: &api.ControlUpdate_Delta{Delta: d}})
-		if total += size; size > buffer && len(d.Upsert) != 1 {
-			t.Errorf("message %d has %d bytes for %d resources", i, size, len(d.Upsert))
-		}
-		if last := i == len(s.sent)-1; d.Complete != last || d.Version != 7 {
-			t.Errorf("message %d of %d: complete %v, version %d", i, len(s.sent), d.Complete, d.Version)
-		}
-		whole.Remove, whole.Upsert = append(whole.Remove, d.Remove...), append(whole.Upsert, d.Upsert...)
-	}
-	if !slices.Equal(whole.Remove, ch.remove) || !slices.Equal(whole.Upsert, ch.upsert) {
-		t.Error("not everything is sent, or in another order")
-	}
-	if most := total/(buffer-2048) + 3; len(s.sent) > most {
-		t.Errorf("%d messages for %d bytes, want %d at most", len(s.sent), total, most)
-	}
 }

@@ -130,7 +130,7 @@ func (c *Control) checkTap(w *assay.Watch) error {
 func (m *model) hasService(key string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.snapshot.get("service/"+key) != nil
+	return m.snapshot.has("service/" + key)
 }
 
 func (m *model) openTap(t *openTap) error {
