@@ -52,7 +52,17 @@ type Artifact struct {
 	// Unproven, when not empty, is why the digest says nothing about what really
 	// runs: an interpreter's executable is the same for every script.
 	Unproven string `json:"unproven,omitempty"`
+	// Evidence is who says that it runs.
+	Evidence Evidence `json:"evidence,omitempty"`
 }
+
+// Evidence is who says that an artifact runs. It is no part of a set's digest.
+type Evidence string
+
+const (
+	ByAgent     Evidence = ""           // the agent of its host, who asked the kernel or the container runtime
+	ByAPIServer Evidence = "api-server" // Kubernetes, by what the kubelet wrote about the pod
+)
 
 // ArtifactSet is everything that a workload runs, in any order.
 type ArtifactSet []Artifact

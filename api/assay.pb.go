@@ -1481,6 +1481,7 @@ type Artifact struct {
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Digest        string                 `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
 	Unproven      string                 `protobuf:"bytes,4,opt,name=unproven,proto3" json:"unproven,omitempty"`
+	Evidence      string                 `protobuf:"bytes,5,opt,name=evidence,proto3" json:"evidence,omitempty"` // who says so; empty: the host's agent
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1539,6 +1540,13 @@ func (x *Artifact) GetDigest() string {
 func (x *Artifact) GetUnproven() string {
 	if x != nil {
 		return x.Unproven
+	}
+	return ""
+}
+
+func (x *Artifact) GetEvidence() string {
+	if x != nil {
+		return x.Evidence
 	}
 	return ""
 }
@@ -4328,12 +4336,13 @@ const file_assay_proto_rawDesc = "" +
 	"\aProblem\x12\x0e\n" +
 	"\x02op\x18\x01 \x01(\tR\x02op\x12\x14\n" +
 	"\x05cause\x18\x02 \x01(\tR\x05cause\x12\x16\n" +
-	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"f\n" +
+	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"\x82\x01\n" +
 	"\bArtifact\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x03 \x01(\tR\x06digest\x12\x1a\n" +
-	"\bunproven\x18\x04 \x01(\tR\bunproven\"\xd8\x03\n" +
+	"\bunproven\x18\x04 \x01(\tR\bunproven\x12\x1a\n" +
+	"\bevidence\x18\x05 \x01(\tR\bevidence\"\xd8\x03\n" +
 	"\bWorkload\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +

@@ -102,7 +102,7 @@ func checkLabels(labels map[string]string) error {
 func FromArtifacts(set assay.ArtifactSet) []*Artifact {
 	var out []*Artifact
 	for _, a := range set {
-		out = append(out, &Artifact{Kind: string(a.Kind), Name: a.Name, Digest: string(a.Digest), Unproven: a.Unproven})
+		out = append(out, &Artifact{Kind: string(a.Kind), Name: a.Name, Digest: string(a.Digest), Unproven: a.Unproven, Evidence: string(a.Evidence)})
 	}
 	return out
 }
@@ -118,7 +118,7 @@ func Artifacts(list []*Artifact) (assay.ArtifactSet, error) {
 		if err != nil {
 			return nil, fmt.Errorf("artifact %q: %w", m.GetName(), err)
 		}
-		if err := errors.Join(checkText("artifact's name", m.GetName()), checkText("artifact's reason", m.GetUnproven())); err != nil {
+		if err := errors.Join(checkText("artifact's name", m.GetName()), checkText("artifact's reason", m.GetUnproven()), checkText("artifact's evidence", m.GetEvidence())); err != nil {
 			return nil, err
 		}
 		kind := assay.ArtifactKind(m.GetKind())
@@ -127,7 +127,7 @@ func Artifacts(list []*Artifact) (assay.ArtifactSet, error) {
 		default:
 			return nil, fmt.Errorf("artifact %q: kind %q is none of executable, tree, image", m.GetName(), kind)
 		}
-		set = append(set, assay.Artifact{Kind: kind, Name: m.GetName(), Digest: d, Unproven: m.GetUnproven()})
+		set = append(set, assay.Artifact{Kind: kind, Name: m.GetName(), Digest: d, Unproven: m.GetUnproven(), Evidence: assay.Evidence(m.GetEvidence())})
 	}
 	return set, nil
 }

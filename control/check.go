@@ -176,6 +176,7 @@ func (c *Control) checkMesh(within time.Duration) []assay.Finding {
 		}
 	}
 	out = append(out, m.checkNodes()...)
+	out = append(out, m.checkSidecars()...)
 	for _, w := range m.catalog.Workloads() {
 		if why := m.notReady(w); why != "" && !w.Draining {
 			out = append(out, assay.Finding{Workload: w.ID, Kind: "proxy-not-ready", Subject: w.Namespace + "/" + w.Name, Detail: why})
@@ -211,12 +212,17 @@ func (c *Control) checkMesh(within time.Duration) []assay.Finding {
 
 // checkNodes is about nodes of a cluster that nobody speaks for. mu is held.
 func (m *model) checkNodes() (out []assay.Finding) {
-	if m.cluster == nil || len(m.hosts) == 0 { // a mesh that is being installed
+	if m.cluster == nil {
 		return nil
 	}
 	joined := map[string]bool{}
 	for _, h := range m.hosts {
-		joined[h.Node] = true
+		if h.Node != "" && h.Pod == "" {
+			joined[h.Node] = true
+		}
+	}
+	if len(joined) == 0 { // a mesh that is being installed, or one of sidecars
+		return nil
 	}
 	for name := range m.cluster.nodes {
 		if !joined[name] {

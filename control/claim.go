@@ -24,7 +24,7 @@ func (m *model) claim(h *host, s *session, id string) {
 	if m.cluster == nil || h == nil || h.Node == "" {
 		return
 	}
-	if p := m.cluster.pods[id]; p == nil || p.Node != h.Node || p.HostNetwork {
+	if p := m.cluster.pods[id]; p == nil || !h.maySpeakFor(p) || p.HostNetwork {
 		return
 	}
 	if old, ok := m.cluster.claims[id]; ok && s == nil && (old.session != nil || old.stored) {
@@ -104,7 +104,7 @@ func (m *model) disclaimPod(id string) {
 }
 
 func (m *model) unclaim(id string, c claim) {
-	m.catalog.SetClaimed(id, false)
+	m.catalog.SetClaimed(id, m.injected(id))
 	if c.stored {
 		m.behind.claim(id, "")
 	}

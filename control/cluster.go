@@ -21,26 +21,37 @@ import (
 // Cluster says how nodes of a platform join.
 type Cluster struct {
 	// Bearer says whose agent holds a token that a host shows in place of a join token. It
-	// asks the platform. Denied: it is not an agent's.
+	// asks the platform. Denied: it is not an agent's, nor that of a pod that may speak for itself.
 	Bearer func(ctx context.Context, token string) (Bearer, error)
+	// Sidecars lets pods speak for themselves into which one was injected.
+	Sidecars bool
 }
 
-// Bearer is an agent that has shown its token.
+// Bearer is an agent that has shown its token, or a pod.
 type Bearer struct {
 	Node string // its node; "" where the token does not say
 	Pod  string // the UID of its pod, by which the node is known then
+	// Account is "NAMESPACE/NAME" of the service account of a pod that speaks for itself; "" for an agent.
+	Account string
 }
 
 // Pod is what a platform says of a workload that runs, or is about to.
 type Pod struct {
 	UID       string
 	Namespace string
+	Name      string
 	Account   string
 	Node      string
 	Addrs     []netip.Addr // none yet: the node has not told the platform
 	Labels    map[string]string
 	// HostNetwork pods have their node's addresses; nobody can speak for them.
 	HostNetwork bool
+	// Sidecar is the image of what was injected into the pod, which speaks for it; "" for none.
+	Sidecar string
+	// Asks: it is to have one.
+	Asks bool
+	// Artifacts are the images that the platform says it runs; known of pods with a Sidecar.
+	Artifacts assay.ArtifactSet
 }
 
 // Placed is a service and where its clients may be sent. The hosts of places are named by their
@@ -101,12 +112,13 @@ type clusterView struct {
 	vips      map[netip.Addr]string // the same, the other way round
 	waiting   map[string]*waiting   // reports that are too early, by workload
 	claims    map[string]claim      // by pod
+	injected  map[string]time.Time  // pods with a sidecar, and since when they are known
 }
 
 func newClusterView() *clusterView {
 	return &clusterView{
 		pods: map[string]*Pod{}, at: map[netip.Addr]map[string]bool{}, nodes: map[string]Node{}, externals: map[string]External{},
-		services: map[string][]netip.Addr{}, vips: map[netip.Addr]string{}, waiting: map[string]*waiting{}, claims: map[string]claim{},
+		services: map[string][]netip.Addr{}, vips: map[netip.Addr]string{}, waiting: map[string]*waiting{}, claims: map[string]claim{}, injected: map[string]time.Time{},
 	}
 }
 
@@ -163,12 +175,16 @@ func (m *model) vouched(h *host, w *assay.Workload) error {
 	}
 	p := v.pods[w.ID]
 	switch {
+	case h.Pod != "" && h.Pod != w.ID:
+		return deny("%s speaks for itself alone", h.Name)
 	case p == nil:
 		return tooEarly{errors.New("the API server knows of no such pod that has not ended")}
 	case p.Node != h.Node:
 		return deny("the pod is on node %s, and node %s speaks for it", p.Node, h.Node)
 	case p.HostNetwork:
 		return deny("the pod has its node's network")
+	case !h.maySpeakFor(p):
+		return deny("the pod has a sidecar, which speaks for it")
 	case w.Namespace != p.Namespace || w.Name != p.Account:
 		return deny("the pod is of namespace %s and service account %s, not %s/%s", p.Namespace, p.Account, w.Namespace, w.Name)
 	case w.Service != "":
@@ -183,7 +199,7 @@ func (m *model) vouched(h *host, w *assay.Workload) error {
 		if !a.IsGlobalUnicast() {
 			return deny("%s is no pod's address", a)
 		}
-		if len(p.Addrs) > 0 {
+		if len(p.Addrs) > 0 || h.Pod != "" { // of the others on its node it knows nothing
 			return tooEarly{fmt.Errorf("the pod's addresses are %v, not %s", p.Addrs, a)}
 		}
 		if owner := v.ownedBy(a, p); owner != "" {
@@ -308,13 +324,7 @@ func (m *model) follow(ch *ClusterChanges) (first bool) {
 			}
 		}
 	}
-	for _, n := range ch.Nodes {
-		v.nodes[n.Name] = n
-		if h := m.hosts[nodeID(n.Name)]; h != nil && h.Node == n.Name {
-			h.Zone, h.Addrs = n.Zone, n.Addrs
-			m.publishHost(h)
-		}
-	}
+	m.followNodes(ch.Nodes)
 	for _, n := range ch.RemovedNodes {
 		delete(v.nodes, n)
 	}
@@ -348,12 +358,14 @@ func (m *model) follow(ch *ClusterChanges) (first bool) {
 			came = append(came, p.UID)
 		}
 		v.setPod(p.UID, p)
+		m.noteSidecar(p)
 		suspects[p.UID] = true
 		note(p.Addrs)
 	}
 	for _, uid := range ch.RemovedPods {
 		v.setPod(uid, nil)
 		m.disclaimPod(uid)
+		m.forgetSidecar(uid)
 		m.catalog.SetEnded(uid)
 		suspects[uid] = true
 	}
@@ -371,6 +383,24 @@ func (m *model) follow(ch *ClusterChanges) (first bool) {
 	m.tryWaiting()
 	m.publish()
 	return first
+}
+
+// followNodes takes in nodes that are new or have changed.
+func (m *model) followNodes(list []Node) {
+	if len(list) == 0 {
+		return
+	}
+	changed := map[string]bool{}
+	for _, n := range list {
+		m.cluster.nodes[n.Name], changed[n.Name] = n, true
+	}
+	for _, h := range m.hosts {
+		if changed[h.Node] {
+			n := m.cluster.nodes[h.Node]
+			h.Zone, h.Addrs = n.Zone, n.Addrs
+			m.publishHost(h)
+		}
+	}
 }
 
 // onHosts names the hosts of places by their IDs.
@@ -406,11 +436,9 @@ func (m *model) suspect(id string) {
 	}
 	err := m.vouched(h, w)
 	if err == nil {
-		if p := m.cluster.pods[id]; !maps.Equal(p.Labels, w.Labels) {
-			other := *w
-			other.Labels = p.Labels
-			m.setWorkload(&other)
-			m.behind.workload(id, &other)
+		if other := m.cluster.pods[id].describe(h, w); !maps.Equal(other.Labels, w.Labels) || !slices.Equal(other.Artifacts, w.Artifacts) {
+			m.setWorkload(other)
+			m.behind.workload(id, other)
 		}
 		return
 	}
@@ -512,6 +540,19 @@ func (m *model) stopWaiting(host string) {
 	}
 }
 
+// bearerHost returns the host that a bearer is, as far as the platform says: without what is
+// known of one that has joined before.
+func (m *model) bearerHost(b Bearer, sidecars bool) (store.Host, error) {
+	if b.Account != "" {
+		if !sidecars {
+			return store.Host{}, &assay.Error{Kind: assay.Denied, Op: "join", Err: errors.New("pods of this mesh do not speak for themselves"), Remedy: "assay install --injector"}
+		}
+		return m.podHost(b)
+	}
+	node, err := m.nodeOf(b)
+	return store.Host{Host: assay.Host{ID: nodeID(node), Name: node}, Node: node}, err
+}
+
 // nodeOf returns the node whose agent a bearer is, if the platform has told of it.
 func (m *model) nodeOf(b Bearer) (string, error) {
 	m.mu.Lock()
@@ -531,8 +572,8 @@ func (m *model) nodeOf(b Bearer) (string, error) {
 	return node, nil
 }
 
-// goneNodes returns the hosts whose nodes are gone.
-func (m *model) goneNodes() []string {
+// gone returns the hosts whose nodes or pods are gone.
+func (m *model) gone() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var out []string
@@ -540,7 +581,7 @@ func (m *model) goneNodes() []string {
 		return nil
 	}
 	for id, h := range m.hosts {
-		if _, there := m.cluster.nodes[h.Node]; h.Node != "" && !there {
+		if _, there := m.cluster.nodes[h.Node]; h.Node != "" && !there || m.podGone(h) {
 			out = append(out, id)
 		}
 	}
@@ -561,9 +602,9 @@ func (c *Control) forgetNodes(ctx context.Context) error {
 		if !c.several.first(c.cfg.takeover) {
 			continue // another does
 		}
-		for _, id := range c.model.goneNodes() {
+		for _, id := range c.model.gone() {
 			if err := c.forgetNode(ctx, id); err != nil && ctx.Err() == nil {
-				c.log.Error("the host of a node that is gone stays", "host", id, "err", err)
+				c.log.Error("the host of a node or pod that is gone stays", "host", id, "err", err)
 				break
 			}
 		}
@@ -574,6 +615,9 @@ func (c *Control) forgetNode(ctx context.Context, id string) error {
 	h, ok := c.model.host(id)
 	if !ok {
 		return nil
+	}
+	if h.Pod != "" {
+		return c.forgetPod(ctx, id)
 	}
 	line := store.Audit{Time: c.now(), Who: "the API server", Role: "cluster", Call: "Delete", Subject: "host " + id + " (" + h.Name + ")", Outcome: "ok"}
 	// The next node of this name is another machine.

@@ -32,6 +32,9 @@ func testCluster() *Cluster {
 		if uid, ok := strings.CutPrefix(token, "pod "); ok {
 			return Bearer{Pod: uid}, nil
 		}
+		if uid, ok := strings.CutPrefix(token, "own "); ok {
+			return Bearer{Pod: uid, Account: "shop/web"}, nil
+		}
 		if !strings.HasPrefix(token, "node-") {
 			return Bearer{}, &assay.Error{Kind: assay.Denied, Op: "join", Err: errors.New("it is not an agent's")}
 		}

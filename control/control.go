@@ -40,6 +40,8 @@ type Config struct {
 	// Cluster makes nodes of a platform the hosts of this mesh; nil: they join with tokens.
 	// Whoever watches the platform tells Follow; intent is what it says.
 	Cluster *Cluster
+	// Names are DNS names in control's own certificate, for those who ask it over HTTPS (WebTLS).
+	Names []string
 	// Authority, if not nil, has the authority's keys in the store, sealed under these, and not
 	// in Data; what is in Data is taken over. On a store that several can reach it makes this
 	// control one of several that serve at the same time.

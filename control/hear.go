@@ -385,7 +385,7 @@ func (m *model) hearClaims(n *news) {
 			m.catalog.SetClaimed(pod, true)
 		case claimed && mine.stored:
 			delete(m.cluster.claims, pod)
-			m.catalog.SetClaimed(pod, false)
+			m.catalog.SetClaimed(pod, m.injected(pod))
 		}
 	}
 }

@@ -82,8 +82,8 @@ func (c *Control) Join(ctx context.Context, req *api.JoinRequest) (*api.JoinResp
 // maxBearer bounds a service account's token; they have about 1 KiB.
 const maxBearer = 16 << 10
 
-// joinNode exchanges the token of a node's agent and a request for the certificate of that
-// node's host. It may be repeated with another key: whoever has the token is the node.
+// joinNode exchanges the token of a node's agent, or of a pod that speaks for itself, and a request
+// for the certificate of that host. It may be repeated with another key: whoever has the token is the host.
 func (c *Control) joinNode(ctx context.Context, req *api.JoinRequest) (*api.JoinResponse, error) {
 	k := callOf(ctx)
 	k.who, k.subject = "a service account's token", cut(req.GetHostName(), 253)
@@ -97,13 +97,16 @@ func (c *Control) joinNode(ctx context.Context, req *api.JoinRequest) (*api.Join
 	if err != nil {
 		return nil, err
 	}
-	node, err := c.model.nodeOf(bearer)
+	who, err := c.model.bearerHost(bearer, c.cfg.Cluster.Sidecars)
 	if err != nil {
 		return nil, err
 	}
-	id := nodeID(node)
-	k.who = "the agent of node " + node
-	cert, err := c.authority.IssueHost(req.GetCsr(), id)
+	id := who.ID
+	k.who = "the agent of node " + who.Node
+	if who.Pod != "" {
+		k.who = "pod " + who.Name
+	}
+	cert, err := c.issueHost(req.GetCsr(), who)
 	if err != nil {
 		return nil, err
 	}
@@ -112,13 +115,21 @@ func (c *Control) joinNode(ctx context.Context, req *api.JoinRequest) (*api.Join
 	if !ok {
 		h = store.Host{Host: assay.Host{ID: id}, Joined: now}
 	}
-	h.Node, h.Name, h.Seen = node, node, now
-	if err := c.storeFor(ctx, "host "+id+" ("+node+")").PutHost(ctx, h); err != nil {
+	h.Node, h.Pod, h.Name, h.Seen = who.Node, who.Pod, who.Name, now
+	if err := c.storeFor(ctx, "host "+id+" ("+h.Name+")").PutHost(ctx, h); err != nil {
 		return nil, err
 	}
 	c.model.setHost(h)
 	c.inventory(cert, "", id, "")
 	return c.joined(id, cert), nil
+}
+
+// issueHost signs the certificate of a host that is known.
+func (c *Control) issueHost(csr []byte, h store.Host) (*identity.Certificate, error) {
+	if h.Pod != "" {
+		return c.authority.IssuePod(csr, h.ID)
+	}
+	return c.authority.IssueHost(csr, h.ID)
 }
 
 // nodeID names the host that a node is.
@@ -142,7 +153,11 @@ func (c *Control) joined(id string, cert *identity.Certificate) *api.JoinRespons
 // Renew replaces a host's certificate.
 func (c *Control) Renew(ctx context.Context, req *api.RenewRequest) (*api.JoinResponse, error) {
 	who := callerOf(ctx)
-	cert, err := c.authority.IssueHost(req.GetCsr(), who.name)
+	h, ok := c.model.host(who.name)
+	if !ok {
+		return nil, unknownHost(who.name)
+	}
+	cert, err := c.issueHost(req.GetCsr(), h)
 	if err != nil {
 		return nil, err
 	}
@@ -162,9 +177,9 @@ func (c *Control) Issue(ctx context.Context, req *api.IssueRequest) (*api.IssueR
 		c.model.finding(assay.Finding{Kind: "certificate-refused", Subject: cut(req.GetWorkloadId(), 128), Detail: "host " + who.name + ": " + err.Error()})
 		return refusal(err), nil
 	}
-	set, err := api.Artifacts(req.GetArtifacts())
+	set, err := c.evidence(who.name, w, req)
 	if err != nil {
-		return nil, &assay.Error{Kind: assay.Invalid, Op: "issue for workload " + w.ID, Err: err}
+		return nil, err
 	}
 	if len(set) == 0 {
 		return refusal(&assay.Error{Err: errors.New("the agent attested no artifact"), Remedy: "start the workload through the agent"}), nil
@@ -179,6 +194,23 @@ func (c *Control) Issue(ctx context.Context, req *api.IssueRequest) (*api.IssueR
 	}
 	c.inventory(cert, w.ID, w.Host, set.Digest())
 	return &api.IssueResponse{Chain: cert.Chain, RenewAt: api.FromTime(cert.RenewAt)}, nil
+}
+
+// evidence is what a workload runs: what its host's agent attests or, of a pod that speaks for
+// itself, what the platform says.
+func (c *Control) evidence(host string, w *assay.Workload, req *api.IssueRequest) (assay.ArtifactSet, error) {
+	op := "issue for workload " + w.ID
+	if h, _ := c.model.host(host); h.Pod != "" {
+		if len(w.Artifacts) == 0 {
+			return nil, &assay.Error{Kind: assay.NotFound, Op: op, Err: errors.New("the API server knows of no image that the pod runs yet"), Remedy: "try again when one of its containers has started"}
+		}
+		return w.Artifacts, nil
+	}
+	set, err := api.Artifacts(req.GetArtifacts())
+	if err != nil {
+		return nil, &assay.Error{Kind: assay.Invalid, Op: op, Err: err}
+	}
+	return set, nil
 }
 
 func refusal(err error) *api.IssueResponse {

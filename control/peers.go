@@ -59,6 +59,14 @@ func (c *Control) serverTLS() *tls.Config {
 	}
 }
 
+// WebTLS is the TLS of a server of control's for those who know its roots and one of
+// Config.Names, and have no certificate.
+func (c *Control) WebTLS() *tls.Config {
+	cfg := c.serverTLS()
+	cfg.NextProtos, cfg.ClientAuth, cfg.VerifyConnection = []string{"h2", "http/1.1"}, tls.NoClientCert, nil
+	return cfg
+}
+
 func (c *Control) verifyClient(st tls.ConnectionState) error {
 	if len(st.PeerCertificates) == 0 {
 		return nil

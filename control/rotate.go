@@ -39,7 +39,7 @@ func (c *Control) ownCertificate(force bool) error {
 	if !force && c.certificate.Load() != nil && c.now().Before(c.renewAt) {
 		return nil
 	}
-	cert, renewAt, err := c.authority.IssueControl("control")
+	cert, renewAt, err := c.authority.IssueControl("control", c.cfg.Names...)
 	if err != nil {
 		return err
 	}

@@ -416,7 +416,7 @@ func (m *model) speaksFor(host, id string) bool {
 		return false
 	}
 	p := m.cluster.pods[id]
-	return p != nil && p.Node == h.Node
+	return p != nil && h.maySpeakFor(p)
 }
 
 // report takes what a host says of a workload, refuses it, or keeps it until the platform
@@ -443,9 +443,7 @@ func (m *model) report(h *host, s *session, w *assay.Workload) {
 		m.behind.gone(id, h.ID)
 	}
 	if h.Node != "" {
-		known := *w
-		known.Labels = m.cluster.pods[w.ID].Labels
-		w = &known
+		w = m.cluster.pods[w.ID].describe(h, w)
 	}
 	s.seen[w.ID] = true
 	m.setWorkload(w)

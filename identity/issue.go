@@ -21,6 +21,7 @@ import (
 const (
 	WorkloadLife    = 24 * time.Hour
 	HostLife        = 7 * day
+	PodLife         = 24 * time.Hour // of a pod that is a host: it can join again at any time
 	ControlLife     = 24 * time.Hour
 	MaxOperatorLife = 30 * day
 )
@@ -74,6 +75,11 @@ func (a *Authority) IssueOperator(csr []byte, name, role string, life time.Durat
 	return a.infrastructure(csr, role, name, life)
 }
 
+// IssuePod signs the certificate of a host that is one pod.
+func (a *Authority) IssuePod(csr []byte, hostID string) (*Certificate, error) {
+	return a.infrastructure(csr, "host", hostID, PodLife)
+}
+
 func (a *Authority) infrastructure(csr []byte, role, name string, life time.Duration) (*Certificate, error) {
 	if !assay.ValidName(name) {
 		return nil, &assay.Error{Kind: assay.Invalid, Op: "sign " + role + " " + name, Err: errors.New("a name may hold a-z, 0-9 and '-', 63 characters at most")}
@@ -88,12 +94,13 @@ func (a *Authority) infrastructure(csr []byte, role, name string, life time.Dura
 
 // IssueControl makes a key and certificate for control itself, with its root at
 // the end of the chain, because a host that joins knows only the root's digest.
-func (a *Authority) IssueControl(name string) (tls.Certificate, time.Time, error) {
+// names are DNS names for those who know nothing of identities.
+func (a *Authority) IssueControl(name string, names ...string) (tls.Certificate, time.Time, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return tls.Certificate{}, time.Time{}, err
 	}
-	c, err := a.sign(Infrastructure, assay.Infrastructure(a.trustDomain, "control", name), &key.PublicKey, ControlLife, &x509.Certificate{})
+	c, err := a.sign(Infrastructure, assay.Infrastructure(a.trustDomain, "control", name), &key.PublicKey, ControlLife, &x509.Certificate{DNSNames: names})
 	if err != nil {
 		return tls.Certificate{}, time.Time{}, err
 	}

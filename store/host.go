@@ -17,7 +17,9 @@ type Host struct {
 	assay.Host
 	// Node is its name in the platform of which it is a node, as Kubernetes has them; ""
 	// for a host that joined with a token of ours.
-	Node   string    `json:"node,omitempty"`
+	Node string `json:"node,omitempty"`
+	// Pod is the UID of the one pod there that it is, and speaks for; "" for the node itself.
+	Pod    string    `json:"pod,omitempty"`
 	Joined time.Time `json:"joined"`
 	Seen   time.Time `json:"seen,omitzero"` // when its stream was last up
 	// Replica is the process that has its stream, of several; Bundle what that one
@@ -30,12 +32,13 @@ type Host struct {
 type hostRecord struct {
 	assay.Host
 	Node string `json:"node,omitempty"`
+	Pod  string `json:"pod,omitempty"`
 }
 
 // PutHost stores a host under its ID, whole. Joined is kept from the first time.
 func (db *DB) PutHost(ctx context.Context, h Host) error {
 	op := "store host " + h.ID
-	record, err := encode(op, h.ID, hostRecord{h.Host, h.Node})
+	record, err := encode(op, h.ID, hostRecord{h.Host, h.Node, h.Pod})
 	if err != nil {
 		return err
 	}
@@ -61,7 +64,7 @@ func (db *DB) ListHosts(ctx context.Context) ([]Host, error) {
 			}
 			var r hostRecord
 			err = json.Unmarshal([]byte(record), &r)
-			return Host{Host: r.Host, Node: r.Node, Joined: fromMicros(joined), Seen: fromMicros(seen), Replica: replica, Bundle: uint64(bundle)}, err
+			return Host{Host: r.Host, Node: r.Node, Pod: r.Pod, Joined: fromMicros(joined), Seen: fromMicros(seen), Replica: replica, Bundle: uint64(bundle)}, err
 		}, `SELECT record, joined, seen, replica, bundle FROM host ORDER BY id`)
 		return err
 	})

@@ -64,7 +64,7 @@ func (db *DB) RemoveReplica(ctx context.Context, id string, beat int64) error {
 // false when the host was removed: nothing is stored then.
 func (db *DB) AttachHost(ctx context.Context, h Host) (found bool, err error) {
 	op := "store host " + h.ID
-	record, err := encode(op, h.ID, hostRecord{h.Host, h.Node})
+	record, err := encode(op, h.ID, hostRecord{h.Host, h.Node, h.Pod})
 	if err != nil {
 		return false, err
 	}

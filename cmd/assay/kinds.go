@@ -157,6 +157,9 @@ func artifactsText(w api.WorkloadView) string {
 	if w.Unproven != "" {
 		return w.ArtifactSet.Short() + " (unproven)"
 	}
+	if len(w.Artifacts) > 0 && w.Artifacts[0].Evidence != assay.ByAgent { // of a set they are all of one
+		return w.ArtifactSet.Short() + " (" + string(w.Artifacts[0].Evidence) + ")"
+	}
 	return w.ArtifactSet.Short()
 }
 

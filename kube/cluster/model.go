@@ -23,6 +23,7 @@ type model struct {
 	owner    map[string]string                                // a slice's key -> its service's
 	pods     map[string]*Pod                                  // by UID
 	nodes    map[string]Node                                  // by name
+	mesh     map[string]string                                // what namespaces say of the mesh, where they are watched
 	inSlices map[string]map[string]int                        // pod UID -> keys of services, with how many slices say so
 
 	configured map[string]*configured // by configurationKey
@@ -42,7 +43,7 @@ type model struct {
 func newModel() *model {
 	return &model{
 		services: map[string]*corev1.Service{}, slices: map[string]map[string]*discoveryv1.EndpointSlice{}, owner: map[string]string{},
-		pods: map[string]*Pod{}, nodes: map[string]Node{}, inSlices: map[string]map[string]int{}, configured: map[string]*configured{},
+		pods: map[string]*Pod{}, nodes: map[string]Node{}, mesh: map[string]string{}, inSlices: map[string]map[string]int{}, configured: map[string]*configured{},
 		out: map[string]Service{}, outPods: map[string]Pod{}, outNodes: map[string]Node{}, touched: map[string]bool{}, touchedPods: map[string]bool{},
 		touchedConfiguration: true, // that there is none is worth telling once
 	}
@@ -124,6 +125,7 @@ func (m *model) setPod(p *corev1.Pod) {
 		m.removePod(uid)
 		return
 	}
+	m.asks(pod)
 	m.pods[uid] = pod
 	m.touchPod(uid)
 }
@@ -155,7 +157,7 @@ func (m *model) removeNode(name string) {
 	}
 }
 
-// The four that follow remove what is not in a whole new list: while the API server was
+// The five that follow remove what is not in a whole new list: while the API server was
 // away, objects may have gone without a word, and others may have come by their names.
 
 func (m *model) retainServices(list []any) {
@@ -208,6 +210,18 @@ func (m *model) retainNodes(list []any) {
 	}
 }
 
+func (m *model) retainNamespaces(list []any) {
+	there := map[string]bool{}
+	for _, o := range list {
+		there[o.(*corev1.Namespace).Name] = true
+	}
+	for name := range m.mesh {
+		if !there[name] {
+			m.removeNamespace(name)
+		}
+	}
+}
+
 func (m *model) touchPod(uid string) {
 	m.touchedPods[uid] = true
 	for key := range m.inSlices[uid] {
@@ -222,6 +236,9 @@ func translatePod(p *corev1.Pod) *Pod {
 	out := &Pod{
 		UID: string(p.UID), Namespace: p.Namespace, Name: p.Name, Account: cmp.Or(p.Spec.ServiceAccountName, "default"),
 		Node: p.Spec.NodeName, Labels: p.Labels, HostNetwork: p.Spec.HostNetwork, Terminating: p.DeletionTimestamp != nil,
+	}
+	if out.Sidecar = sidecarOf(p); out.Sidecar != "" {
+		out.Artifacts = artifacts(p)
 	}
 	for _, ip := range p.Status.PodIPs {
 		if addr, err := netip.ParseAddr(ip.IP); err == nil {

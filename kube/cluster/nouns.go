@@ -5,6 +5,7 @@ import (
 
 	rbacv1 "k8s.io/api/rbac/v1"
 
+	"assay.dev"
 	"assay.dev/discovery"
 )
 
@@ -17,6 +18,11 @@ func Rules() []rbacv1.PolicyRule {
 		{APIGroups: []string{"gateway.networking.k8s.io"}, Resources: []string{"httproutes", "grpcroutes", "tlsroutes", "referencegrants"}, Verbs: verbs},
 		{APIGroups: []string{"assay.dev"}, Resources: []string{"meshconfigs", "egresses", "trafficpolicies"}, Verbs: verbs},
 	}
+}
+
+// SidecarRules is what one must be allowed beside that when it looks for sidecars.
+func SidecarRules() []rbacv1.PolicyRule {
+	return []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"namespaces"}, Verbs: []string{"list", "watch"}}}
 }
 
 // Service is a service and where its clients may be sent.
@@ -53,6 +59,13 @@ type Pod struct {
 	HostNetwork bool
 	Ready       bool
 	Terminating bool
+	// Sidecar is the image of the container that was injected; "" for none.
+	Sidecar string
+	// Asks: it is to have one, by its labels and its namespace's. Told where sidecars are looked for.
+	Asks bool
+	// Artifacts are the images that the kubelet says its containers run, that of the sidecar
+	// not among them; known of pods that have one.
+	Artifacts assay.ArtifactSet
 }
 
 // Changes is what differs from what was handed out before, sorted by key.

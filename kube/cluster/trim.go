@@ -27,6 +27,12 @@ func trim(object any) (any, error) {
 			}
 		}
 		return kept, nil
+	case *corev1.Namespace:
+		kept := &corev1.Namespace{ObjectMeta: trimMeta(&o.ObjectMeta, nil)}
+		if mesh, ok := o.Labels[kube.MeshLabel]; ok {
+			kept.Labels = map[string]string{kube.MeshLabel: mesh}
+		}
+		return kept, nil
 	case *corev1.Service:
 		o.ObjectMeta = trimMeta(&o.ObjectMeta, o.Labels)
 		o.Status = corev1.ServiceStatus{LoadBalancer: o.Status.LoadBalancer}
@@ -54,6 +60,15 @@ func trimPod(p *corev1.Pod) *corev1.Pod {
 	for _, c := range p.Status.Conditions {
 		if c.Type == corev1.PodReady {
 			out.Status.Conditions = []corev1.PodCondition{{Type: c.Type, Status: c.Status}}
+		}
+	}
+	if image := sidecarOf(p); image != "" {
+		out.Annotations = map[string]string{kube.InjectedAnnotation: p.Annotations[kube.InjectedAnnotation]}
+		out.Spec.InitContainers = []corev1.Container{{Name: kube.SidecarContainer, Image: image}}
+		for _, list := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses, p.Status.EphemeralContainerStatuses} {
+			for _, s := range list {
+				out.Status.ContainerStatuses = append(out.Status.ContainerStatuses, corev1.ContainerStatus{Name: s.Name, Image: s.Image, ImageID: s.ImageID})
+			}
 		}
 	}
 	return out

@@ -24,6 +24,8 @@ type Watcher struct {
 	config *rest.Config
 	log    *slog.Logger
 
+	sidecars bool
+
 	mu    sync.Mutex
 	model *model
 	wake  chan struct{} // holds a token while something is touched
@@ -36,6 +38,9 @@ func New(config *rest.Config, log *slog.Logger) *Watcher {
 	config.QPS = -1
 	return &Watcher{config: config, log: log, model: newModel(), wake: make(chan struct{}, 1)}
 }
+
+// Sidecars has it watch namespaces, too, for which pods ask for a sidecar. It comes before Run.
+func (w *Watcher) Sidecars() { w.sidecars = true }
 
 // Pod returns what is known of a pod now, by its UID, and whether there is one.
 func (w *Watcher) Pod(uid string) (Pod, bool) {
@@ -93,6 +98,14 @@ func (w *Watcher) kinds() []*kind {
 			remove: func(o any) { m.removeNode(o.(*corev1.Node).Name) },
 			retain: m.retainNodes,
 		},
+	}
+	if w.sidecars {
+		list = append(list, &kind{
+			name: "namespaces", version: corev1.SchemeGroupVersion, example: &corev1.Namespace{},
+			set:    func(o any) { m.setNamespace(o.(*corev1.Namespace)) },
+			remove: func(o any) { m.removeNamespace(o.(*corev1.Namespace).Name) },
+			retain: m.retainNamespaces,
+		})
 	}
 	for _, k := range list {
 		k.w, k.synced = w, make(chan struct{})

@@ -2,7 +2,8 @@
 // authentication.k8s.io/v1).
 //
 // A token is taken when the API server says that it is genuine, made for our audience, and
-// of the one service account that agents have. It says then to which node and pod it is
+// of the one service account that agents have, or, where pods speak for themselves, bound to a
+// pod of any other. It says then to which node and pod it is
 // bound. What the token says of itself is read once, to refuse at no cost what cannot be
 // meant for us, and never believed.
 //
@@ -34,11 +35,12 @@ func Rules() []rbacv1.PolicyRule {
 	return []rbacv1.PolicyRule{{APIGroups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}}}
 }
 
-// Reviewer reviews tokens of one service account. It is safe for concurrent use.
+// Reviewer reviews tokens of one service account, or of all. It is safe for concurrent use.
 type Reviewer struct {
 	client   rest.Interface
 	user     string
 	audience string
+	others   bool
 }
 
 // Holder is who holds a token: a pod's, on a node. Either may be "" where the token is not
@@ -46,6 +48,9 @@ type Reviewer struct {
 type Holder struct {
 	Node string // its name
 	Pod  string // its UID
+	// Account is the pod's, "NAMESPACE/NAME", when it is not that of the agents; such a holder
+	// has a pod.
+	Account string
 }
 
 // within bounds one review.
@@ -67,8 +72,14 @@ func New(config *rest.Config, audience, namespace, account string) (*Reviewer, e
 	if err != nil {
 		return nil, err
 	}
-	return &Reviewer{client: client, audience: audience, user: "system:serviceaccount:" + namespace + ":" + account}, nil
+	return &Reviewer{client: client, audience: audience, user: accounts + namespace + ":" + account}, nil
 }
+
+// Others has it take the tokens of pods of other service accounts, too. It comes before Review.
+func (r *Reviewer) Others() { r.others = true }
+
+// accounts begins the user of every service account.
+const accounts = "system:serviceaccount:"
 
 // Review asks about a token. Denied: it is not one of ours; Unavailable: the API server did
 // not say.
@@ -81,7 +92,7 @@ func (r *Reviewer) Review(ctx context.Context, token string) (Holder, error) {
 	if err != nil {
 		return deny("%w", err)
 	}
-	if said.Subject != r.user || !slices.Contains(said.Audience, r.audience) {
+	if said.Subject != r.user && !(r.others && strings.HasPrefix(said.Subject, accounts)) || !slices.Contains(said.Audience, r.audience) {
 		return deny("it is that of %q for %q", short(said.Subject), short(strings.Join(said.Audience, " ")))
 	}
 	ctx, cancel := context.WithTimeout(ctx, within)
@@ -98,7 +109,7 @@ func (r *Reviewer) Review(ctx context.Context, token string) (Holder, error) {
 	case !slices.Contains(s.Audiences, r.audience):
 		// Nor is it ours when the server does not know what an audience is.
 		return deny("the API server takes it for %q", short(strings.Join(s.Audiences, " ")))
-	case s.User.Username != r.user:
+	case s.User.Username != said.Subject:
 		return deny("the API server says that it is that of %q", short(s.User.Username))
 	}
 	var h Holder
@@ -111,6 +122,14 @@ func (r *Reviewer) Review(ctx context.Context, token string) (Holder, error) {
 			return deny("it is bound to several: %s %q", name, list)
 		}
 	}
+	if s.User.Username == r.user {
+		return h, nil
+	}
+	namespace, name, ok := strings.Cut(strings.TrimPrefix(s.User.Username, accounts), ":")
+	if !ok || h.Pod == "" {
+		return deny("it is that of %q, and bound to no pod", short(s.User.Username))
+	}
+	h.Account = namespace + "/" + name
 	return h, nil
 }
 

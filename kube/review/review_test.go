@@ -24,7 +24,10 @@ func token(subject, audience string) string {
 	return enc([]byte(`{"alg":"none"}`)) + "." + enc(payload) + ".c2ln"
 }
 
-const agent = "system:serviceaccount:assay-system:assay-agent"
+const (
+	agent = "system:serviceaccount:assay-system:assay-agent"
+	pod   = "system:serviceaccount:shop:web"
+)
 
 // TestHostileAnswers: whatever an API server, or somebody in its place, answers, only what is
 // clear counts. The real one is asked in test/kubernetes.
@@ -40,22 +43,31 @@ func TestHostileAnswers(t *testing.T) {
 		want   Holder
 		kind   assay.Kind
 		unread bool // the API server is not asked
+		others bool // pods speak for themselves
 	}{
-		"good":                   {want: Holder{"node-1", "u-1"}},
-		"bound to no node":       {change: func(s *authenticationv1.TokenReviewStatus) { delete(s.User.Extra, nodeName) }, want: Holder{Pod: "u-1"}},
-		"bound to nothing":       {change: func(s *authenticationv1.TokenReviewStatus) { s.User.Extra = nil }},
-		"bound to two nodes":     {change: func(s *authenticationv1.TokenReviewStatus) { s.User.Extra[nodeName] = []string{"a", "b"} }, kind: assay.Denied},
-		"not authenticated":      {change: func(s *authenticationv1.TokenReviewStatus) { s.Authenticated = false }, kind: assay.Denied},
-		"another audience":       {change: func(s *authenticationv1.TokenReviewStatus) { s.Audiences = []string{"api"} }, kind: assay.Denied},
-		"no audience":            {change: func(s *authenticationv1.TokenReviewStatus) { s.Audiences = nil }, kind: assay.Denied},
-		"another account":        {change: func(s *authenticationv1.TokenReviewStatus) { s.User.Username = agent + "2" }, kind: assay.Denied},
-		"not allowed to ask":     {code: http.StatusForbidden, kind: assay.Unavailable},
-		"broken":                 {code: http.StatusInternalServerError, kind: assay.Unavailable},
-		"no token":               {token: "x", kind: assay.Denied, unread: true},
-		"not JSON":               {token: "a.!.c", kind: assay.Denied, unread: true},
-		"says another account":   {token: token("system:serviceaccount:default:default", "assay"), kind: assay.Denied, unread: true},
-		"says another audience":  {token: token(agent, "https://kubernetes.default.svc"), kind: assay.Denied, unread: true},
-		"says what is very long": {token: token(strings.Repeat("x", 10_000), "assay"), kind: assay.Denied, unread: true},
+		"good":                    {want: Holder{Node: "node-1", Pod: "u-1"}},
+		"bound to no node":        {change: func(s *authenticationv1.TokenReviewStatus) { delete(s.User.Extra, nodeName) }, want: Holder{Pod: "u-1"}},
+		"bound to nothing":        {change: func(s *authenticationv1.TokenReviewStatus) { s.User.Extra = nil }},
+		"bound to two nodes":      {change: func(s *authenticationv1.TokenReviewStatus) { s.User.Extra[nodeName] = []string{"a", "b"} }, kind: assay.Denied},
+		"not authenticated":       {change: func(s *authenticationv1.TokenReviewStatus) { s.Authenticated = false }, kind: assay.Denied},
+		"another audience":        {change: func(s *authenticationv1.TokenReviewStatus) { s.Audiences = []string{"api"} }, kind: assay.Denied},
+		"no audience":             {change: func(s *authenticationv1.TokenReviewStatus) { s.Audiences = nil }, kind: assay.Denied},
+		"another account":         {change: func(s *authenticationv1.TokenReviewStatus) { s.User.Username = agent + "2" }, kind: assay.Denied},
+		"not allowed to ask":      {code: http.StatusForbidden, kind: assay.Unavailable},
+		"broken":                  {code: http.StatusInternalServerError, kind: assay.Unavailable},
+		"no token":                {token: "x", kind: assay.Denied, unread: true},
+		"not JSON":                {token: "a.!.c", kind: assay.Denied, unread: true},
+		"says another account":    {token: token("system:serviceaccount:default:default", "assay"), kind: assay.Denied, unread: true},
+		"says another audience":   {token: token(agent, "https://kubernetes.default.svc"), kind: assay.Denied, unread: true},
+		"an agent's among others": {others: true, want: Holder{Node: "node-1", Pod: "u-1"}},
+		"a pod's own": {others: true, token: token(pod, "assay"), change: func(s *authenticationv1.TokenReviewStatus) { s.User.Username = pod },
+			want: Holder{Node: "node-1", Pod: "u-1", Account: "shop/web"}},
+		"a pod's own that says it is the agent's": {others: true, change: func(s *authenticationv1.TokenReviewStatus) { s.User.Username = pod }, kind: assay.Denied},
+		"a pod's own, bound to none": {others: true, token: token(pod, "assay"), kind: assay.Denied,
+			change: func(s *authenticationv1.TokenReviewStatus) { s.User.Username = pod; delete(s.User.Extra, podUID) }},
+		"a person's":                       {others: true, token: token("admin", "assay"), kind: assay.Denied, unread: true},
+		"a pod's own for another audience": {others: true, token: token(pod, "api"), kind: assay.Denied, unread: true},
+		"says what is very long":           {token: token(strings.Repeat("x", 10_000), "assay"), kind: assay.Denied, unread: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			asked := atomic.Int32{}
@@ -81,6 +93,9 @@ func TestHostileAnswers(t *testing.T) {
 			r, err := New(&rest.Config{Host: server.URL}, "assay", "assay-system", "assay-agent")
 			if err != nil {
 				t.Fatal(err)
+			}
+			if c.others {
+				r.Others()
 			}
 			shown := c.token
 			if shown == "" {
