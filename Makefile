@@ -34,7 +34,7 @@ soak: ## every protocol on a bad network, beside clients that misbehave, for hal
 	ASSAY_E2E=1 ASSAY_SOAK=$(or $(LENGTH),30m) $(GO) test -count=1 -v -timeout 2h -run TestSoak ./test/soak
 
 .PHONY: test-kubernetes
-test-kubernetes: packages ## a Kubernetes of our own in this machine, of one node and of three; compiles it the first time
+test-kubernetes: packages $(TOOLS)/helm ## a Kubernetes of our own in this machine, of one node and of three; compiles it the first time
 	ASSAY_E2E=1 ASSAY_KUBERNETES=1 $(GO) test -count=1 -v -timeout 60m ./test/kubernetes/...
 
 CONFORMANCE = docs/conformance/gateway-api-v1.6.3-mesh.yaml

@@ -109,12 +109,18 @@ func TestInstall(t *testing.T) {
 	if now := m.files(t); now != files {
 		t.Errorf("on the node were\n%s\nand are\n%s", files, now)
 	}
+	m.leaves(t, objects)
+	m.asBefore(t, failed)
+}
+
+// leaves fails the test for what is in the cluster now and was not there before.
+func (m *person) leaves(t *testing.T, before []string) {
+	t.Helper()
 	for _, o := range m.objects(t) {
-		if !slices.Contains(objects, o) {
+		if !slices.Contains(before, o) {
 			t.Errorf("left in the cluster: %s", o)
 		}
 	}
-	m.asBefore(t, failed)
 }
 
 // try runs what the documentation tries the mesh with.
@@ -391,7 +397,9 @@ func (m *person) asBefore(t *testing.T, failed int) {
 		t.Errorf("restarts: %s", out)
 	}
 	now := m.failures(t)
-	t.Logf("%d requests failed while the mesh came, was there and went:\n%s", len(now)-failed, strings.Join(now[failed:], "\n"))
+	if len(now) > failed {
+		t.Errorf("%d requests failed while the mesh came, was there and went:\n%s", len(now)-failed, strings.Join(now[failed:], "\n"))
+	}
 	answered := m.answered(t)
 	c.Eventually(t, "the client is answered as before", func() error {
 		if n := m.answered(t); n <= answered+100 {
