@@ -108,7 +108,7 @@ func (a *Agent) continued(rec record, ns *netns.Namespace, p proxies) *workload 
 	if p.current != nil && p.current.domain != rec.Workload.Identity.TrustDomain {
 		w.wantUpgrade()
 	}
-	if !rec.Workload.MeshedSince.IsZero() {
+	if !rec.Workload.MeshedSince.IsZero() && a.cfg.Own == nil {
 		w.accepts.set() // its listeners never closed
 	}
 	return w

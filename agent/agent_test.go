@@ -49,6 +49,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(testerEnv) == "" {
 		os.Setenv(testerEnv, strconv.Itoa(os.Getpid())) // also of the one in namespaces: it is ended by us
 	}
+	lab.Contain()
 	for _, role := range []string{"APP", "OWNER", "STRANGER", "AGENT"} {
 		if os.Getenv("ASSAY_TEST_"+role) != "" {
 			go endWithTester()
@@ -69,6 +70,9 @@ func TestMain(m *testing.M) {
 		return
 	case os.Getenv("ASSAY_TEST_STRANGER") != "":
 		runTestStranger()
+		return
+	case os.Getenv("ASSAY_TEST_OWN") != "":
+		runTestOwn()
 		return
 	case os.Getenv("ASSAY_TEST_AGENT") != "":
 		runTestAgent()

@@ -124,4 +124,5 @@ func (w *workload) issued(c link.Certificate) {
 	w.mu.Lock()
 	w.notAfter = leaf.NotAfter
 	w.mu.Unlock()
+	w.a.certified(w, leaf)
 }

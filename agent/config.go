@@ -84,6 +84,9 @@ type Config struct {
 	// Kubelet is the port on which this host's kubelet listens. 0: there is none, and
 	// nobody probes pods.
 	Kubelet uint16
+	// Own says that this agent is in a pod and serves that one alone (MeshOwn). nil: it is on a
+	// host.
+	Own *Own
 	// Outside is where proxies of pods are, if that is not where the agent is.
 	Outside *Outside
 	// Build is told to control.
@@ -116,6 +119,7 @@ func (c Config) withDefaults() (Config, error) {
 	if c.ProxyUIDs == 0 {
 		c.ProxyUIDs = 900000000
 	}
+	c.ProxyUIDs = c.Own.users(c.ProxyUIDs)
 	if c.OwnMark == 0 {
 		c.OwnMark = 0x41535301
 	}

@@ -47,8 +47,11 @@ type testControl struct {
 	invalid   []error // for each of which the real one would complain
 	requests  int
 	issued    map[string][]*api.Artifact
-	server    *grpc.Server
-	path      string
+	// pods says that hosts are those of a platform, which tells what each runs: runs.
+	pods   bool
+	runs   assay.ArtifactSet
+	server *grpc.Server
+	path   string
 }
 
 func newTestControl(t testing.TB) *testControl {
@@ -110,11 +113,12 @@ func (c *testControl) Sync(stream grpc.BidiStreamingServer[api.HostUpdate, api.C
 	c.mu.Lock()
 	c.hellos = append(c.hellos, first.GetHello())
 	out := make(chan *api.ControlUpdate, 1024)
-	out <- &api.ControlUpdate{Update: &api.ControlUpdate_Welcome{Welcome: &api.Welcome{
-		HostId: "host-1", TrustDomain: c.domain, Epoch: 7,
-		Prefixes:     []string{"10.181.7.0/24", "fd5a:5a59:0:0:7::/80"},
-		MeshPrefixes: []string{"10.181.0.0/16", "fd5a:5a59::/64", "10.182.0.0/16", "fd5a:5a59:1::/112"},
-	}}}
+	welcome := &api.Welcome{HostId: "host-1", TrustDomain: c.domain, Epoch: 7}
+	if !c.pods {
+		welcome.Prefixes = []string{"10.181.7.0/24", "fd5a:5a59:0:0:7::/80"}
+		welcome.MeshPrefixes = []string{"10.181.0.0/16", "fd5a:5a59::/64", "10.182.0.0/16", "fd5a:5a59:1::/112"}
+	}
+	out <- &api.ControlUpdate{Update: &api.ControlUpdate_Welcome{Welcome: welcome}}
 	out <- &api.ControlUpdate{Update: &api.ControlUpdate_Bundle{Bundle: api.FromBundle(3, [][]byte{c.root.Raw})}}
 	d := &api.Delta{Version: c.version, Complete: true}
 	for key, r := range c.resources {
@@ -181,6 +185,9 @@ func (c *testControl) take(u *api.HostUpdate, out chan *api.ControlUpdate) {
 		if !c.covers(w.GetNamespace(), w.GetService()) {
 			out <- &api.ControlUpdate{Update: &api.ControlUpdate_Refused{Refused: &api.Refused{WorkloadId: w.GetId(), Reason: "not covered", Remedy: "join with another token"}}}
 			return
+		}
+		if c.pods {
+			w.Artifacts = api.FromArtifacts(c.runs)
 		}
 		c.put(&api.Resource{Key: "workload/" + w.GetId(), Body: &api.Resource_Workload{Workload: w}})
 		out <- &api.ControlUpdate{Update: &api.ControlUpdate_Accepted{Accepted: &api.Accepted{WorkloadId: w.GetId()}}}
@@ -260,12 +267,38 @@ func (c *testControl) Issue(ctx context.Context, r *api.IssueRequest) (*api.Issu
 		return nil, api.ErrorStatus(&assay.Error{Kind: assay.NotFound, Op: "issue", Err: errors.New("no such workload")})
 	}
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour)}
+	if c.pods {
+		if len(c.runs) == 0 {
+			return nil, api.ErrorStatus(&assay.Error{Kind: assay.NotFound, Op: "issue", Err: errors.New("what it runs is not known yet")})
+		}
+		ext, err := assay.MarshalArtifactExtension(c.runs.Digest())
+		if err != nil {
+			return nil, err
+		}
+		tmpl.ExtraExtensions = append(tmpl.ExtraExtensions, ext)
+		r.Artifacts = api.FromArtifacts(c.runs)
+	}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, c.root, csr.PublicKey, c.key)
 	if err != nil {
 		return nil, err
 	}
 	c.issued[r.GetWorkloadId()] = r.GetArtifacts()
 	return &api.IssueResponse{Chain: [][]byte{der}, RenewAt: api.FromTime(time.Now().Add(time.Hour / 2))}, nil
+}
+
+// run has a platform tell what a pod runs.
+func (c *testControl) run(id string, digests ...string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.runs = nil
+	for _, d := range digests {
+		c.runs = append(c.runs, assay.Artifact{Kind: assay.Image, Digest: assay.Digest("sha256:" + strings.Repeat(d, 64)), Name: "image-" + d})
+	}
+	if r := c.resources["workload/"+id]; r != nil {
+		w := proto.CloneOf(r.GetWorkload())
+		w.Artifacts = api.FromArtifacts(c.runs)
+		c.put(&api.Resource{Key: r.GetKey(), Body: &api.Resource_Workload{Workload: w}})
+	}
 }
 
 // workload returns what control knows of the one workload whose ID begins so.

@@ -56,6 +56,7 @@ func (w *workload) rules(c assay.NamespaceConfig) capture.Rules {
 		OutboundPort: w.rec.Outbound, InboundPort: w.rec.Inbound,
 		OwnMark: w.a.cfg.OwnMark, ReturnMark: w.a.cfg.ReturnMark,
 		Virtual: virtual, Excluded: c.ExcludedPorts, Released: w.rec.Given != nil && w.rec.Given.Released,
+		Tracked: w.a.cfg.Own != nil,
 	}
 }
 

@@ -38,8 +38,8 @@
 // config.go; agent.go (Run); state.go (what is on disk); workload.go (a workload's
 // life), distribute.go (what its kernel is told), latch.go (facts that others wait
 // for); place.go and adopt.go (its two beginnings); pod.go (workloads in namespaces
-// that somebody else makes: how they join and leave), leaving.go (all of them at once), sandbox.go (what network plugins
-// ask); proxy.go (spawn), generation.go
+// that somebody else makes: how they join and leave), leaving.go (all of them at once), own.go (an
+// agent in its one pod), sandbox.go (what network plugins ask); proxy.go (spawn), generation.go
 // (a proxy's life), upgrade.go (its successor), session.go (what is said on the link),
 // push.go (down it), certify.go (certificates); owner.go (whose workload it is);
 // server.go (agent.sock); suspect.go (what a proxy may cost); runner.go and protocol.go

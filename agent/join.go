@@ -250,6 +250,19 @@ func (r *Remote) keep(answer *api.JoinResponse, key []byte) error {
 	return writeJSON(r.file(), c)
 }
 
+// Roots returns those that control has announced; nil before the host has joined.
+func (r *Remote) Roots() []*x509.Certificate {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var list []*x509.Certificate
+	for _, raw := range r.host.Roots {
+		if c, err := x509.ParseCertificate(raw); err == nil {
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
 // SetBundle takes in the roots that control announces, so that the next connection
 // trusts them. It is Config.Bundle.
 func (r *Remote) SetBundle(b *api.Bundle) error {

@@ -95,6 +95,9 @@ func (a *Agent) Mesh(ctx context.Context, p Pod) error {
 
 // namespaceAt opens a network namespace by the path that a runtime tells.
 func (a *Agent) namespaceAt(path string) (ns *netns.Namespace, err error) {
+	if a.cfg.Own != nil {
+		return netns.Own()
+	}
 	if a.cfg.Outside == nil {
 		return netns.At(path)
 	}
@@ -110,7 +113,7 @@ func (a *Agent) namespaceAt(path string) (ns *netns.Namespace, err error) {
 func (a *Agent) podIn(ctx context.Context, ns *netns.Namespace, p Pod) (_ *workload, made bool, _ error) {
 	a.meshing.Lock() // a runtime and whoever looks after pods may ask for the same one
 	defer a.meshing.Unlock()
-	if self, err := hostNamespace(); err != nil || self == ns.Inode() {
+	if self, err := hostNamespace(); a.cfg.Own == nil && (err != nil || self == ns.Inode()) {
 		ns.Close()
 		return nil, false, errors.Join(errors.New("it shares the host's network, which cannot be captured"), err)
 	}
@@ -205,7 +208,7 @@ func (a *Agent) preparePod(rec record, ns *netns.Namespace) (_ *workload, err er
 	w, captured := a.newWorkload(rec, ns), false
 	defer func() {
 		if err != nil && captured {
-			err = errors.Join(err, w.capture.Remove(a.cfg.ReturnMark))
+			err = errors.Join(err, w.uncapture())
 		}
 		if err != nil {
 			err = errors.Join(err, a.store.forget(rec.Workload.ID))
@@ -219,8 +222,10 @@ func (a *Agent) preparePod(rec record, ns *netns.Namespace) (_ *workload, err er
 		return nil, err
 	}
 	w.rec.Listeners = w.listeners.inodes()
-	if err := ns.Loosen(); err != nil {
-		return nil, err
+	if a.cfg.Own == nil {
+		if err := ns.Loosen(); err != nil {
+			return nil, err
+		}
 	}
 	v := a.view.Load()
 	rules := w.rules(v.config(rec.Workload.Namespace))
@@ -287,6 +292,14 @@ func (a *Agent) pod(op, id string) (*workload, error) {
 		return nil, &assay.Error{Kind: assay.NotFound, Op: op, Err: errors.New("it is not meshed on this host")}
 	}
 	return w, nil
+}
+
+// uncapture takes the rules away.
+func (w *workload) uncapture() error {
+	if w.a.cfg.Own != nil {
+		return nil // its containers may run: without a proxy they reach nobody, and not everybody
+	}
+	return errors.Join(w.capture.Remove(w.a.cfg.ReturnMark), w.beside.meter.Remove())
 }
 
 func (w *workload) isReleased() bool {
@@ -387,7 +400,7 @@ func (a *Agent) sweepPod(rec record) error {
 		return nil
 	}
 	defer ns.Close()
-	if ns.Inode() != rec.NetNS {
+	if ns.Inode() != rec.NetNS || a.cfg.Own != nil {
 		return nil
 	}
 	return errors.Join(capture.New(ns).Remove(a.cfg.ReturnMark), meter.New(ns).Remove())

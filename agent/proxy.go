@@ -98,7 +98,7 @@ func (w *workload) spawn(successor bool) (_ *generation, err error) {
 	if uidMapped(uid) {
 		sys.Credential = &syscall.Credential{Uid: uid, Gid: uid}
 	}
-	attr := &syscall.ProcAttr{Dir: "/", Files: []uintptr{null.Fd(), out.Fd(), out.Fd(), far.Fd()}, Env: outside.environment(), Sys: sys}
+	attr := &syscall.ProcAttr{Dir: "/", Files: []uintptr{null.Fd(), out.Fd(), out.Fd(), far.Fd()}, Env: w.environment(), Sys: sys}
 	err = netns.OnThread(func() error {
 		if err := group.enter(); err != nil {
 			return err
@@ -109,15 +109,12 @@ func (w *workload) spawn(successor bool) (_ *generation, err error) {
 		if err := w.ns.Enter(); err != nil {
 			return err
 		}
-		if err := confineThread(unix.CAP_NET_RAW); err != nil {
+		if err := confineThread(unix.CAP_NET_RAW, sys.Credential != nil); err != nil {
 			return err
 		}
 		// Whatever the agent inherited and nobody marked: a table of descriptors of
 		// the thread's own, in which all are closed on exec.
-		if err := unix.Unshare(unix.CLONE_FILES); err != nil {
-			return fmt.Errorf("descriptors: %w", err)
-		}
-		if err := unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		if err := unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_UNSHARE|unix.CLOSE_RANGE_CLOEXEC); err != nil {
 			return fmt.Errorf("descriptors: %w", err)
 		}
 		// One word, for those who look at processes: a proxy takes no arguments.
@@ -165,6 +162,13 @@ func (w *workload) outside() *Outside {
 	return nil
 }
 
+func (w *workload) environment() []string {
+	if own := w.a.cfg.Own; own != nil {
+		return own.environment()
+	}
+	return w.outside().environment()
+}
+
 // scoreProxy has the kernel think of a pod's proxy as it does of the pod, when memory is
 // short.
 func (w *workload) scoreProxy(pid int) {
@@ -183,18 +187,23 @@ func (w *workload) scoreProxy(pid int) {
 }
 
 // confineThread takes all capabilities but one out of the thread's bounding set, so
-// that nothing it executes can have them, also not as root, and forbids to gain any.
-func confineThread(keep uintptr) error {
+// that nothing it executes can have them, also not as root, and forbids to gain any. An
+// agent in a pod may not do the first; for another user the second is enough.
+func confineThread(keep uintptr, another bool) error {
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("no new privileges: %w", err)
+	}
 	for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
 		if c == keep {
 			continue
 		}
-		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil && err != unix.EINVAL {
+		err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
+		if err == unix.EPERM && another {
+			return nil
+		}
+		if err != nil && err != unix.EINVAL {
 			return fmt.Errorf("drop capability %d: %w", c, err)
 		}
-	}
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("no new privileges: %w", err)
 	}
 	return nil
 }

@@ -169,6 +169,10 @@ func (a *Agent) publish() {
 	defer a.publishing.Unlock()
 	a.mu.Lock()
 	s, self, host, leaving := a.snapshot, a.state.HostID, a.host, a.leaving
+	near := self
+	if a.cfg.Own != nil {
+		near = a.cfg.Own.Node
+	}
 	last := a.view.Load()
 	a.converge.published(last.number + 1)
 	a.mu.Unlock()
@@ -188,7 +192,7 @@ func (a *Agent) publish() {
 				x.service = withoutIdentities(x.service)
 			}
 			v.services[r.service.Key()] = x
-			openPorts(v.open, r.service, self)
+			openPorts(v.open, r.service, near)
 		case r.route != nil:
 			v.routes[r.route.Key()] = versionedRoute{r.route, version{epoch: s.epoch, number: r.message.GetVersion()}}
 		case r.host != nil:
@@ -237,6 +241,7 @@ func (a *Agent) publish() {
 		a.saveSnapshot()
 	}
 	a.view.Store(v)
+	a.recertify()
 	for _, w := range a.all() {
 		w.wakeUp()
 		w.wakeOlder()

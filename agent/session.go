@@ -166,6 +166,9 @@ func (w *workload) configuration(withListeners bool) (link.Configure, []int, err
 	if w.given {
 		gateways = append(gateways, w.a.addresses...)
 	}
+	if own := w.a.cfg.Own; own != nil {
+		host = own.Node
+	}
 	w.a.mu.Unlock()
 	names, zone := w.a.dns(), w.a.zone()
 	cfg := &w.a.cfg

@@ -71,16 +71,18 @@ type workload struct {
 	past      *link.Report  // of those that have ended
 	counted   time.Time     // when the proxy answered last
 	kernel    capture.Refused
-	bundle    uint64    // in use by all its proxies
-	notAfter  time.Time // of the certificate that was issued last
-	withdrawn bool      // control was told that it is gone
+	bundle    uint64       // in use by all its proxies
+	notAfter  time.Time    // of the certificate that was issued last
+	certified assay.Digest // the digest of its artifacts
+	asked     assay.Digest // the digest of those for which another one was asked for
+	withdrawn bool         // control was told that it is gone
 	// transition says that a pod has joined, or leaves, and not everybody has heard of it.
 	transition bool
 	reported   time.Time
 }
 
 func (a *Agent) newWorkload(rec record, ns *netns.Namespace) *workload {
-	return &workload{
+	w := &workload{
 		a: a, id: rec.Workload.ID, addrs: rec.Workload.Addrs, log: a.log.With("workload", rec.Workload.ID),
 		ns: ns, capture: capture.New(ns), beside: newBeside(ns, rec.Began),
 		done: make(chan struct{}), wake: make(chan struct{}, 1), lookNow: make(chan struct{}, 1), upgrade: make(chan struct{}, 1), fewer: make(chan struct{}, 1),
@@ -89,6 +91,10 @@ func (a *Agent) newWorkload(rec record, ns *netns.Namespace) *workload {
 		requests: newPace(requestEvery, requestBurst), findings: newPace(findingEvery, findingBurst),
 		rec: rec,
 	}
+	if a.cfg.Own != nil {
+		w.attested.set() // by control
+	}
+	return w
 }
 
 // errAgentStops ends a workload's goroutines and leaves the workload alone.
@@ -223,7 +229,7 @@ func (w *workload) remove() error {
 	var failed error
 	if w.given {
 		if !w.gone.is() {
-			failed = errors.Join(w.capture.Remove(w.a.cfg.ReturnMark), w.beside.meter.Remove())
+			failed = w.uncapture()
 		}
 	} else if host := w.a.hostNetwork(); host != nil {
 		failed = host.Detach(port)

@@ -10,6 +10,7 @@ func hostCommands() []*cobra.Command {
 		demoCommand(),
 		spaceCommand(),
 		agentCommand(),
+		sidecarCommand(),
 		runCommand(),
 	}
 }

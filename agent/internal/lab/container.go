@@ -8,14 +8,15 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"assay.dev/agent/netns"
 	"golang.org/x/sys/unix"
 )
 
 // A container here is what a platform gives to one that may do no more than its network's
-// settings: its own processes and mounts, /proc/sys to read, root with few capabilities, and no
-// way to more.
+// settings: its own processes and mounts, /proc/sys to read, root with few capabilities, no way
+// to more, and none of the system calls that a runtime's own filter forbids.
 
 const contained = "ASSAY_CONTAINER"
 
@@ -90,6 +91,27 @@ func contain() error {
 		if err := unix.Capset(&head, &data[0]); err != nil {
 			return err
 		}
+		if err := filter(); err != nil {
+			return fmt.Errorf("filter system calls: %w", err)
+		}
 		return unix.Exec("/proc/self/exe", os.Args, os.Environ())
 	})
+}
+
+// filter forbids system calls to the calling thread, and to what it executes: seccomp(2).
+func filter() error {
+	const number = 0 // of struct seccomp_data
+	refused := map[uint32]unix.Errno{
+		unix.SYS_UNSHARE: unix.EPERM, unix.SYS_SETNS: unix.EPERM, unix.SYS_MOUNT: unix.EPERM, unix.SYS_UMOUNT2: unix.EPERM,
+		unix.SYS_PIVOT_ROOT: unix.EPERM, unix.SYS_BPF: unix.EPERM, unix.SYS_PERF_EVENT_OPEN: unix.EPERM, unix.SYS_CLONE3: unix.ENOSYS,
+	}
+	program := []unix.SockFilter{{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: number}}
+	for call, errno := range refused {
+		program = append(program,
+			unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: call},
+			unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(errno)})
+	}
+	program = append(program, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW})
+	p := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
+	return unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&p)), 0, 0)
 }
