@@ -84,6 +84,13 @@ func (sp *servicePort) at(a netip.AddrPort) *balance.Endpoint {
 	return nil
 }
 
+// owns reports whether an endpoint is a workload of the service's own namespace. Where
+// endpoints are is what somebody has written, who may be of another: then it says where the
+// service's own clients go, and nothing about anybody else's.
+func (s *service) owns(e *balance.Endpoint) bool {
+	return !e.Identity.IsZero() && e.Identity.Namespace == s.Namespace
+}
+
 func (s *service) port(n uint16) *servicePort {
 	for _, sp := range s.ports {
 		if sp.port == n {
@@ -179,6 +186,9 @@ func (s *snapshot) index() {
 			}
 			for _, set := range []*balance.Set{sp.v4, sp.v6} {
 				for _, e := range set.Endpoints() {
+					if !e.Identity.IsZero() && !svc.owns(e) {
+						continue
+					}
 					if sp.announce {
 						s.announced[e.Addr] = true
 					}

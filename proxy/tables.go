@@ -7,6 +7,7 @@ import (
 
 	"assay.dev"
 	"assay.dev/link"
+	"assay.dev/proxy/balance"
 	"assay.dev/proxy/route"
 )
 
@@ -130,23 +131,25 @@ func (s *snapshot) backend(service string, port uint16) *servicePort {
 
 // soleTargets are the endpoints of ports with routes that belong to no other service
 // which could be meant: who dials one of them means its service, whose routes count then.
-// Headless services are none that could be meant; they have no routes.
+// Only a service of the workload's own namespace can be meant. Headless services are none
+// that could be; they have no routes.
 func (s *snapshot) soleTargets() map[netip.AddrPort]*servicePort {
 	if len(s.tables) == 0 && len(s.byName) == 0 {
 		return nil
 	}
 	sole := map[netip.AddrPort]*servicePort{}
-	each := func(sp *servicePort, f func(netip.AddrPort)) {
-		for _, e := range sp.v4.Endpoints() {
-			f(e.Addr)
-		}
-		for _, e := range sp.v6.Endpoints() {
-			f(e.Addr)
+	each := func(svc *service, sp *servicePort, f func(netip.AddrPort)) {
+		for _, set := range []*balance.Set{sp.v4, sp.v6} {
+			for _, e := range set.Endpoints() {
+				if svc.owns(e) {
+					f(e.Addr)
+				}
+			}
 		}
 	}
 	means := func(key tableKey) {
 		if sp := s.backend(key.service, key.port); sp != nil {
-			each(sp, func(a netip.AddrPort) { sole[a] = sp })
+			each(s.services[key.service], sp, func(a netip.AddrPort) { sole[a] = sp })
 		}
 	}
 	for key := range s.tables {
@@ -160,7 +163,7 @@ func (s *snapshot) soleTargets() map[netip.AddrPort]*servicePort {
 			continue
 		}
 		for _, sp := range svc.ports {
-			each(sp, func(a netip.AddrPort) {
+			each(svc, sp, func(a netip.AddrPort) {
 				if other, ok := sole[a]; ok && other != sp {
 					delete(sole, a)
 				}

@@ -234,3 +234,60 @@ func TestExternals(t *testing.T) {
 		t.Errorf("a workload's own address: %q", got)
 	}
 }
+
+// TestServiceOfAnotherNamespace: who may write services, endpoints and routes in one namespace
+// says nothing about what is at the addresses of another, or outside: those who dial them are not
+// led elsewhere, nothing is read as what it is not, and no application is told who comes.
+func TestServiceOfAnotherNamespace(t *testing.T) {
+	w := newCluster(t)
+	client, victim, legacy, mitm := w.workload("client"), w.workload("victim"), w.bare("legacy"), w.workload("mitm")
+	name := func(s string) http.Handler {
+		return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { io.WriteString(rw, s) })
+	}
+	metrics, far, raw := victim.web(0, name("victim")), legacy.web(0, name("legacy")), victim.serve(0, echo)
+	addr := func(m *workload, port uint16) netip.AddrPort { return netip.AddrPortFrom(m.Addrs[0], port) }
+	w.mu.Lock()
+	evil := func(name string, protocol assay.Protocol, list ...assay.Endpoint) assay.Service {
+		s := assay.Service{Namespace: "a-evil", Name: name, Ports: []assay.Port{{Port: 80, Protocol: protocol}}, Endpoints: list}
+		w.services[s.Key()] = s
+		return s
+	}
+	parent := evil("lure", assay.Detect, isMeshed(victim, metrics), assay.Endpoint{Addrs: legacy.Addrs, Targets: []uint16{far}})
+	to := evil("mitm", assay.Detect, isMeshed(mitm, mitm.web(0, name("mitm"))))
+	reads := evil("reads", assay.HTTP1, isMeshed(victim, raw))
+	tells := evil("tells", assay.Opaque, isMeshed(victim, raw))
+	for _, s := range []assay.Service{reads, tells} {
+		s.Ports[0].ProxyProtocol, s.Ports[0].ForwardClientCert = s.Name == "tells", s.Name == "reads"
+	}
+	own := assay.Service{Namespace: "bank", Name: "own", Ports: []assay.Port{{Port: 80}}, Endpoints: []assay.Endpoint{isMeshed(victim, metrics)}}
+	any := []assay.RouteMatch{{Path: assay.PathMatch{Type: assay.PathPrefix, Value: "/"}}}
+	route := func(namespace, parent string) assay.Route {
+		return assay.Route{Kind: assay.HTTPRoute, Namespace: namespace, Name: "r", Parents: []assay.RouteParent{{Service: parent}},
+			Rules: []assay.RouteRule{{Matches: any, Backends: []assay.RouteBackend{{Service: to.Key(), Port: 80, Weight: 1}}}}}
+	}
+	w.routes = []assay.Route{route("a-evil", parent.Key())}
+	w.mu.Unlock()
+	w.publish()
+	c := client.browser()
+	for want, at := range map[string]netip.AddrPort{"victim": addr(victim, metrics), "legacy": addr(legacy, far)} {
+		if code, body := get(t, c, "http://"+at.String()+"/"); code != 200 || body != want {
+			t.Errorf("%d %q, want %q", code, body, want)
+		}
+	}
+	if got := exchange(t, client.mustDial(addr(victim, raw)), "\x00raw"); got != "\x00raw" {
+		t.Errorf("%q", got)
+	}
+	if got := exchange(t, legacy.mustDial(addr(victim, raw)), "\x00raw"); got != "\x00raw" {
+		t.Errorf("from outside: %q", got)
+	}
+
+	// Its own routes hold for who dials it, and nobody else takes them away.
+	w.mu.Lock()
+	w.services[own.Key()] = own
+	w.routes = append(w.routes, route("bank", own.Key()))
+	w.mu.Unlock()
+	w.publish()
+	if code, body := get(t, client.browser(), "http://"+addr(victim, metrics).String()+"/"); code != 200 || body != "mitm" {
+		t.Errorf("a route of its own namespace: %d %q", code, body)
+	}
+}

@@ -61,6 +61,7 @@ type world struct {
 	mu        sync.Mutex
 	workloads []*workload
 	services  map[string]assay.Service
+	routes    []assay.Route
 	settings  assay.NamespaceConfig
 	version   uint64
 }
@@ -400,7 +401,7 @@ func (m *workload) push(conn *link.Conn) {
 			list[len(list)-1].Identity = x.published
 		}
 	}
-	services := slices.Collect(maps.Values(w.services))
+	services, routes := slices.Collect(maps.Values(w.services)), slices.Clone(w.routes)
 	version, settings := w.version, w.settings
 	w.mu.Unlock()
 	fd, err := link.BuildTable(version, list)
@@ -410,7 +411,7 @@ func (m *workload) push(conn *link.Conn) {
 	}
 	conn.Send(link.KindTable, 0, link.Table{Version: version}, fd)
 	unix.Close(fd)
-	conn.Send(link.KindServices, 0, link.Services{Version: version, Full: true, Upsert: services, Config: &settings})
+	conn.Send(link.KindServices, 0, link.Services{Version: version, Full: true, Upsert: services, Routes: routes, Config: &settings})
 }
 
 // publish makes what has changed known to all proxies and waits until they use it.
