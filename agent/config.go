@@ -64,8 +64,8 @@ type Config struct {
 	// ProxyDrain bounds how long a proxy that an upgrade has replaced goes on with what
 	// cannot move (1 h).
 	ProxyDrain time.Duration
-	// OlderGrace is how long connections that are older than a workload's capture may go on
-	// in a namespace that is strict (10 min).
+	// OlderGrace is how long connections that are older than a workload's capture, and plaintext
+	// that its proxy let in before, may go on in a namespace that is strict (10 min).
 	OlderGrace time.Duration
 	// AccessLog takes a line of JSON for each request that a namespace's configuration
 	// asks for, with each Write, which may take its time: nothing waits for it. nil:

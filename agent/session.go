@@ -189,7 +189,7 @@ func (w *workload) configuration(withListeners bool) (link.Configure, []int, err
 		Workload: w.id, Identity: w.rec.Workload.Identity, Addrs: w.addrs,
 		Config:      w.a.view.Load().config(w.rec.Workload.Namespace),
 		AgentSocket: w.a.socketPath(), OwnMark: cfg.OwnMark, ReturnMark: cfg.ReturnMark,
-		MeshPrefixes: mesh, Gateways: gateways, DNS: names, CertificateWait: cfg.CertificateWait, Zone: zone, Host: host, Nodes: w.a.view.Load().nodes,
+		MeshPrefixes: mesh, Gateways: gateways, DNS: names, CertificateWait: cfg.CertificateWait, OlderGrace: cfg.OlderGrace, Zone: zone, Host: host, Nodes: w.a.view.Load().nodes,
 	}
 	if w.given {
 		c.Probes, c.Transition = w.rec.Given.Probes, w.transition || leaving.Serve

@@ -94,6 +94,9 @@ type Configure struct {
 	// Transition says that not everybody has heard yet that the workload is in the mesh, or
 	// that it is not any more: plaintext of the mesh's own is served.
 	Transition bool `json:"transition,omitempty"`
+	// OlderGrace is how long plaintext that was let in before the namespace was strict may go
+	// on. 0 means ten minutes.
+	OlderGrace time.Duration `json:"olderGrace,omitempty"`
 	// Successor says that another proxy accepts on the listeners still: accept when
 	// there is a certificate, not before.
 	Successor bool `json:"successor,omitempty"`

@@ -169,7 +169,7 @@ func (a *agent) handle(ctx context.Context, conn *link.Conn, m *link.Message) er
 		}
 		p.names.SetMark(c.OwnMark)
 		p.creds.configure(c.Identity, c.CertificateWait)
-		p.snap.Store(old.withConfigure(c, p))
+		p.learn(old.withConfigure(c, p))
 		if p.accepting.Load() { // adopted by another agent
 			return conn.Send(link.KindReady, 0, nil)
 		}
@@ -181,7 +181,7 @@ func (a *agent) handle(ctx context.Context, conn *link.Conn, m *link.Message) er
 		if !d.Full && !old.hasServices {
 			return errors.New("services: a delta before anything that it could change")
 		}
-		p.snap.Store(old.withServices(d, p))
+		p.learn(old.withServices(d, p))
 		a.ack()
 	case link.KindTable:
 		var t link.Table
@@ -195,7 +195,7 @@ func (a *agent) handle(ctx context.Context, conn *link.Conn, m *link.Message) er
 		if err != nil {
 			return err
 		}
-		p.snap.Store(old.withTable(table, t.Version))
+		p.learn(old.withTable(table, t.Version))
 		a.ack()
 	case link.KindBundle:
 		var b link.Bundle
@@ -263,6 +263,12 @@ func (a *agent) handle(ctx context.Context, conn *link.Conn, m *link.Message) er
 		return conn.Send(link.KindReady, 0, nil)
 	}
 	return nil
+}
+
+// learn puts a snapshot in use.
+func (p *Proxy) learn(s *snapshot) {
+	p.snap.Store(s)
+	p.guestList.changed()
 }
 
 // ack tells which versions are in use.

@@ -168,6 +168,7 @@ func (p *Proxy) take(ctx context.Context, m *link.Message) error {
 		defer stop()
 		if c.Role == link.ListenInbound {
 			i := p.newInbound(ctx, tcp)
+			defer i.leave()
 			if err := i.resume(c.First); err != nil {
 				i.refuse(err)
 			}

@@ -53,6 +53,7 @@ func (p *Proxy) serveInbound(ctx context.Context, c *nowait.TCP) {
 	stop := context.AfterFunc(ctx, func() { abort(c) })
 	defer stop()
 	i := p.newInbound(ctx, c)
+	defer i.leave()
 	if err := i.serve(); err != nil {
 		i.refuse(err)
 	}
@@ -183,6 +184,7 @@ func (i *inbound) awaitEither(sn *sniffer) (mesh bool, err error) {
 	if err := i.dial(); err != nil {
 		return false, err
 	}
+	i.letIn()
 	raw, err := i.app.SyscallConn()
 	if err != nil {
 		return false, err
@@ -207,6 +209,9 @@ func (i *inbound) awaitEither(sn *sniffer) (mesh bool, err error) {
 	if err == nil && !mesh && broken != nil && !i.quiet {
 		// Whoever reads the connection now is told of an end: the kernel tells of a reset once.
 		err = &refusal{err: broken}
+	}
+	if mesh {
+		i.leave()
 	}
 	if mesh || err != nil {
 		i.app.Close()
@@ -285,6 +290,7 @@ func (i *inbound) plaintext(first []byte) error {
 			"have the client join the mesh, or set the namespace to observe")
 		return &refusal{refusedStrict, nil}
 	}
+	i.letIn()
 	closed := i.protocol == assay.TLS
 	if sp := i.snap.targets[i.dst]; sp != nil && sp.declared != assay.Detect {
 		i.protocol = sp.declared

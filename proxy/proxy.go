@@ -38,15 +38,16 @@ type Proxy struct {
 	build   string
 	started time.Time
 
-	snap   atomic.Pointer[snapshot]
-	creds  *credentials
-	peers  *peers
-	agent  *agent
-	probes probes
-	rec    *golden.Recorder
-	names  *dns.Server
-	known  *egress.Names // of addresses outside
-	shown  remotes
+	snap      atomic.Pointer[snapshot]
+	creds     *credentials
+	peers     *peers
+	agent     *agent
+	probes    probes
+	guestList guestList
+	rec       *golden.Recorder
+	names     *dns.Server
+	known     *egress.Names // of addresses outside
+	shown     remotes
 	// What is watched, nil for nothing, and what was seen.
 	watches  atomic.Pointer[watches]
 	watcher  *watcher
@@ -91,6 +92,7 @@ func New(conn *link.Conn, o Options) *Proxy {
 		rec:       golden.New(0),
 		pipes:     make(kernelPipes, 64),
 		probes:    newProbes(),
+		guestList: newGuestList(),
 		sift:      make(chan struct{}, maxHandshakes),
 		mirrors:   make(chan struct{}, maxMirrors),
 		listeners: map[string]int{},
@@ -122,6 +124,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.wg.Go(func() { p.creds.run(ctx) })
 	p.wg.Go(func() { p.peers.janitor(ctx) })
 	p.wg.Go(func() { p.watcher.run(ctx) })
+	p.wg.Go(func() { p.limitGuests(ctx) })
 	p.wg.Go(func() { p.http.in.Run(ctx) })
 	p.wg.Go(func() { p.http2.in.Run(ctx) })
 	p.wg.Go(func() {
@@ -316,6 +319,7 @@ const (
 	refusedUnlisted      = "egress-unlisted"       // no Egress allows it, where egress is strict
 	refusedUnproven      = "egress-unproven"       // a name that an Egress allows, and another's address
 	refusedStrict        = "plaintext-in-strict"   // plaintext from outside the mesh
+	refusedOlder         = "older-plaintext"       // plaintext of before the namespace was strict, when its time was over
 	refusedFromMeshed    = "plaintext-from-meshed" // plaintext from a meshed address
 	refusedForeign       = "not-our-address"       // an inbound connection to somebody else
 	refusedSilent        = "silent"                // a mesh or strict connection that says nothing

@@ -2,14 +2,17 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -60,7 +63,7 @@ func TestTransition(t *testing.T) {
 	w := newWorld(t)
 	client, outsider, server := w.workload("client"), w.outsider(), w.prepare("server")
 	target := netip.AddrPortFrom(server.Addrs[0], server.serve(0, echo))
-	server.transition = true
+	server.transition, server.olderGrace = true, time.Millisecond
 	server.start()
 	server.awaitCertificate()
 	w.setMode(assay.Strict)
@@ -69,6 +72,10 @@ func TestTransition(t *testing.T) {
 		t.Error(got)
 	}
 	c.Close()
+	held := client.dialUncaptured(target)
+	if got := exchange(t, held, "and on"); got != "and on" {
+		t.Error(got)
+	}
 	outsider.dialExpectReset(target, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
 	through := client.mustDial(target) // has heard
 	if got := exchange(t, through, "hello"); got != "hello" {
@@ -77,7 +84,7 @@ func TestTransition(t *testing.T) {
 	r := server.report()
 	if s := sum(r, func(k assay.SignalKey) bool {
 		return k.Reason == assay.ReasonTransition && k.Security == assay.Plaintext
-	}); s.Requests != 1 || s.Failures != 0 {
+	}); s.Requests != 1 || s.Failures != 0 || s.Opened != 2 {
 		t.Errorf("%d in plaintext, %d failed; want 1 and none", s.Requests, s.Failures)
 	}
 	if n := r.Counters.Refusals["plaintext-in-strict"]; n != 1 {
@@ -90,8 +97,91 @@ func TestTransition(t *testing.T) {
 	server.configure(conn, false)
 	server.report() // so it is configured
 	expectReset(t, client.dialUncaptured(target), "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	held.SetDeadline(time.Now().Add(time.Minute))
+	if b, err := io.ReadAll(held); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("one of the transition: %q, %v; want a reset", b, err)
+	}
 	if got := exchange(t, through, "hello again"); got != "hello again" {
 		t.Error(got)
+	}
+}
+
+// TestPlaintextOfBefore: plaintext that was let in goes on when the namespace becomes strict,
+// as long as its people allow; then it is closed, whatever it is, and told. What is under mutual
+// TLS goes on.
+func TestPlaintextOfBefore(t *testing.T) {
+	w := newWorld(t)
+	client, outsider, server := w.workload("client"), w.outsider(), w.prepare("server")
+	server.olderGrace = time.Hour
+	server.start()
+	server.awaitCertificate()
+	target := netip.AddrPortFrom(server.Addrs[0], server.serve(0, echo))
+	web := netip.AddrPortFrom(server.Addrs[0], server.web(0, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { io.WriteString(rw, "web") })))
+	web2 := netip.AddrPortFrom(server.Addrs[0], server.web2(0, func(rw http.ResponseWriter, r *http.Request) { io.WriteString(rw, "web") }))
+	accepted := make(chan struct{}, 1)
+	silent := outsider.mustDial(netip.AddrPortFrom(server.Addrs[0], server.serve(0, func(c *net.TCPConn) { accepted <- struct{}{}; echo(c) })))
+	<-accepted
+	opaque, through := outsider.mustDial(target), client.mustDial(target)
+	var kept atomic.Int64 // connections of HTTP that were made
+	counting := func(c *http.Client) *http.Client {
+		c.Transport.(*http.Transport).DialContext = func(_ context.Context, _, addr string) (net.Conn, error) {
+			kept.Add(1)
+			c, err := outsider.dial(netip.MustParseAddrPort(addr))
+			if err == nil {
+				c.SetDeadline(time.Time{})
+			}
+			return c, err
+		}
+		return c
+	}
+	one, two := counting(outsider.browser()), counting(outsider.browser2())
+	ask := func(when string) {
+		t.Helper()
+		for _, c := range []*net.TCPConn{opaque, through} {
+			c.SetDeadline(time.Now().Add(time.Minute))
+			if got := exchange(t, c, "\x00text"); got != "\x00text" {
+				t.Errorf("%s: %q", when, got)
+			}
+		}
+		for c, at := range map[*http.Client]netip.AddrPort{one: web, two: web2} {
+			if code, body := get(t, c, "http://"+at.String()+"/"); code != 200 || body != "web" {
+				t.Errorf("%s: %d %q", when, code, body)
+			}
+		}
+	}
+	ask("in observe")
+	w.setMode(assay.Strict)
+	outsider.dialExpectReset(target, "\x00text")
+	eventually(t, "it is told of them", func() bool { return server.found("older-plaintext") == 1 })
+	ask("in strict, within the time")
+	if n := kept.Load(); n != 2 {
+		t.Errorf("%d connections of HTTP, want the same two", n)
+	}
+
+	server.mu.Lock()
+	server.olderGrace = time.Millisecond
+	conn := server.conn
+	server.mu.Unlock()
+	server.configure(conn, false)
+	eventually(t, "they are counted", func() bool { return server.report().Counters.Refusals["older-plaintext"] == 4 })
+	for name, c := range map[string]net.Conn{"opaque": opaque, "silent": silent} {
+		c.SetDeadline(time.Now().Add(time.Minute))
+		if b, err := io.ReadAll(c); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%s: read %q, %v; want a reset", name, b, err)
+		}
+	}
+	for c, at := range map[*http.Client]netip.AddrPort{one: web, two: web2} {
+		if resp, err := c.Get("http://" + at.String() + "/"); err == nil {
+			resp.Body.Close()
+			t.Error("a client of HTTP is served still")
+		}
+	}
+	eventually(t, "it is told that they are closed", func() bool { return server.found("older-plaintext-closed") == 1 })
+	if got := exchange(t, through, "under mutual TLS"); got != "under mutual TLS" {
+		t.Error(got)
+	}
+	if s := sum(server.report(), func(k assay.SignalKey) bool { return k.Security == assay.Plaintext }); s.Open != 0 || s.InFlight != 0 {
+		t.Errorf("%+v", s)
 	}
 }
 

@@ -66,7 +66,7 @@ each at its own path, the node's /run, --data, --cni-conf, --cni-bin and --cgrou
 	f.StringVar(&o.accessLog, "access-log", "", "the file for requests of namespaces that ask for it (access.log in --data)")
 	f.StringVar(&o.config.OTLP, "otlp", "", "the URL of a collector of spans, as in http://127.0.0.1:4318")
 	f.DurationVar(&o.config.ProxyDrain, "proxy-drain", agent.DefaultProxyDrain, "how long a proxy that was upgraded goes on with what cannot move")
-	f.DurationVar(&o.config.OlderGrace, "older-grace", agent.DefaultOlderGrace, "how long connections that are older than a pod's capture may go on in a strict namespace")
+	f.DurationVar(&o.config.OlderGrace, "older-grace", agent.DefaultOlderGrace, "how long connections that are older than a pod's capture, and plaintext of before, may go on in a strict namespace")
 	f.StringVar(&o.metrics, "metrics", "127.0.0.1:9181", "where Prometheus finds metrics; \"\" for nowhere")
 	cmd.MarkFlagRequired("control")
 	o.node.flags(f)

@@ -83,7 +83,7 @@ cluster: assay check --pre. docs/kubernetes.md has the whole.`,
 	f.StringVar(&o.CNIConf, "cni-conf", "/etc/cni/net.d", "folder of network configurations on the nodes")
 	f.StringVar(&o.CNIBin, "cni-bin", "/opt/cni/bin", "folder of network plugins on the nodes")
 	f.StringVar(&o.CRISocket, "cri", "", "socket of the container runtime on the nodes (found)")
-	f.StringVar(&o.OlderGrace, "older-grace", "", "how long connections that are older than a pod's capture may go on in a strict namespace (10m)")
+	f.StringVar(&o.OlderGrace, "older-grace", "", "how long connections that are older than a pod's capture, and plaintext of before, may go on in a strict namespace (10m)")
 	f.Int32Var(&o.MetricsPort, "metrics-port", 9181, "port of every node where Prometheus finds metrics; -1 for none")
 	f.BoolVar(&o.ServiceMonitor, "service-monitor", false, "make one for the Prometheus operator")
 	f.BoolVar(&dryRun, "dry-run", false, "print the objects and change nothing")
