@@ -276,7 +276,7 @@ func (a *Agent) listen() (*net.UnixListener, error) {
 	if err := os.MkdirAll(filepath.Join(a.cfg.RuntimeDir, "workloads"), 0o755); err != nil {
 		return nil, &assay.Error{Op: "start agent", Err: err, Remedy: "run as root, or name a folder of your own"}
 	}
-	if dir := untraversable(a.cfg.RuntimeDir); dir != "" && uidMapped(a.cfg.ProxyUIDs) {
+	if dir := untraversable(a.cfg.RuntimeDir); dir != "" && uidMapped(a.cfg.ProxyUIDs) && !a.cfg.Last {
 		a.log.Warn("proxies will not find the next agent: only its owner may enter a folder above agent.sock", "folder", dir, "remedy", "chmod o+x, or another folder")
 	}
 	if a.cfg.Listener != nil {

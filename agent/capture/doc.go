@@ -27,8 +27,8 @@
 // Where nobody may make the two settings, which is in a container that is not privileged, that
 // leg is tracked (Rules.Tracked): its first direction in a zone of its own, so that it may look
 // like the client's, and its answers are known by the connection that they belong to. What the
-// kernel no longer tracks ends then: a connection that is half closed and silent for a minute or
-// two, for instance.
+// kernel no longer tracks ends then: a connection that is half closed and silent for an hour, for
+// instance.
 //
 // What the kernel refuses by itself (nobody listens any more, or nothing is ready) no
 // process sees. The rules count it, in counters that live as long as the namespace.

@@ -15,9 +15,8 @@ import (
 //		LEG ct mark set RETURN, accept
 //		ct mark RETURN meta mark set RETURN }
 //
-// The kernel forgets a half-closed connection after a minute or two of silence, and begins to
-// track what it has not seen the beginning of; what is outside of a window it does not translate.
-// None of that may pass:
+// The kernel forgets connections that are silent for long, and begins to track what it has not
+// seen the beginning of; what is outside of a window it does not translate. None of that may pass:
 //
 //	chain staleout	tcp, oif not lo, mark neither OWN nor RETURN, neither port EXCLUDED, fib daddr type not local:
 //		ct state invalid drop

@@ -14,6 +14,7 @@ import (
 	"assay.dev/agent/internal/lab"
 	"assay.dev/agent/netns"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // nft runs a command of nft's in a namespace.
@@ -83,6 +84,41 @@ func TestForgotten(t *testing.T) {
 	if seen := nft(t, s.workload, "list table inet seen"); !strings.Contains(seen, "packets 0 ") {
 		t.Errorf("it reached the application:\n%s", seen)
 	}
+}
+
+// TestPatience: a connection that one side has closed is not forgotten after a minute.
+func TestPatience(t *testing.T) {
+	for at, family := range map[string]netlink.InetFamily{appAt.String(): unix.AF_INET, "[fd5a:5a59::7:0:0:2]:8080": unix.AF_INET6} {
+		t.Run(at, func(t *testing.T) { patience(t, at, family) })
+	}
+}
+
+func patience(t *testing.T, at string, family netlink.InetFamily) {
+	s := setupContained(t)
+	app := lab.Listen(t, s.workload, "tcp", at)
+	s.install(t)
+	r := relay(t, s, app)
+	r.client.(*net.TCPConn).CloseWrite()
+	b := make([]byte, 1)
+	if _, err := r.atProxy.Read(b); err != io.EOF {
+		t.Fatalf("the proxy reads %v", err)
+	}
+	r.out.(*net.TCPConn).CloseWrite()
+	if _, err := r.app.Read(b); err != io.EOF {
+		t.Fatalf("the application reads %v", err)
+	}
+	lab.Eventually(t, "both legs are remembered", func() bool {
+		list := lab.In(t, s.workload, func() ([]*netlink.ConntrackFlow, error) {
+			return netlink.ConntrackTableList(netlink.ConntrackTable, family)
+		})
+		n := 0
+		for _, f := range list {
+			if f.TimeOut > 3000 && f.TimeOut <= 3600 {
+				n++
+			}
+		}
+		return n == 2
+	})
 }
 
 // TestLegIsVerified: the table of the leg is what was written, or that is noticed and repaired.

@@ -24,6 +24,8 @@ const legZone = 1
 //
 //	chain output { type filter hook output priority raw
 //		LEG ct original zone set 1 }
+//	chain began, came { type filter hook output, prerouting priority mangle
+//		tcp ct timeout set patience4, for IPv6 patience6 }
 //
 // LEG is TCP on lo from an address that is not the namespace's own. In the other direction
 // the leg is in zone 0: there what the application answers, which nothing else can tell
@@ -49,8 +51,44 @@ func (c *Capture) zone() error {
 	if err := c.addLegRule(); err != nil {
 		return fmt.Errorf("capture: nftables refused the leg's zone: %w", err)
 	}
-	c.leg, err = c.legRule()
-	return err
+	if c.leg, err = c.legRule(); err != nil {
+		return err
+	}
+	return c.patience()
+}
+
+// silent is how long a half-closed connection may say nothing, as where settings can be made.
+const silent = 3600 // seconds
+
+// patience has the kernel remember half-closed connections, by a policy of the namespace's new
+// ones. A kernel that has no such policies forgets them after a minute or two, and they end.
+func (c *Capture) patience() error {
+	conn, err := netns.NFTables(c.ns)
+	if err != nil {
+		return fmt.Errorf("capture: %w", err)
+	}
+	t := &nftables.Table{Family: nftables.TableFamilyINet, Name: LegTable}
+	accept := nftables.ChainPolicyAccept
+	var chains []*nftables.Chain
+	for name, hook := range map[string]*nftables.ChainHook{"began": nftables.ChainHookOutput, "came": nftables.ChainHookPrerouting} {
+		chains = append(chains, conn.AddChain(&nftables.Chain{Name: name, Table: t, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityMangle, Policy: &accept}))
+	}
+	for name, family := range map[string]byte{"patience4": unix.NFPROTO_IPV4, "patience6": unix.NFPROTO_IPV6} {
+		conn.AddObj(&nftables.NamedObj{Table: t, Name: name, Type: nftables.ObjTypeCtTimeout, Obj: &expr.CtTimeout{
+			L3Proto: uint16(family), L4Proto: unix.IPPROTO_TCP,
+			Policy: expr.CtStatePolicyTimeout{expr.CtStateTCPESTABLISHED: 432000, expr.CtStateTCPFINWAIT: silent, expr.CtStateTCPCLOSEWAIT: silent},
+		}})
+		for _, ch := range chains {
+			conn.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: rule(tcp(), one(
+				&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{family}},
+				&expr.Objref{Type: unix.NFT_OBJECT_CT_TIMEOUT, Name: name}))})
+		}
+	}
+	if err := conn.Flush(); err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("capture: nftables refused a policy for half-closed connections: %w", err)
+	}
+	return nil
 }
 
 // legAttributes name the table's one chain.
