@@ -142,3 +142,53 @@ func TestLegIsVerified(t *testing.T) {
 		t.Errorf("left: %s", left)
 	}
 }
+
+// TestSamePortAgain: a client that begins one connection after the other from the same port is
+// served each time, whoever ends the one before, and however.
+func TestSamePortAgain(t *testing.T) { everywhere(t, samePortAgain) }
+
+func samePortAgain(t *testing.T, setup func(testing.TB, ...uint16) *host) {
+	s := setup(t)
+	app := lab.Listen(t, s.workload, "tcp", appAt.String())
+	s.install(t)
+	from := netip.AddrPortFrom(strangerAt, 45001)
+	for i := range 24 {
+		client, err := dial(s.other, from, appAt.String(), 20*time.Second)
+		if err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+		in, err := s.inbound.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := dialFrom(s.workload, from, appAt.String())
+		if err != nil {
+			t.Fatalf("connection %d: the application: %v", i, err)
+		}
+		served, err := app.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := served.RemoteAddr().String(); got != from.String() {
+			t.Fatalf("connection %d: the application sees %s", i, got)
+		}
+		b := make([]byte, 4)
+		served.SetDeadline(time.Now().Add(20 * time.Second))
+		io.WriteString(out, "ping")
+		if _, err := io.ReadFull(served, b); err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+		if i%3 == 2 {
+			served.(*net.TCPConn).SetLinger(0)
+		}
+		first, second := out, served // who is in TIME_WAIT
+		if i%2 == 1 {
+			first, second = second, first
+		}
+		first.Close()
+		second.Close()
+		in.Close()
+		client.(*net.TCPConn).SetLinger(0) // else its own kernel keeps the port
+		client.Close()
+	}
+}

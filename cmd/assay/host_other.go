@@ -22,6 +22,7 @@ func hostCommands() []*cobra.Command {
 		{"control", "Run the control of a mesh (Linux)"},
 		{"up", "Run control and agent on this host (Linux)"},
 		{"agent", "Run the agent of this host (Linux)"},
+		{"sidecar", "Be the agent of one pod, in a container of it (Linux)"},
 		{"run", "Run a command as a mesh workload (Linux)"},
 		{"demo", "A meshed bank on this machine (Linux)"},
 	} {
