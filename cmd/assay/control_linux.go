@@ -30,6 +30,7 @@ type controlFlags struct {
 	kubeconfig, namespace                                     string
 	authorityKey, authoritySecret, advertise                  string
 	keepCertificates                                          string
+	injector                                                  injectorFlags
 }
 
 // controlCommand runs control alone, for the hosts of a mesh.
@@ -69,6 +70,7 @@ It stops at SIGTERM; connections of workloads do not need it.`,
 	flags.StringVar(&f.authorityKey, "authority-key", "", "file with the key under which the authority is sealed in the store (default: its keys are in --data)")
 	flags.StringVar(&f.authoritySecret, "authority-secret", "", "with --kubernetes: Secret with that key, in --namespace; an empty one is filled")
 	flags.StringVar(&f.advertise, "advertise", "", "HOST:PORT where other controls on the store reach this one")
+	f.injector.flags(c)
 	c.MarkFlagsMutuallyExclusive("kubernetes", "config")
 	c.MarkFlagsMutuallyExclusive("authority-key", "authority-secret")
 	flags.DurationVar(&f.lease, "lease", 30*time.Second, "how long the workloads of a host that is away stay ready")
@@ -108,12 +110,16 @@ func runControl(ctx context.Context, f controlFlags, log *slog.Logger) (err erro
 			return err
 		}
 	}
+	if err := f.injector.check(f.kubernetes); err != nil {
+		return err
+	}
 	var platform *kubernetes
 	if f.kubernetes {
-		if platform, err = openKubernetes(f.kubeconfig, f.namespace, log); err != nil {
+		if platform, err = openKubernetes(f.kubeconfig, f.namespace, f.injector.on(), log); err != nil {
 			return err
 		}
-		cfg.Cluster = &control.Cluster{Bearer: platform.bearer}
+		cfg.Cluster = &control.Cluster{Bearer: platform.bearer, Sidecars: f.injector.on()}
+		cfg.Names = f.injector.names(f.namespace)
 		if f.kubeconfig == "" { // in a pod
 			if err := closeVolume(f.data); err != nil {
 				return err
@@ -153,6 +159,13 @@ func runControl(ctx context.Context, f controlFlags, log *slog.Logger) (err erro
 	group.Go(func() error { return c.ServeRemote(ctx, remote) })
 	if platform != nil {
 		group.Go(func() error { return platform.run(ctx, c) })
+	}
+	if f.injector.on() {
+		webhook, err := (&net.ListenConfig{}).Listen(ctx, "tcp", f.injector.listen)
+		if err != nil {
+			return &assay.Error{Kind: assay.Conflict, Op: "listen on " + f.injector.listen, Err: err, Remedy: "choose another with --injector-listen"}
+		}
+		group.Go(func() error { return f.injector.serve(ctx, c, webhook, f.namespace, log) })
 	}
 	log.Info("control is ready", "trust-domain", c.TrustDomain(), "hosts", remote.Addr().String(), "socket", f.socket, "data", f.data)
 	return group.Wait()

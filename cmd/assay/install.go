@@ -86,6 +86,8 @@ cluster: assay check --pre. docs/kubernetes.md has the whole.`,
 	f.StringVar(&o.OlderGrace, "older-grace", "", "how long connections that are older than a pod's capture, and plaintext of before, may go on in a strict namespace (10m)")
 	f.Int32Var(&o.MetricsPort, "metrics-port", 9181, "port of every node where Prometheus finds metrics; -1 for none")
 	f.BoolVar(&o.ServiceMonitor, "service-monitor", false, "make one for the Prometheus operator")
+	f.BoolVar(&o.Injector, "injector", false, "put a sidecar into pods that are labelled "+installation.MeshLabel+"=sidecar when they are made")
+	f.BoolVar(&o.NoAgent, "no-agent", false, "with --injector: install no agents, for clusters that allow no privileged pods on their nodes")
 	f.BoolVar(&dryRun, "dry-run", false, "print the objects and change nothing")
 	f.StringVarP(&output, "output", "o", "yaml", "with --dry-run: yaml or json")
 	f.DurationVar(&timeout, "timeout", 5*time.Minute, "end after this time, with what is still waited for")

@@ -31,12 +31,13 @@ type kubernetes struct {
 	trust    *publish.Trust
 	routes   *publish.Routes
 	events   *publish.Events
+	injector *publish.Injector // nil: pods have no sidecars
 	log      *slog.Logger
 	sealing  func(ctx context.Context, secret string) ([]byte, error)
 	missing  []string // kinds of configuration that the API server does not have
 }
 
-func openKubernetes(kubeconfig, namespace string, log *slog.Logger) (*kubernetes, error) {
+func openKubernetes(kubeconfig, namespace string, sidecars bool, log *slog.Logger) (*kubernetes, error) {
 	config, err := apiserver.Config(kubeconfig, "assay-control")
 	if err != nil {
 		return nil, err
@@ -57,10 +58,16 @@ func openKubernetes(kubeconfig, namespace string, log *slog.Logger) (*kubernetes
 	if err != nil {
 		return nil, err
 	}
-	return &kubernetes{watcher: cluster.New(config, log), reviewer: reviewer, trust: trust, routes: routes, events: events, log: log,
+	k := &kubernetes{watcher: cluster.New(config, log), reviewer: reviewer, trust: trust, routes: routes, events: events, log: log,
 		sealing: func(ctx context.Context, secret string) ([]byte, error) {
 			return publish.SealingKey(ctx, config, namespace, secret, identity.NewSealingKey)
-		}}, nil
+		}}
+	if sidecars {
+		k.reviewer.Others()
+		k.watcher.Sidecars()
+		k.injector, err = publish.NewInjector(config, log)
+	}
+	return k, err
 }
 
 // sealingKeys are those in a Secret of the mesh's own namespace.
@@ -95,6 +102,9 @@ func (k *kubernetes) run(ctx context.Context, c *control.Control) error {
 		return err
 	})
 	group.Go(func() error { return k.trust.Run(ctx, c.Roots) })
+	if k.injector != nil {
+		group.Go(func() error { return k.injector.Run(ctx, c.Roots) })
+	}
 	group.Go(func() error {
 		select {
 		case <-heard: // before that, control knows of no route

@@ -32,7 +32,7 @@ var capabilities = []corev1.Capability{
 func (j *Injector) container(pod *corev1.Pod, roots string) *corev1.Container {
 	always := corev1.ContainerRestartPolicyAlways
 	return &corev1.Container{
-		Name: kube.SidecarContainer, Image: j.Image, ImagePullPolicy: j.PullPolicy, RestartPolicy: &always,
+		Name: kube.SidecarContainer, Image: j.Image, ImagePullPolicy: corev1.PullPolicy(j.PullPolicy), RestartPolicy: &always,
 		Command: []string{program}, Args: []string{"sidecar"},
 		Env: j.env(pod, roots),
 		SecurityContext: &corev1.SecurityContext{

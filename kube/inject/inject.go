@@ -36,11 +36,11 @@ import (
 
 // Injector says what is injected.
 type Injector struct {
-	Image      string            // with assay and assay-proxy in /usr/local/bin
-	PullPolicy corev1.PullPolicy // Always, IfNotPresent or Never
-	Control    string            // HOST:PORT of control; an address, since the pod's DNS may need the pod's network
-	Namespace  string            // of the mesh itself, whose pods are not injected
-	Version    string            // of who injects
+	Image      string // with assay and assay-proxy in /usr/local/bin
+	PullPolicy string // Always, IfNotPresent or Never
+	Control    string // HOST:PORT of control; an address, since the pod's DNS may need the pod's network
+	Namespace  string // of the mesh itself, whose pods are not injected
+	Version    string // of who injects
 	// Roots returns the certificates of the authority's roots in PEM, none while they are not known.
 	Roots func() []byte
 }

@@ -18,7 +18,7 @@ import (
 )
 
 func injector() *Injector {
-	return &Injector{Image: "assay.test/assay:1", PullPolicy: corev1.PullIfNotPresent, Control: "[10.96.0.7]:7400", Namespace: "assay-system", Version: "1",
+	return &Injector{Image: "assay.test/assay:1", PullPolicy: "IfNotPresent", Control: "[10.96.0.7]:7400", Namespace: "assay-system", Version: "1",
 		Roots: func() []byte { return []byte("roots") }}
 }
 

@@ -55,6 +55,12 @@ func values(o *Options) map[string]any {
 	if o.ServiceMonitor {
 		v["serviceMonitor"] = true
 	}
+	if o.Injector {
+		v["injector"] = true
+	}
+	if o.NoAgent {
+		v["agent"] = false
+	}
 	return v
 }
 
@@ -135,6 +141,8 @@ func TestChartRefuses(t *testing.T) {
 		"build one as docs/kubernetes.md": {},
 		"one control's alone":             {"image": "a", "replicas": 2},
 		"there are no metrics":            {"image": "a", "metricsPort": -1, "serviceMonitor": true},
+		"nothing would ever be meshed":    {"image": "a", "agent": false},
+		"finds the metrics of agents":     {"image": "a", "agent": false, "injector": true, "serviceMonitor": true},
 		"/volume":                         {"image": "a", "volume": "tape"},
 		"additional properties 'imagee'":  {"imagee": "a"},
 		"/metricsPort":                    {"image": "a", "metricsPort": 70000},

@@ -51,25 +51,34 @@ func budget(o *Options) *policyv1.PodDisruptionBudget {
 // controlService comes before the agents: its address is in their environment, so that they
 // need no DNS.
 func controlService(o *Options) *corev1.Service {
-	return &corev1.Service{
+	s := &corev1.Service{
 		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Service"}, ObjectMeta: meta(o, ControlName, "control"),
 		Spec: corev1.ServiceSpec{
 			Selector: selector("control"),
 			Ports:    []corev1.ServicePort{{Name: "hosts", Port: ControlPort, TargetPort: intstr.FromString("hosts"), Protocol: corev1.ProtocolTCP}},
 		},
 	}
+	if o.Injector {
+		s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: "injector", Port: InjectorPort, TargetPort: intstr.FromString("injector"), Protocol: corev1.ProtocolTCP})
+	}
+	return s
 }
 
 // controlPolicy closes every port but one, for whoever is in the cluster: agents have
-// their nodes' addresses, which a policy cannot name. The port takes mutual TLS alone.
+// their nodes' addresses, which a policy cannot name. The port takes mutual TLS alone. The injector's
+// is for the API server, whose addresses nobody knows; what it answers is no secret.
 func controlPolicy(o *Options) *networkingv1.NetworkPolicy {
 	tcp, port := corev1.ProtocolTCP, intstr.FromString("hosts")
+	ports := []networkingv1.NetworkPolicyPort{{Protocol: &tcp, Port: &port}}
+	if o.Injector {
+		ports = append(ports, networkingv1.NetworkPolicyPort{Protocol: &tcp, Port: new(intstr.FromString("injector"))})
+	}
 	return &networkingv1.NetworkPolicy{
 		TypeMeta: metav1.TypeMeta{APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy"}, ObjectMeta: meta(o, ControlName, "control"),
 		Spec: networkingv1.NetworkPolicySpec{
 			PodSelector: metav1.LabelSelector{MatchLabels: selector("control")},
 			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
-			Ingress:     []networkingv1.NetworkPolicyIngressRule{{Ports: []networkingv1.NetworkPolicyPort{{Protocol: &tcp, Port: &port}}}},
+			Ingress:     []networkingv1.NetworkPolicyIngressRule{{Ports: ports}},
 		},
 	}
 }
@@ -153,6 +162,12 @@ func controlContainer(o *Options) corev1.Container {
 		},
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 		VolumeMounts:             []corev1.VolumeMount{{Name: "data", MountPath: data}, {Name: "run", MountPath: run}, {Name: "tmp", MountPath: "/tmp"}},
+	}
+	if o.Injector {
+		c.Args = append(c.Args, "--injector-image="+o.Image, "--injector-pull-policy="+o.PullPolicy, fmt.Sprintf("--injector-listen=:%d", InjectorPort),
+			// The address of control's own Service, of either family.
+			fmt.Sprintf("--injector-control=[$(ASSAY_CONTROL_SERVICE_HOST)]:%d", ControlPort))
+		c.Ports = append(c.Ports, corev1.ContainerPort{Name: "injector", ContainerPort: InjectorPort, Protocol: corev1.ProtocolTCP})
 	}
 	if o.StoreSecret != "" {
 		c.Env = append(c.Env, corev1.EnvVar{Name: "ASSAY_STORE", ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{

@@ -168,15 +168,18 @@ func TestGenerated(t *testing.T) {
 		list = append(list, d)
 	}
 	const header = "# Written by `go generate ./kube/install`.\n"
-	for name, objects := range map[string][]Object{
-		"definitions.yaml": list, "accounts.yaml": accounts(&Options{Namespace: "{{ .Release.Namespace }}"}),
-	} {
-		text, err := YAML(objects)
+	text := func(objects []Object) string {
+		b, err := YAML(objects)
 		if err != nil {
 			t.Fatal(err)
 		}
-		same(t, filepath.Join(chart, "templates", name), append([]byte(header), text...))
+		return string(b)
 	}
+	same(t, filepath.Join(chart, "templates", "definitions.yaml"), []byte(header+text(list)))
+	o := &Options{Namespace: "{{ .Release.Namespace }}"}
+	same(t, filepath.Join(chart, "templates", "accounts.yaml"), []byte(header+text(controlAccount(o))+
+		"{{- if .Values.injector }}\n---\n"+text(injectorRole(o))+"{{- end }}\n{{- if .Values.agent }}\n---\n"+text(agentAccount(o))+"{{- end }}\n"))
+	same(t, filepath.Join(chart, "templates", "injector.yaml"), []byte(header+"{{- if .Values.injector }}\n"+text([]Object{injector(o)})+"{{- end }}\n"))
 	document(t)
 	for name := range limits {
 		if !w.used[name] {
@@ -204,6 +207,7 @@ func document(t *testing.T) {
 		rules          []rbacv1.PolicyRule
 	}{
 		{ControlName, "every namespace", ControlRules()}, {ControlName, DefaultNamespace, ControlLocalRules()},
+		{ControlName, "every namespace, with `--injector`", InjectorRules()},
 		{AgentName, "every namespace", AgentRules()}, {AgentName, DefaultNamespace, AgentLocalRules()},
 	} {
 		for _, r := range x.rules {

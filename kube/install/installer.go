@@ -70,6 +70,9 @@ func (i *Installer) Install(ctx context.Context, o Options) error {
 	if err := i.refuseHelm(ctx, o.Namespace, "use helm upgrade"); err != nil {
 		return err
 	}
+	if err := i.refuseAgents(ctx, &o); err != nil {
+		return err
+	}
 	for _, object := range objects {
 		if object.GetName() == AgentName && object.GetObjectKind().GroupVersionKind().Kind == "DaemonSet" {
 			// New agents replace every proxy, and each wants a certificate: control must not
@@ -88,7 +91,11 @@ func (i *Installer) Install(ctx context.Context, o Options) error {
 	if err := i.prune(ctx, o, objects); err != nil {
 		return err
 	}
-	if err := i.awaitAgents(ctx, o.Namespace); err != nil {
+	ready := i.awaitAgents
+	if o.NoAgent {
+		ready = i.awaitControl
+	}
+	if err := ready(ctx, o.Namespace); err != nil {
 		return err
 	}
 	return i.verify(ctx, &o)
@@ -145,7 +152,7 @@ func title(u *unstructured.Unstructured) string {
 
 // everything is all that any choice of options installs.
 func everything(namespace string) ([]Object, error) {
-	all, err := Objects(Options{Namespace: namespace, Image: "none", ServiceMonitor: true, Replicas: 2, StoreSecret: "none"})
+	all, err := Objects(Options{Namespace: namespace, Image: "none", ServiceMonitor: true, Replicas: 2, StoreSecret: "none", Injector: true})
 	if err != nil {
 		return nil, err
 	}
@@ -214,7 +221,7 @@ func (i *Installer) remove(ctx context.Context, kind, namespace, name string) er
 
 // refuseHelm leaves alone what Helm installed: it would take it for its own again.
 func (i *Installer) refuseHelm(ctx context.Context, namespace, remedy string) error {
-	u, err := i.in("DaemonSet", namespace).Get(ctx, AgentName, metav1.GetOptions{})
+	u, err := i.in("Deployment", namespace).Get(ctx, ControlName, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
@@ -225,6 +232,22 @@ func (i *Installer) refuseHelm(ctx context.Context, namespace, remedy string) er
 		return &assay.Error{Kind: assay.Conflict, Op: "change the installation in " + namespace, Err: fmt.Errorf("it is Helm's release %s", release), Remedy: remedy}
 	}
 	return nil
+}
+
+// refuseAgents leaves agents where they are that this installation would not have: only an agent
+// takes its pods, and the network plugin on its node, out of the mesh.
+func (i *Installer) refuseAgents(ctx context.Context, o *Options) error {
+	if !o.NoAgent {
+		return nil
+	}
+	_, err := i.in("DaemonSet", o.Namespace).Get(ctx, AgentName, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return i.explain("look for agents in "+o.Namespace, err)
+	}
+	return &assay.Error{Kind: assay.Conflict, Op: "install without agents", Err: errors.New("there are agents in " + o.Namespace), Remedy: "take the mesh out first: assay uninstall"}
 }
 
 // explain turns an error of the API server into one for people.

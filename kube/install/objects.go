@@ -38,7 +38,12 @@ func Objects(o Options) ([]Object, error) {
 	list = append(list, accounts(&o)...)
 	list = append(list, trust(&o))
 	list = append(list, controlObjects(&o)...)
-	list = append(list, agentObjects(&o)...)
+	if !o.NoAgent {
+		list = append(list, agentObjects(&o)...)
+	}
+	if o.Injector {
+		list = append(list, injector(&o))
+	}
 	return list, nil
 }
 
@@ -84,23 +89,24 @@ func meta(o *Options, name, component string) metav1.ObjectMeta {
 // resources are where the API has the kinds of an installation, newest first of what
 // another choice of options may have left.
 var resources = map[string]schema.GroupVersionResource{
-	"Namespace":                {Version: "v1", Resource: "namespaces"},
-	"CustomResourceDefinition": {Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"},
-	"ServiceAccount":           {Version: "v1", Resource: "serviceaccounts"},
-	"ClusterRole":              {Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "clusterroles"},
-	"ClusterRoleBinding":       {Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "clusterrolebindings"},
-	"Role":                     {Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "roles"},
-	"RoleBinding":              {Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "rolebindings"},
-	"ConfigMap":                {Version: "v1", Resource: "configmaps"},
-	"PersistentVolumeClaim":    {Version: "v1", Resource: "persistentvolumeclaims"},
-	"Service":                  {Version: "v1", Resource: "services"},
-	"Deployment":               {Group: "apps", Version: "v1", Resource: "deployments"},
-	"DaemonSet":                {Group: "apps", Version: "v1", Resource: "daemonsets"},
-	"NetworkPolicy":            {Group: "networking.k8s.io", Version: "v1", Resource: "networkpolicies"},
-	"PodDisruptionBudget":      {Group: policyv1.GroupName, Version: "v1", Resource: "poddisruptionbudgets"},
-	"ServiceMonitor":           {Group: "monitoring.coreos.com", Version: "v1", Resource: "servicemonitors"},
-	"Pod":                      {Version: "v1", Resource: "pods"},
-	"Secret":                   {Version: "v1", Resource: "secrets"},
+	"Namespace":                    {Version: "v1", Resource: "namespaces"},
+	"CustomResourceDefinition":     {Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"},
+	"ServiceAccount":               {Version: "v1", Resource: "serviceaccounts"},
+	"ClusterRole":                  {Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "clusterroles"},
+	"ClusterRoleBinding":           {Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "clusterrolebindings"},
+	"Role":                         {Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "roles"},
+	"RoleBinding":                  {Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "rolebindings"},
+	"ConfigMap":                    {Version: "v1", Resource: "configmaps"},
+	"PersistentVolumeClaim":        {Version: "v1", Resource: "persistentvolumeclaims"},
+	"Service":                      {Version: "v1", Resource: "services"},
+	"Deployment":                   {Group: "apps", Version: "v1", Resource: "deployments"},
+	"DaemonSet":                    {Group: "apps", Version: "v1", Resource: "daemonsets"},
+	"NetworkPolicy":                {Group: "networking.k8s.io", Version: "v1", Resource: "networkpolicies"},
+	"PodDisruptionBudget":          {Group: policyv1.GroupName, Version: "v1", Resource: "poddisruptionbudgets"},
+	"ServiceMonitor":               {Group: "monitoring.coreos.com", Version: "v1", Resource: "servicemonitors"},
+	"Pod":                          {Version: "v1", Resource: "pods"},
+	"MutatingWebhookConfiguration": {Group: "admissionregistration.k8s.io", Version: "v1", Resource: "mutatingwebhookconfigurations"},
+	"Secret":                       {Version: "v1", Resource: "secrets"},
 	// Not installed, but read.
 	"Event":        {Version: "v1", Resource: "events"},
 	"Node":         {Version: "v1", Resource: "nodes"},

@@ -18,8 +18,10 @@ var forms = map[string]Options{
 		StoreSecret: "store", VolumeSize: "5Gi", StorageClass: "fast", CNIConf: "/etc/rancher/cni", CNIBin: "/var/lib/rancher/bin",
 		CRISocket: "/var/lib/rancher/containerd.sock", MetricsPort: 9999, ServiceMonitor: true, OlderGrace: "90s",
 	},
-	"several": {Image: "assay.test/assay:4", Replicas: 3, StoreSecret: "store"},
-	"try":     {Image: "assay.test/assay:3", Volume: EmptyDir, MetricsPort: -1, CRISocket: "/run/k3s/containerd.sock"},
+	"several":  {Image: "assay.test/assay:4", Replicas: 3, StoreSecret: "store"},
+	"sidecars": {Image: "assay.test/assay:5", Namespace: "mesh", PullPolicy: "Never", Injector: true, NoAgent: true, Volume: EmptyDir},
+	"both":     {Image: "assay.test/assay:6", Injector: true},
+	"try":      {Image: "assay.test/assay:3", Volume: EmptyDir, MetricsPort: -1, CRISocket: "/run/k3s/containerd.sock"},
 }
 
 // TestObjects compares what is applied with what a person has looked at.
@@ -69,6 +71,8 @@ func TestOptionsThatAreWrong(t *testing.T) {
 		"want for instance 10m":   func(o *Options) { o.OlderGrace = "soon" },
 		"want 1 to 65535":         func(o *Options) { o.MetricsPort = 70000 },
 		"there are no metrics":    func(o *Options) { o.MetricsPort, o.ServiceMonitor = -1, true },
+		"nothing would ever be":   func(o *Options) { o.NoAgent = true },
+		"finds the metrics of":    func(o *Options) { o.NoAgent, o.Injector, o.ServiceMonitor = true, true, true },
 		"one control's alone":     func(o *Options) { o.Replicas = 2 },
 		"a mesh has one at least": func(o *Options) { o.Replicas = -1 },
 	} {

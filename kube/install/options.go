@@ -24,7 +24,9 @@ const (
 	AgentName        = "assay-agent"         // service account, DaemonSet, Service of metrics
 	TrustName        = publish.TrustName     // the ConfigMap with the authority's roots
 	AuthorityName    = publish.AuthorityName // the Secret with the sealing key of a shared authority
+	InjectorName     = publish.InjectorName  // the webhooks' configuration, and control's role for it
 	ControlPort      = 7400
+	InjectorPort     = 7443
 	Audience         = "assay" // of the agents' tokens
 	MeshLabel        = kube.MeshLabel
 )
@@ -58,6 +60,11 @@ type Options struct {
 	// OlderGrace is how long connections that are older than a pod's capture may go on in a
 	// strict namespace, as in "10m", which is what "" means.
 	OlderGrace string
+
+	// Injector has control put sidecars into pods that ask for one.
+	Injector bool
+	// NoAgent leaves the agents out, for clusters that allow none; it needs Injector.
+	NoAgent bool
 
 	// MetricsPort of every node serves Prometheus; 0 is 9181, -1 none.
 	MetricsPort    int32
@@ -106,6 +113,10 @@ func (o *Options) validate() error {
 		return wrong("volume", fmt.Sprintf("%q is none", o.Volume), "want claim or emptyDir")
 	case o.MetricsPort < -1 || o.MetricsPort > 65535:
 		return wrong("metrics port", fmt.Sprintf("%d is none", o.MetricsPort), "want 1 to 65535, or -1 for no metrics")
+	case o.NoAgent && !o.Injector:
+		return wrong("without agents", "nothing would ever be meshed", "let pods have sidecars: --injector")
+	case o.NoAgent && o.ServiceMonitor:
+		return wrong("ServiceMonitor", "it finds the metrics of agents, and there are none", "")
 	case o.ServiceMonitor && o.MetricsPort < 0:
 		return wrong("ServiceMonitor", "there are no metrics", "name a port with --metrics-port")
 	}

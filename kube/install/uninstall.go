@@ -34,7 +34,8 @@ type Removal struct {
 	Drain time.Duration
 }
 
-// Uninstall takes the mesh out, while pods go on talking: the agents take every pod out of
+// Uninstall takes the mesh out, while pods go on talking: no pod gets a sidecar any more, and
+// while there are some nothing else is done, unless forced; the agents take every pod out of
 // it, all nodes step by step together (leave.go); they end; on every node what they made is
 // undone; then control and the rest go. A node that fails is an error, and control is left in place, unless forced. One that
 // is not ready is passed over. What is left is told.
@@ -47,10 +48,19 @@ func (i *Installer) Uninstall(ctx context.Context, r Removal) error {
 			return err
 		}
 	}
-	left, err := i.releaseNodes(ctx, r)
+	var left []string
+	if !r.NodesOnly {
+		with, err := i.stopInjecting(ctx, r)
+		if err != nil {
+			return err
+		}
+		left = with
+	}
+	nodes, err := i.releaseNodes(ctx, r)
 	if err != nil {
 		return err
 	}
+	left = append(left, nodes...)
 	kept := []string{"every object; the agents' DaemonSet wants the label " + parked + ", which no node has"}
 	if !r.NodesOnly {
 		if kept, err = i.removeObjects(ctx, r); err != nil {

@@ -150,6 +150,14 @@ func last(events []corev1.Event, belongs func(*corev1.Event) bool) (newest *core
 
 // verify asks every agent, through the API server, whether control has taken its node in.
 func (i *Installer) verify(ctx context.Context, o *Options) error {
+	if o.Injector {
+		if err := i.verifyInjector(ctx); err != nil {
+			return err
+		}
+	}
+	if o.NoAgent {
+		return nil
+	}
 	if !o.metrics() {
 		i.say("control and agents are ready; that every node has joined is not verified, since there are no metrics")
 		return nil

@@ -1,17 +1,18 @@
 // Package publish writes to an API server what others read there: the roots of the mesh's
-// authority (ConfigMap assay-trust, by which agents know control), what became of routes
+// authority (ConfigMap assay-trust, by which agents know control, and the configuration
+// assay-injector, by which the API server does), what became of routes
 // (their status, as the Gateway API has it), what was found about pods (events), and once
 // the key under which several controls share an authority (Secret assay-authority).
 //
-// It changes nothing else, and nobody else's: of a ConfigMap and a Secret one key, of a route's
+// It changes nothing else, and nobody else's: of a ConfigMap and a Secret one key, of a webhook its roots, of a route's
 // status the entries of our controller name, events that it has made. It writes only what differs
 // from what is there, a bounded number of times in a second, so several controls that say the same
 // write it once. What somebody else changes is written again.
 //
-// Goroutines: each Run blocks and starts none. LocalRules and Rules are all that it must be
+// Goroutines: each Run blocks and starts none. LocalRules, Rules and InjectorRules are all that it must be
 // allowed.
 //
-// Tour: publish.go, trust.go, authority.go, routes.go, events.go.
+// Tour: publish.go, trust.go, injector.go, authority.go, routes.go, events.go.
 package publish
 
 import (

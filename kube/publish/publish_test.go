@@ -305,7 +305,7 @@ func TestTrustIsKept(t *testing.T) {
 	if data["other"] != "stays" {
 		t.Error("what is not ours is gone")
 	}
-	if err := trust.write(t.Context(), encode(roots)); err != nil || patches != 2 {
+	if err := trust.write(t.Context(), PEM(roots)); err != nil || patches != 2 {
 		t.Errorf("the same again: %v, %d patches", err, patches)
 	}
 }

@@ -47,15 +47,20 @@ const (
 // Run keeps the ConfigMap as roots says, certificates in DER, until ctx ends. While it says
 // none, nothing is written. Several controls may do so: what they say is the same.
 func (t *Trust) Run(ctx context.Context, roots func() [][]byte) error {
+	return keep(ctx, said{log: t.log, what: "the mesh's roots in " + t.namespace + "/" + TrustName}, roots, t.write)
+}
+
+// keep writes roots, in PEM, whenever they differ from what was written, and looks at what is
+// there now and then, until ctx ends.
+func keep(ctx context.Context, problem said, roots func() [][]byte, write func(context.Context, []byte) error) error {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
-	problem := said{log: t.log, what: "the mesh's roots in " + t.namespace + "/" + TrustName}
 	var written []byte
 	var checked time.Time
 	for {
-		text := encode(roots())
+		text := PEM(roots())
 		if len(text) > 0 && (!bytes.Equal(text, written) || time.Since(checked) >= checkEvery) {
-			err := t.write(ctx, text)
+			err := write(ctx, text)
 			problem.result(ctx, err)
 			if err == nil {
 				written, checked = text, time.Now()
@@ -69,7 +74,8 @@ func (t *Trust) Run(ctx context.Context, roots func() [][]byte) error {
 	}
 }
 
-func encode(roots [][]byte) []byte {
+// PEM writes certificates in DER one after the other.
+func PEM(roots [][]byte) []byte {
 	var out bytes.Buffer
 	for _, der := range roots {
 		pem.Encode(&out, &pem.Block{Type: "CERTIFICATE", Bytes: der}) // into memory: it does not fail

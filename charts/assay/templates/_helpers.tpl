@@ -35,6 +35,12 @@ imagePullPolicy: {{ .Values.imagePullPolicy }}
 {{- if and (gt (int .Values.replicas) 1) (not .Values.storeSecret) }}
 {{- fail "replicas: the embedded store is one control's alone: name a Secret with the URL of a PostgreSQL store in storeSecret, or one replica" }}
 {{- end }}
+{{- if not (or .Values.agent .Values.injector) }}
+{{- fail "agent: without agents nothing would ever be meshed, unless pods have sidecars: injector" }}
+{{- end }}
+{{- if and .Values.serviceMonitor (not .Values.agent) }}
+{{- fail "serviceMonitor: it finds the metrics of agents, and there are none" }}
+{{- end }}
 {{- if and .Values.serviceMonitor (lt (int .Values.metricsPort) 0) }}
 {{- fail "serviceMonitor: there are no metrics without metricsPort" }}
 {{- end }}

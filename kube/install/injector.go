@@ -1,0 +1,137 @@
+package install
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"assay.dev"
+	"assay.dev/kube"
+	"assay.dev/kube/inject"
+)
+
+// injector has the API server ask control about pods that are to have a sidecar, by their own
+// label or their namespace's. It fails closed: such a pod would start outside of the mesh, and
+// nobody would see it. It is never asked about what control needs to start. Control
+// writes the roots into it by which it is known, and therefore they are not here.
+func injector(o *Options) *admissionregistrationv1.MutatingWebhookConfiguration {
+	in := func(values ...string) metav1.LabelSelectorRequirement {
+		return metav1.LabelSelectorRequirement{Key: kube.MeshLabel, Operator: metav1.LabelSelectorOpIn, Values: values}
+	}
+	notIn := func(key string, values ...string) metav1.LabelSelectorRequirement {
+		return metav1.LabelSelectorRequirement{Key: key, Operator: metav1.LabelSelectorOpNotIn, Values: values}
+	}
+	all := func(list ...metav1.LabelSelectorRequirement) *metav1.LabelSelector {
+		return &metav1.LabelSelector{MatchExpressions: list}
+	}
+	others := notIn(corev1.LabelMetadataName, kube.ClusterSystem, o.Namespace)
+	return &admissionregistrationv1.MutatingWebhookConfiguration{
+		TypeMeta:   metav1.TypeMeta{APIVersion: admissionregistrationv1.SchemeGroupVersion.String(), Kind: "MutatingWebhookConfiguration"},
+		ObjectMeta: metav1.ObjectMeta{Name: InjectorName, Labels: labels("control", nil)},
+		Webhooks: []admissionregistrationv1.MutatingWebhook{
+			webhook(o, "namespace", all(in(kube.Sidecar), others), all(notIn(kube.MeshLabel, kube.Enabled, kube.Disabled))),
+			webhook(o, "pod", all(notIn(kube.MeshLabel, kube.Sidecar), others), all(in(kube.Sidecar))),
+		},
+	}
+}
+
+func webhook(o *Options, name string, namespaces, pods *metav1.LabelSelector) admissionregistrationv1.MutatingWebhook {
+	namespaced := admissionregistrationv1.NamespacedScope
+	return admissionregistrationv1.MutatingWebhook{
+		Name: name + ".injector.assay.dev",
+		ClientConfig: admissionregistrationv1.WebhookClientConfig{Service: &admissionregistrationv1.ServiceReference{
+			Namespace: o.Namespace, Name: ControlName, Path: new(inject.Path), Port: new(int32(InjectorPort)),
+		}},
+		Rules: []admissionregistrationv1.RuleWithOperations{{
+			Operations: []admissionregistrationv1.OperationType{admissionregistrationv1.Create},
+			Rule:       admissionregistrationv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"pods"}, Scope: &namespaced},
+		}},
+		NamespaceSelector: namespaces, ObjectSelector: pods,
+		AdmissionReviewVersions: []string{"v1"}, MatchPolicy: new(admissionregistrationv1.Equivalent),
+		FailurePolicy: new(admissionregistrationv1.Fail), SideEffects: new(admissionregistrationv1.SideEffectClassNone),
+		TimeoutSeconds: new(int32(5)), ReinvocationPolicy: new(admissionregistrationv1.IfNeededReinvocationPolicy),
+	}
+}
+
+// verifyInjector has the API server ask about a pod that nobody makes.
+func (i *Installer) verifyInjector(ctx context.Context) error {
+	pod := &corev1.Pod{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
+		ObjectMeta: metav1.ObjectMeta{Name: "assay-verify", Namespace: metav1.NamespaceDefault, Labels: map[string]string{kube.MeshLabel: kube.Sidecar}},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "none", Image: "none"}}},
+	}
+	u, err := Unstructured(pod)
+	if err != nil {
+		return err
+	}
+	said := "the API server asks control about pods, and gets sidecars for them"
+	err = i.await(ctx, "verify that the API server asks about pods", func() (string, error) {
+		made, err := i.of(u).Create(ctx, u, metav1.CreateOptions{FieldManager: manager, DryRun: []string{metav1.DryRunAll}})
+		if err != nil && (apierrors.IsInternalError(err) || apierrors.IsServiceUnavailable(err) || apierrors.ReasonForError(err) == metav1.StatusReasonUnknown) {
+			return "", err
+		}
+		if err != nil { // somebody else does not want it there: by then control has been asked
+			said = "that pods get sidecars is not verified: " + err.Error()
+			return "", nil
+		}
+		var p corev1.Pod
+		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(made.Object, &p); err != nil {
+			return "", err
+		}
+		if len(p.Spec.InitContainers) == 0 || p.Spec.InitContainers[0].Name != kube.SidecarContainer {
+			return "a pod that asks for a sidecar has none yet", nil
+		}
+		return "", nil
+	})
+	if err == nil {
+		i.say("%s", said)
+	}
+	return err
+}
+
+// stopInjecting ends that the API server asks about pods, before control goes: no pod that asks
+// for a sidecar could be made any more. Those that have one need control while they
+// run.
+func (i *Installer) stopInjecting(ctx context.Context, r Removal) (left []string, err error) {
+	if err := i.remove(ctx, "MutatingWebhookConfiguration", "", InjectorName); err != nil {
+		return nil, err
+	}
+	pods, err := list[corev1.Pod](ctx, i, "Pod", "", "")
+	if err != nil {
+		return nil, i.explain("look for pods with a sidecar", err)
+	}
+	count := map[string]int{}
+	for p := range pods {
+		_, injected := pods[p].Annotations[kube.InjectedAnnotation]
+		if injected && pods[p].Status.Phase != corev1.PodSucceeded && pods[p].Status.Phase != corev1.PodFailed {
+			count[pods[p].Namespace]++
+		}
+	}
+	if len(count) == 0 {
+		return nil, nil
+	}
+	var where []string
+	for _, namespace := range slices.Sorted(maps.Keys(count)) {
+		where = append(where, fmt.Sprintf("%d in %s", count[namespace], namespace))
+	}
+	which := "pods with a sidecar: " + strings.Join(where[:min(len(where), maxNamespaces)], ", ")
+	if more := len(where) - maxNamespaces; more > 0 {
+		which += fmt.Sprintf(", and those of %d more namespaces", more)
+	}
+	if r.Force {
+		return []string{which + "; they lose their identity within a day: restart them"}, nil
+	}
+	return nil, &assay.Error{Kind: assay.Conflict, Op: "uninstall", Err: fmt.Errorf("there are %s", which),
+		Remedy: "no pod gets one any more: restart them (kubectl rollout restart), and run it again; --force leaves them as they are, without an identity within a day"}
+}
+
+// maxNamespaces keeps a line readable.
+const maxNamespaces = 10
