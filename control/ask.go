@@ -56,10 +56,10 @@ func (m *model) ownNumbers() []*api.Number {
 	return out
 }
 
-// each calls ask for every other control that lives and can be reached, all at once.
-func (c *Control) each(ctx context.Context, ask func(context.Context, string, *grpc.ClientConn) error) {
+// each calls ask for others that can be reached, all at once.
+func (c *Control) each(ctx context.Context, which others, ask func(context.Context, string, *grpc.ClientConn) error) {
 	var all sync.WaitGroup
-	for id, conn := range c.reach() {
+	for id, conn := range c.reach(which) {
 		all.Go(func() {
 			if err := ask(ctx, id, conn); err != nil && ctx.Err() == nil {
 				c.log.Warn("another control does not answer", "control", id, "err", err)
@@ -69,8 +69,16 @@ func (c *Control) each(ctx context.Context, ask func(context.Context, string, *g
 	all.Wait()
 }
 
+// others says which of them are asked.
+type others bool
+
+const (
+	alive  others = false // those that showed life not long ago
+	listed others = true  // whether this control can see that they live, or not
+)
+
 // reach returns connections to the others.
-func (c *Control) reach() map[string]*grpc.ClientConn {
+func (c *Control) reach(which others) map[string]*grpc.ClientConn {
 	s := c.several
 	if s == nil {
 		return nil
@@ -79,7 +87,7 @@ func (c *Control) reach() map[string]*grpc.ClientConn {
 	defer s.mu.Unlock()
 	out := map[string]*grpc.ClientConn{}
 	for id, o := range s.others {
-		if o.Address == "" || time.Since(o.grew) >= 2*c.cfg.takeover {
+		if o.Address == "" || which == alive && time.Since(o.grew) >= 2*c.cfg.takeover {
 			continue
 		}
 		if o.conn == nil {
@@ -100,18 +108,18 @@ func (c *Control) reach() map[string]*grpc.ClientConn {
 	return out
 }
 
-// othersReachStore asks whether any does.
+// othersReachStore asks whether any does. Who asks cannot see who lives: that is in the store.
 func (c *Control) othersReachStore(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, asking)
 	defer cancel()
 	var mu sync.Mutex
 	any := false
-	c.each(ctx, func(ctx context.Context, _ string, conn *grpc.ClientConn) error {
+	c.each(ctx, listed, func(ctx context.Context, _ string, conn *grpc.ClientConn) error {
 		r, err := api.NewReplicasClient(conn).Status(ctx, &api.StatusRequest{})
 		mu.Lock()
 		defer mu.Unlock()
 		any = any || err == nil && r.GetStore()
-		return err
+		return nil // that some have ended is to be expected
 	})
 	return any
 }
@@ -125,7 +133,7 @@ func (c *Control) gather(ctx context.Context) {
 	defer cancel()
 	var mu sync.Mutex
 	theirs := map[string]*report{}
-	c.each(ctx, func(ctx context.Context, _ string, conn *grpc.ClientConn) error {
+	c.each(ctx, alive, func(ctx context.Context, _ string, conn *grpc.ClientConn) error {
 		stream, err := api.NewReplicasClient(conn).Numbers(ctx, &api.NumbersRequest{})
 		for err == nil {
 			var n *api.Number
@@ -162,7 +170,7 @@ func (c *Control) gather(ctx context.Context) {
 // tapElsewhere opens a tap at every other control, for the hosts that have their stream there,
 // until ctx ends.
 func (c *Control) tapElsewhere(ctx context.Context, watch []byte, t *openTap) {
-	c.each(ctx, func(ctx context.Context, _ string, conn *grpc.ClientConn) error {
+	c.each(ctx, alive, func(ctx context.Context, _ string, conn *grpc.ClientConn) error {
 		stream, err := api.NewOperatorClient(conn).Tap(ctx, &api.TapRequest{Watch: watch})
 		if err != nil {
 			return err

@@ -498,7 +498,7 @@ func TestCutOff(t *testing.T) {
 	s.up(s.workload("w1", "bank", "payments", 1, 8080))
 	s.synced()
 	s.waitAccepted("w1")
-	eventually(t, "both know each other and the host", func() bool { return len(a.reach()) == 1 && len(b.reach()) == 1 && a.knows("w1") })
+	eventually(t, "both know each other and the host", func() bool { return len(a.reach(alive)) == 1 && len(b.reach(alive)) == 1 && a.knows("w1") })
 	m.lines[1].set(true)
 	s.waitEnd()
 	eventually(t, "it takes no connection", func() bool {
@@ -545,6 +545,24 @@ func TestCutOff(t *testing.T) {
 	})
 }
 
+// TestCutOffAfterAll: a control that alone has lost the database notices also when nobody had it
+// for longer than it takes to be taken for dead.
+func TestCutOffAfterAll(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, 2, nil)
+	a, b := m.controls[0], m.controls[1]
+	eventually(t, "they know each other", func() bool { return len(a.reach(alive)) == 1 && len(b.reach(alive)) == 1 })
+	m.lines[0].set(true)
+	eventually(t, "it takes itself for cut off", func() bool {
+		a.several.mu.Lock()
+		for _, o := range a.several.others {
+			o.grew = o.grew.Add(-time.Hour) // as it would be then
+		}
+		a.several.mu.Unlock()
+		return a.several.cutOff()
+	})
+}
+
 // TestStoreAwayForAll: while the database is away nobody is cut off: what is known is served,
 // renewals go on, and what was reported meanwhile is everybody's when it is back.
 func TestStoreAwayForAll(t *testing.T) {
@@ -557,7 +575,7 @@ func TestStoreAwayForAll(t *testing.T) {
 	s1.synced()
 	s1.waitAccepted("w1")
 	s2.waitFor("workload/w1")
-	eventually(t, "they know each other", func() bool { return len(a.reach()) == 1 && len(b.reach()) == 1 })
+	eventually(t, "they know each other", func() bool { return len(a.reach(alive)) == 1 && len(b.reach(alive)) == 1 })
 	m.server.kill()
 	s1.up(s1.workload("w2", "bank", "payments", 2, 8080))
 	s1.waitAccepted("w2")
@@ -704,7 +722,7 @@ func TestTapElsewhere(t *testing.T) {
 	s.up(s.workload("w1", "bank", "payments", 1, 8080))
 	s.synced()
 	s.waitAccepted("w1")
-	eventually(t, "b knows the service", func() bool { return b.model.hasService("bank/payments") && len(b.reach()) == 1 })
+	eventually(t, "b knows the service", func() bool { return b.model.hasService("bank/payments") && len(b.reach(alive)) == 1 })
 	conn, err := grpc.NewClient("unix:"+b.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
