@@ -210,6 +210,9 @@ func (c *Control) checkOthers() []assay.Finding {
 	defer s.mu.Unlock()
 	var out []assay.Finding
 	for id, o := range s.others {
+		if o.Beat == 0 {
+			continue // it is not listed
+		}
 		switch still := time.Since(o.grew); {
 		case still >= c.cfg.takeover:
 			out = append(out, assay.Finding{Kind: "control-away", Subject: id, Detail: fmt.Sprintf("it has shown no life for %s; its hosts go to others", still.Round(time.Second)),

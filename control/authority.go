@@ -99,6 +99,6 @@ func (c *Control) beOneOfSeveral(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.several.note(list, c.several.beaten, false, c.cfg.takeover, map[string]bool{})
+	c.several.note(list, nil, c.several.beaten, false, c.cfg.takeover, map[string]bool{})
 	return c.store.Beat(ctx, c.several.address)
 }

@@ -160,7 +160,8 @@ func (m *model) hearHost(h store.Host) {
 	}
 	if s := known.session; s != nil {
 		if h.Replica == m.me || !s.attached {
-			return // this control's word is on its way, or newer
+			known.Replica = h.Replica // until this control's word is stored
+			return
 		}
 		s.cancel(errReplaced)
 		delete(m.sessions, s)
@@ -224,6 +225,32 @@ func (m *model) setDead(dead map[string]bool) map[string]bool {
 	}
 	m.publish()
 	return fresh
+}
+
+// speakers returns the other controls that are said to have the streams of hosts.
+func (m *model) speakers() map[string]bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := map[string]bool{}
+	for _, h := range m.hosts {
+		if h.Replica != "" && h.Replica != m.me {
+			out[h.Replica] = true
+		}
+	}
+	return out
+}
+
+// forget takes in that a control was removed from the store.
+func (m *model) forget(replica string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, h := range m.hosts {
+		if h.Replica == replica {
+			h.Replica = ""
+			m.settle(h)
+		}
+	}
+	m.publish()
 }
 
 // hearWorkloads takes in the workloads that others have stored or removed.

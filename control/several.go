@@ -195,11 +195,12 @@ func (c *Control) beat(ctx context.Context) error {
 	s.beaten = now
 	s.mu.Unlock()
 	dead := map[string]bool{}
-	for _, gone := range s.note(list, now, proves, c.cfg.takeover, dead) {
+	for _, gone := range s.note(list, c.model.speakers(), now, proves, c.cfg.takeover, dead) {
 		// Its hosts have been elsewhere for long.
 		if err := c.store.RemoveReplica(ctx, gone.ID, gone.Beat); err != nil {
 			return err
 		}
+		c.model.forget(gone.ID)
 	}
 	for id := range c.model.setDead(dead) {
 		c.log.Info("another control shows no life; its hosts are expected elsewhere", "control", id)
@@ -210,9 +211,9 @@ func (c *Control) beat(ctx context.Context) error {
 // forgetReplicas is after how many times takeover a control that shows no life is forgotten.
 const forgetReplicas = 10
 
-// note keeps what the store says of the others. It fills in who is dead, and returns who has
-// been for long.
-func (s *several) note(list []store.Replica, now time.Time, proves bool, takeover time.Duration, dead map[string]bool) (gone []store.Replica) {
+// note keeps what the store says of the others, and which of them are said to have hosts. It
+// fills in who is dead, and returns who has been for long.
+func (s *several) note(list []store.Replica, speakers map[string]bool, now time.Time, proves bool, takeover time.Duration, dead map[string]bool) (gone []store.Replica) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	there := map[string]bool{}
@@ -240,6 +241,24 @@ func (s *several) note(list []store.Replica, now time.Time, proves bool, takeove
 			fallthrough
 		case still >= takeover:
 			dead[r.ID] = true
+		}
+	}
+	for id := range speakers {
+		if there[id] {
+			continue
+		}
+		// It was forgotten, or this one has not seen it yet.
+		there[id] = true
+		o := s.others[id]
+		if o == nil {
+			o = &other{}
+			s.others[id] = o
+		}
+		if o.grew.IsZero() || !proves {
+			o.grew = now
+		}
+		if o.Replica = (store.Replica{}); now.Sub(o.grew) >= takeover {
+			dead[id] = true
 		}
 	}
 	for id, o := range s.others {

@@ -329,6 +329,60 @@ func TestControlDies(t *testing.T) {
 	}
 }
 
+// TestControlForgotten: the hosts of a control that died with it stay away when the control is
+// forgotten, at the one that forgets it as well.
+func TestControlForgotten(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, 2, func(cfg *Config) { cfg.takeover = 2 * time.Second })
+	a, b := m.controls[0], m.controls[1]
+	h := b.join(t, "one", "bank/*")
+	s := syncHost(t, h.hosts, nil)
+	s.up(s.workload("w1", "bank", "payments", 1, 8080))
+	s.synced()
+	s.waitAccepted("w1")
+	eventually(t, "a knows the workload, and that the host is there", func() bool { present, _, _ := a.hostState(h.id); return present && a.knows("w1") })
+	m.crash(1)
+	eventually(t, "the host is away", func() bool { present, _, _ := a.hostState(h.id); return !present })
+	eventually(t, "the other control is forgotten", func() bool {
+		list, err := a.store.ListReplicas(t.Context())
+		return err == nil && len(list) == 1
+	})
+	for range 3 {
+		a.several.mu.Lock()
+		was := a.several.beaten
+		a.several.mu.Unlock()
+		eventually(t, "another look at who lives", func() bool { a.several.mu.Lock(); defer a.several.mu.Unlock(); return a.several.beaten != was })
+	}
+	if present, _, _ := a.hostState(h.id); present {
+		t.Error("the host of a control that is forgotten is present")
+	}
+	if f := checked(t, a); slices.ContainsFunc(f, func(f *api.Finding) bool { return f.GetKind() == "control-away" }) {
+		t.Errorf("it is still spoken of: %v", f)
+	}
+}
+
+// TestDetachHeardEarly: that another control has lost a host's stream counts, though it is heard
+// before the store knows that this one has it.
+func TestDetachHeardEarly(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, 2, nil)
+	a, b := m.controls[0], m.controls[1]
+	h := b.join(t, "one", "bank/*")
+	syncHost(t, h.hosts, nil)
+	eventually(t, "a knows that the host is there", func() bool { present, _, _ := a.hostState(h.id); return present })
+	stored, _ := a.model.host(h.id)
+	m.lines[0].set(true) // it stores nothing
+	s := syncHost(t, h.at(t, a).hosts, nil)
+	stored.Replica = ""
+	a.model.hear(&news{changed: map[store.Kind][]string{store.OfHost: {h.id}}, hosts: map[string]store.Host{h.id: stored}})
+	if present, _, _ := a.hostState(h.id); !present {
+		t.Fatal("it has the stream")
+	}
+	s.close()
+	eventually(t, "the host is away", func() bool { present, _, _ := a.hostState(h.id); return !present })
+	m.lines[0].set(false)
+}
+
 // TestHostMoves: the newest stream of a host counts, wherever it is; what the old one's control
 // still has to say of it does not.
 func TestHostMoves(t *testing.T) {
