@@ -24,7 +24,7 @@ const (
 // olderConnections is what is known of a workload's.
 type olderConnections struct {
 	left   int       // that there were when it was looked last
-	none   int       // there are none since the meter was installed so many times
+	none   int       // it is clear that there are none since the meter was installed so many times
 	looked time.Time // at them
 	strict time.Time // since when the namespace is strict, as far as this agent knows
 	failed bool      // the kernel does not end them
@@ -42,13 +42,13 @@ func (w *workload) lookAtOlder(now time.Time) {
 	w.mu.Lock()
 	outbound, inbound := w.rec.Outbound, w.rec.Inbound
 	w.mu.Unlock()
-	list, err := b.meter.OlderConnections(outbound, inbound)
+	list, unclear, err := b.meter.OlderConnections(outbound, inbound)
 	if err != nil {
 		w.log.Debug("connections older than the capture", "err", err) // its namespace is going
 		return
 	}
 	o.looked, o.left = now, len(list)
-	if len(list) == 0 {
+	if len(list)+unclear == 0 {
 		o.none = installs
 	}
 	switch w.a.view.Load().config(w.noun().Namespace).Mode {

@@ -25,9 +25,10 @@ type Config struct {
 type Meter struct {
 	ns *netns.Namespace
 
-	mu   sync.Mutex
-	cfg  Config
-	want []string // as the kernel listed the rules after Install
+	mu       sync.Mutex
+	cfg      Config
+	want     []string              // as the kernel listed the rules after Install
+	overflow map[[sockID]byte]bool // sockets of older connections that found no place in the sets
 }
 
 // New returns the meter of ns, which it uses but does not close.
@@ -225,7 +226,11 @@ func (m *Meter) older(conn *nftables.Conn, excluded *nftables.Set, first bool, n
 			f = families[1]
 		}
 		name := older(role, f)
-		if len(out[name]) == maxOlder/2 { // the rest is shown as escaped, or stray, not lost
+		if len(out[name]) == maxOlder/2 { // what the rest carries is shown as escaped, or stray
+			if m.overflow == nil {
+				m.overflow = map[[sockID]byte]bool{}
+			}
+			m.overflow[c.socket.id] = true
 			continue
 		}
 		key := binary.BigEndian.AppendUint16(c.remote.Addr().AsSlice(), c.remote.Port())
@@ -251,7 +256,7 @@ func (m *Meter) Remove() error {
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("meter: remove the rules: %w", err)
 	}
-	m.cfg, m.want = Config{}, nil
+	m.cfg, m.want, m.overflow = Config{}, nil, nil
 	return nil
 }
 

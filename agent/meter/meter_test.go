@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -580,7 +581,7 @@ func TestOlderConnections(t *testing.T) {
 		var list []meter.OlderConnection
 		lab.Eventually(t, fmt.Sprintf("%d older connections", n), func() bool {
 			var err error
-			if list, err = b.meter.OlderConnections(1, 2); err != nil {
+			if list, _, err = b.meter.OlderConnections(1, 2); err != nil {
 				t.Fatal(err)
 			}
 			return len(list) == n
@@ -614,4 +615,79 @@ func TestOlderConnections(t *testing.T) {
 	}
 	talk(t, fresh, 1000)
 	talk(t, own, 1000)
+}
+
+// TestManyOlderConnections: however many there are, all are listed and can be ended.
+func TestManyOlderConnections(t *testing.T) {
+	b := setup(t)
+	const many = 2200 // more than the kernel is asked to remember of one role and family
+	far := lab.Listen(t, b.other, "tcp", "[::]:0")
+	var held sync.WaitGroup
+	defer held.Wait()
+	held.Go(func() {
+		for range many {
+			c, err := far.Accept()
+			if err != nil {
+				return
+			}
+			held.Go(func() { io.Copy(io.Discard, c); c.Close() })
+		}
+	})
+	to := net.JoinHostPort(theirs, fmt.Sprint(port(far.Addr())))
+	for range many {
+		defer b.dial(b.workload, to).Close()
+	}
+	b.install()
+	list, unclear, err := b.meter.OlderConnections(1, 2)
+	if err != nil || len(list) != many || unclear != 0 {
+		t.Fatalf("%d older connections, %d unclear, %v; want %d", len(list), unclear, err, many)
+	}
+	if err := b.meter.End(list); err != nil {
+		t.Fatal(err)
+	}
+	lab.Eventually(t, "all have ended", func() bool {
+		list, unclear, err := b.meter.OlderConnections(1, 2)
+		return err == nil && len(list)+unclear == 0
+	})
+}
+
+// TestSharedLocalPort: connections to different destinations may have one local address and
+// port, so a captured one hides no older one.
+func TestSharedLocalPort(t *testing.T) {
+	b := setup(t)
+	one, two := lab.Listen(t, b.other, "tcp", "[::]:0"), lab.Listen(t, b.other, "tcp", "[::]:0")
+	for _, l := range []net.Listener{one, two, b.outbound} {
+		echo(t, l)
+	}
+	local := 0
+	dial := func(to string, port uint16) net.Conn {
+		t.Helper()
+		d := net.Dialer{Timeout: 20 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(mine), Port: local}, Control: func(_, _ string, raw syscall.RawConn) error {
+			return raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+		}}
+		c := lab.In(t, b.workload, func() (net.Conn, error) {
+			return d.DialContext(context.Background(), "tcp", net.JoinHostPort(to, fmt.Sprint(port)))
+		})
+		t.Cleanup(func() { c.Close() })
+		talk(t, c, 1000)
+		return c
+	}
+	older := dial(theirs, port(one.Addr()))
+	local = older.LocalAddr().(*net.TCPAddr).Port
+	b.install()
+	listed := func(when string, want, wantUnclear int) {
+		t.Helper()
+		lab.Eventually(t, fmt.Sprintf("%s, %d listed, %d unclear", when, want, wantUnclear), func() bool {
+			list, unclear, err := b.meter.OlderConnections(port(b.outbound.Addr()), port(b.inbound.Addr()))
+			return err == nil && len(list) == want && unclear == wantUnclear
+		})
+	}
+	listed("alone", 1, 0)
+	// The listener's end of a connection alone: the older one may be its other end.
+	led := dial("127.0.0.1", port(b.outbound.Addr()))
+	listed("with the listener's end alone", 0, 1)
+	dial(theirs, port(two.Addr()))
+	listed("beside one that is captured", 1, 0)
+	led.Close()
+	listed("beside that alone", 1, 0)
 }

@@ -188,42 +188,80 @@ type OlderConnection struct {
 
 // OlderConnections lists them, but for those on excluded ports, and for the proxy's own: rules
 // that somebody has removed are new again, and all that there is is older than they are. The
-// ports are those of the proxy's listeners.
-func (m *Meter) OlderConnections(outbound, inbound uint16) ([]OlderConnection, error) {
+// ports are those of the proxy's listeners. unclear is how many more there may be: they are to
+// be looked for again, even if none is listed.
+func (m *Meter) OlderConnections(outbound, inbound uint16) (older []OlderConnection, unclear int, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.want == nil {
-		return nil, nil
+		return nil, 0, nil
 	}
 	remembered, err := m.remembered()
-	if err != nil || len(remembered) == 0 {
-		return nil, err
+	if err != nil || len(remembered)+len(m.overflow) == 0 {
+		return nil, 0, err
 	}
 	list, err := connections(m.ns)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	// The same addresses and ports may by now be those of a connection that was captured:
-	// then there is a socket of the proxy at its other end.
-	dialled, led := map[[2]netip.AddrPort]bool{}, map[netip.AddrPort]bool{}
+	list = slices.DeleteFunc(list, func(c connection) bool { return c.socket.state == tcpTimeWait || c.socket.state == tcpClose })
+	known := map[[sockID]byte]bool{} // of the overflow, what is there still
+	ends := m.ends(list, outbound)
+	led := map[netip.AddrPort][]OlderConnection{}
 	for _, c := range list {
-		dialled[[2]netip.AddrPort{c.local, c.remote}] = true
-		if c.local.Port() == outbound {
-			led[c.remote] = true
+		if m.overflow[c.socket.id] {
+			known[c.socket.id] = true
 		}
-	}
-	var out []OlderConnection
-	for _, c := range list {
-		switch state := c.socket.state; {
-		case !remembered[memory{c.remote, c.local.Port()}], state == tcpTimeWait, state == tcpClose:
-		case c.socket.mark == m.cfg.OwnMark, c.local.Port() == outbound, c.local.Port() == inbound:
-		case dialled[[2]netip.AddrPort{c.remote, c.local}], led[c.local]:
-		case slices.Contains(m.cfg.Excluded, c.serverPort()):
+		switch {
+		case !remembered[memory{c.remote, c.local.Port()}] && !known[c.socket.id]:
+		case m.beside(&c), c.local.Port() == outbound, c.local.Port() == inbound, ends.dialled[[2]netip.AddrPort{c.remote, c.local}]:
 		default:
-			out = append(out, OlderConnection{Local: c.local, Remote: c.remote, Inbound: c.server, socket: c.socket})
+			o := OlderConnection{Local: c.local, Remote: c.remote, Inbound: c.server, socket: c.socket}
+			if ends.led[c.local] > 0 {
+				led[c.local] = append(led[c.local], o)
+			} else {
+				older = append(older, o)
+			}
 		}
 	}
-	return out, nil
+	m.overflow = known
+	for a, some := range led {
+		if len(some)+ends.led[a] <= ends.from[a] {
+			older = append(older, some...)
+		} else {
+			unclear += len(some)
+		}
+	}
+	return older, unclear, nil
+}
+
+// ends are what tells a captured connection from an older one with the same addresses and
+// ports: there is a socket of the proxy at its other end.
+type ends struct {
+	dialled map[[2]netip.AddrPort]bool // local and remote
+	// led is how many connections the outbound listener has from an address and port, which
+	// several of the application's may share, to different destinations; from is how many it has.
+	led, from map[netip.AddrPort]int
+}
+
+func (m *Meter) ends(list []connection, outbound uint16) ends {
+	e := ends{dialled: map[[2]netip.AddrPort]bool{}, led: map[netip.AddrPort]int{}, from: map[netip.AddrPort]int{}}
+	for _, c := range list {
+		e.dialled[[2]netip.AddrPort{c.local, c.remote}] = true
+		switch {
+		case c.local.Port() == outbound:
+			e.led[c.remote]++
+		case !m.beside(&c):
+			e.from[c.local]++
+		}
+	}
+	return e
+}
+
+// beside reports whether a connection passes beside the proxy as it may: the proxy's own, and
+// those on excluded ports.
+func (m *Meter) beside(c *connection) bool {
+	return c.socket.mark == m.cfg.OwnMark || slices.Contains(m.cfg.Excluded, c.serverPort())
 }
 
 func (c *connection) serverPort() uint16 {
