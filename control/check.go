@@ -224,10 +224,10 @@ func (m *model) checkNodes() (out []assay.Finding) {
 	if len(joined) == 0 { // a mesh that is being installed, or one of sidecars
 		return nil
 	}
-	for name := range m.cluster.nodes {
-		if !joined[name] {
+	for name, n := range m.cluster.nodes {
+		if !joined[name] && !n.Agentless {
 			out = append(out, assay.Finding{Kind: "node-without-agent", Subject: "node " + name, Detail: "its agent has never joined: none of its pods is in the mesh, whatever their labels say",
-				Remedy: "see what the agent's pod on it says (kubectl get pods -A -o wide); Linux alone has agents"})
+				Remedy: "see what the agent's pod on it says (kubectl get pods -A -o wide)"})
 		}
 	}
 	return out
@@ -268,6 +268,13 @@ func checkPlaintext(edges []assay.Edge, now time.Time) []assay.Finding {
 	return out
 }
 
+// Findings that follow from what a workload's host counts.
+const (
+	captureEscaped   = "capture-escaped"
+	unexplainedBytes = "unexplained-bytes"
+	remedyEscaped    = "find out which process in the workload's network namespace holds CAP_NET_RAW or CAP_NET_ADMIN"
+)
+
 // checkBeside counts what passed beside the proxies in the last hour: one finding for
 // each namespace, by reason. TCP that avoids its capture is one of its own.
 func checkBeside(edges []assay.Edge, now time.Time) []assay.Finding {
@@ -286,9 +293,9 @@ func checkBeside(edges []assay.Edge, now time.Time) []assay.Finding {
 			continue
 		}
 		if e.Reason == assay.ReasonEscaped {
-			out = append(out, assay.Finding{Time: e.LastSeen, Kind: "capture-escaped", Subject: end(e.Client, e.Remote) + " -> " + end(e.Server, e.Remote),
+			out = append(out, assay.Finding{Time: e.LastSeen, Kind: captureEscaped, Subject: end(e.Client, e.Remote) + " -> " + end(e.Server, e.Remote),
 				Detail: fmt.Sprintf("port %d: %d packets, %d bytes of TCP that neither the proxy sent nor the capture led to it", e.Port, e.PacketsUp+e.PacketsDown, e.BytesUp+e.BytesDown),
-				Remedy: "find out which process in the workload's network namespace holds CAP_NET_RAW or CAP_NET_ADMIN"})
+				Remedy: remedyEscaped})
 			continue
 		}
 		namespace := cmp.Or(e.Client.Identity.Namespace, e.Server.Identity.Namespace)
@@ -340,7 +347,7 @@ func checkBalance(r *counts) []assay.Finding {
 	if !b.In.Unbalanced() && !b.Out.Unbalanced() {
 		return nil
 	}
-	f.Kind = "unexplained-bytes"
+	f.Kind = unexplainedBytes
 	f.Detail = fmt.Sprintf("%d bytes to it and %d from it passed its link and belong to nothing (of %d and %d)", b.In.Unexplained, b.Out.Unexplained, b.In.Link.Bytes, b.Out.Link.Bytes)
 	if stray := b.In.Control["stray"].Bytes + b.Out.Control["stray"].Bytes; stray > 0 {
 		f.Detail += fmt.Sprintf("; %d bytes of TCP belong to no connection", stray)

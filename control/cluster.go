@@ -67,6 +67,8 @@ type Node struct {
 	Zone string // what it fails together with, "" where the platform does not say
 	// Addrs are its own, at which services have node ports.
 	Addrs []netip.Addr
+	// Agentless nodes cannot have an agent.
+	Agentless bool
 }
 
 // External is a service that stands for a name outside of the mesh.
@@ -277,31 +279,6 @@ func (c *Control) RouteStatus(key string) []assay.RouteParentStatus {
 	c.model.mu.Lock()
 	defer c.model.mu.Unlock()
 	return c.model.routes[key]
-}
-
-// Found is a finding about a workload.
-type Found struct {
-	assay.Finding           // Time is the last
-	First         time.Time //
-	Count         int
-}
-
-// Found returns the findings of the last hour about workloads, and a number; with that number
-// as after, it returns none until there is another one.
-func (c *Control) Found(after uint64) ([]Found, uint64) {
-	m := c.model
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.found == after {
-		return nil, after
-	}
-	list, now := []Found{}, m.now()
-	for _, f := range m.findings {
-		if f.Workload != "" && now.Sub(f.Time) < time.Hour {
-			list = append(list, Found{f.Finding, f.First, int(f.Count)})
-		}
-	}
-	return list, m.found
 }
 
 // following reports whether the platform has been heard.

@@ -423,6 +423,7 @@ func TestDeclaredToPlatform(t *testing.T) {
 func TestFoundOfPods(t *testing.T) {
 	r := startCluster(t, nil)
 	r.follow(t, twoNodes(pod("odd", "node-1", "10.0.1.1"), pod("other", "node-2", "10.0.2.1")))
+	r.follow(t, ClusterChanges{Nodes: []Node{{Name: "node-3", Agentless: true}}})
 	h := r.joinNode(t, "node-1")
 	a := syncHost(t, h.hosts, nil)
 	_, none := r.Found(0)
@@ -448,5 +449,69 @@ func TestFoundOfPods(t *testing.T) {
 	}
 	if list, again := r.Found(number); list != nil || again != number {
 		t.Errorf("nothing new: %+v", list)
+	}
+}
+
+// TestStraysOfPods: bytes that belong nowhere and TCP that avoids its capture are found at the
+// pod whose host counts them, and again when there are more.
+func TestStraysOfPods(t *testing.T) {
+	r := startCluster(t, nil)
+	r.follow(t, twoNodes(pod("odd", "node-1", "10.0.1.1"), pod("even", "node-1", "10.0.1.2")))
+	h := r.joinNode(t, "node-1")
+	a := syncHost(t, h.hosts, nil)
+	for uid, addr := range map[string]string{"odd": "10.0.1.1", "even": "10.0.1.2"} {
+		a.up(r.meshed(h, uid, addr))
+		a.waitAccepted(uid)
+	}
+	seen := time.Now().UTC().Truncate(time.Microsecond)
+	// send waits until control has a report that says that so many packets escaped.
+	send := func(uid string, unexplained int64, packets uint64) {
+		t.Helper()
+		escaped := signal(assay.Outbound, nil, 0)
+		escaped.Service, escaped.Protocol, escaped.Security, escaped.Reason, escaped.Remote, escaped.Port = "", assay.Opaque, assay.Plaintext, assay.ReasonEscaped, "192.0.2.1", 443
+		escaped.PacketsOut, escaped.BytesOut, escaped.BytesIn, escaped.LastSeen = packets, 60*packets, 0, seen
+		signals := []assay.Signals{escaped}
+		if packets == 0 {
+			signals = nil
+		}
+		a.send(api.ReportUpdate(api.FromReport(&api.Report{Workload: uid, Started: seen, Signals: signals, Balance: &assay.Balance{Out: assay.BalanceWay{Unexplained: unexplained}}})))
+		eventually(t, "the report", func() bool {
+			for c := range r.model.counts {
+				if c.workload.ID == uid && c.Balance.Out.Unexplained == unexplained && (packets == 0 || len(c.Signals) == 1 && c.Signals[0].PacketsOut == packets) {
+					return true
+				}
+			}
+			return false
+		})
+		r.model.findStrays()
+	}
+	_, none := r.Found(0)
+	send("even", 100, 0)
+	if list, number := r.Found(none); list != nil {
+		t.Errorf("noise is found, %d: %+v", number, list)
+	}
+	send("odd", 50_000, 7)
+	list, number := r.Found(none)
+	found := map[string]Found{}
+	for _, f := range list {
+		found[f.Workload+" "+f.Kind] = f
+	}
+	bytes, tcp := found["odd unexplained-bytes"], found["odd capture-escaped"]
+	if len(list) != 2 || bytes.Count != 1 || bytes.Remedy == "" || tcp.Count != 1 || !tcp.Time.Equal(seen) || tcp.Subject != "192.0.2.1:443" || !strings.Contains(tcp.Detail, "7 packets, 420 bytes") {
+		t.Fatalf("found %+v", list)
+	}
+	send("odd", 50_000, 7)
+	if list, again := r.Found(number); list != nil || again != number {
+		t.Errorf("the same: %+v", list)
+	}
+	send("odd", 50_000, 9)
+	list, _ = r.Found(number)
+	i := slices.IndexFunc(list, func(f Found) bool { return f.Kind == "capture-escaped" })
+	if len(list) != 2 || list[i].Count != 2 || !list[1-i].Time.Equal(bytes.Time) {
+		t.Errorf("more: %+v", list)
+	}
+	send("odd", 0, 0)
+	if list, _ := r.Found(0); len(list) != 0 {
+		t.Errorf("of a proxy that begins anew: %+v", list)
 	}
 }

@@ -373,6 +373,7 @@ func (c *Control) Run(ctx context.Context) error {
 	}
 	if c.cfg.Cluster != nil {
 		group.Go(func() error { return c.forgetNodes(ctx) })
+		group.Go(func() error { return c.lookForStrays(ctx) })
 	}
 	group.Go(func() error {
 		server := c.server(localPeer{localHost})

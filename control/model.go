@@ -51,8 +51,9 @@ type model struct {
 	acks     map[string]uint64     // workload ID -> bundle version
 	certs    map[string][]store.Certificate
 	reports  map[string]*report
-	findings []store.Finding // the oldest first
-	found    uint64          // how many there were
+	findings []store.Finding  // the oldest first
+	found    uint64           // how many there were
+	strays   map[string]stray // by workload and kind
 	audit    []store.Audit
 	sessions map[*session]bool
 	taps     taps

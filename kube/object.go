@@ -49,23 +49,31 @@ func (r reading) externals(out *discovery.DeclaredService, s *corev1.Service) {
 		}
 	}
 	slices.SortFunc(out.Externals, func(a, b netip.Addr) int { return cmp.Or(a.BitLen()-b.BitLen(), a.Compare(b)) })
-	const beside = "meshed clients at its load balancer's addresses and node ports leave the mesh, as to any address outside"
-	if out.Local || len(s.Spec.LoadBalancerSourceRanges) > 0 {
-		for i := range out.Ports {
-			out.Ports[i].NodePort = 0
-		}
+	if len(out.Externals) == 0 && !slices.ContainsFunc(out.Ports, func(p discovery.DeclaredPort) bool { return p.NodePort != 0 }) {
+		return
 	}
+	const beside = "meshed clients at its load balancer's addresses and node ports leave the mesh, as to any address outside"
 	switch {
-	case len(out.Externals) == 0:
-	case len(out.Externals) > maxExternals:
-		r.note(out, "status.loadBalancer", "of %d addresses outside, %d are followed", len(out.Externals), maxExternals)
-		out.Externals = out.Externals[:maxExternals]
 	case out.Local:
-		out.Externals = nil
 		r.note(out, "spec.internalTrafficPolicy", "Local holds at the service's own addresses; "+beside)
+		keepInside(out)
 	case len(s.Spec.LoadBalancerSourceRanges) > 0:
-		out.Externals = nil
 		r.note(out, "spec.loadBalancerSourceRanges", "is the cluster's to keep; "+beside)
+		keepInside(out)
+	case s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal:
+		r.note(out, "spec.externalTrafficPolicy", "Local is about clients outside the cluster; meshed ones go to any endpoint from there too, as pods do without a mesh")
+	}
+	if n := len(out.Externals); n > maxExternals {
+		r.note(out, "status.loadBalancer", "of %d addresses outside, %d are followed", n, maxExternals)
+		out.Externals = out.Externals[:maxExternals]
+	}
+}
+
+// keepInside has the mesh follow nothing but a service's own addresses.
+func keepInside(s *discovery.DeclaredService) {
+	s.Externals = nil
+	for i := range s.Ports {
+		s.Ports[i].NodePort = 0
 	}
 }
 

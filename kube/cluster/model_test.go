@@ -327,16 +327,39 @@ func TestNodes(t *testing.T) {
 	m.changes()
 	m.setNode(node("b", "west"))
 	m.setNode(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a"}})
-	same(t, "two nodes", m.changes(), Changes{Nodes: []Node{{Name: "a"}, {"b", "west", own}}})
+	same(t, "two nodes", m.changes(), Changes{Nodes: []Node{{Name: "a"}, {Name: "b", Zone: "west", Addrs: own}}})
 	m.setNode(node("b", "west"))
 	same(t, "the same", m.changes(), Changes{})
 	m.setNode(node("b", "east"))
-	same(t, "another zone", m.changes(), Changes{Nodes: []Node{{"b", "east", own}}})
+	same(t, "another zone", m.changes(), Changes{Nodes: []Node{{Name: "b", Zone: "east", Addrs: own}}})
 	m.removeNode("a")
 	m.setNode(node("a", "")) // made anew meanwhile: who asks by name sees no difference
 	m.retainNodes(nil)
 	m.setNode(node("c", ""))
 	same(t, "a new list", m.changes(), Changes{Nodes: []Node{{Name: "c", Addrs: own}}, RemovedNodes: []string{"a", "b"}})
+}
+
+// TestAgentless: nodes that cannot have an agent are known by their labels.
+func TestAgentless(t *testing.T) {
+	for name, c := range map[string]struct {
+		labels map[string]string
+		want   bool
+	}{
+		"nothing said":    {nil, false},
+		"linux":           {map[string]string{"kubernetes.io/os": "linux", "eks.amazonaws.com/compute-type": "ec2", "type": "large"}, false},
+		"windows":         {map[string]string{"kubernetes.io/os": "windows"}, true},
+		"virtual-kubelet": {map[string]string{"kubernetes.io/os": "linux", "type": "virtual-kubelet"}, true},
+		"Fargate":         {map[string]string{"kubernetes.io/os": "linux", "eks.amazonaws.com/compute-type": "fargate"}, true},
+	} {
+		kept, err := trim(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", Labels: c.labels}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := newModel()
+		m.changes()
+		m.setNode(kept.(*corev1.Node))
+		same(t, name, m.changes(), Changes{Nodes: []Node{{Name: "n", Agentless: c.want}}})
+	}
 }
 
 // TestSliceMovesOn: a slice that comes to name another service leaves the first.
@@ -389,6 +412,11 @@ func TestHosts(t *testing.T) {
 	}
 }
 
+// noted reports whether a service has one note for each of the fields, in that order.
+func noted(s Service, fields ...string) bool {
+	return slices.EqualFunc(s.Notes, fields, func(note, field string) bool { return strings.HasPrefix(note, field+": ") })
+}
+
 // TestKinds: what is special about some services.
 func TestKinds(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -406,7 +434,14 @@ func TestKinds(t *testing.T) {
 		"local":           {`{clusterIP: 10.96.0.1, internalTrafficPolicy: Local, ports: [{port: 80}]}`, func(s Service) bool { return len(s.Notes) == 0 && s.Local }, true},
 		"headless":        {`{clusterIP: None, clusterIPs: [None], internalTrafficPolicy: Local, sessionAffinity: ClientIP, ports: [{port: 80}]}`, func(s Service) bool { return len(s.Notes) == 2 && !s.Local && s.Affinity == 0 }, true},
 		"load balancer": {`{type: LoadBalancer, clusterIP: 10.96.0.1, externalTrafficPolicy: Local, externalIPs: [192.0.2.9], ports: [{port: 80, nodePort: 30080}]}` + balanced, func(s Service) bool {
-			return len(s.Notes) == 0 && reflect.DeepEqual(s.Externals, addrs("192.0.2.7", "192.0.2.9", "2001:db8::7"))
+			return noted(s, "spec.externalTrafficPolicy") && reflect.DeepEqual(s.Externals, addrs("192.0.2.7", "192.0.2.9", "2001:db8::7")) && s.Ports[0].NodePort == 30080
+		}, true},
+		"node port": {`{type: NodePort, clusterIP: 10.96.0.1, externalTrafficPolicy: Cluster, ports: [{port: 80, nodePort: 30080}]}`, func(s Service) bool { return noted(s) && s.Ports[0].NodePort == 30080 }, true},
+		"local from outside": {`{type: NodePort, clusterIP: 10.96.0.1, externalTrafficPolicy: Local, ports: [{port: 80, nodePort: 30080}]}`, func(s Service) bool {
+			return noted(s, "spec.externalTrafficPolicy") && s.Ports[0].NodePort == 30080
+		}, true},
+		"local node port": {`{type: NodePort, clusterIP: 10.96.0.1, internalTrafficPolicy: Local, externalTrafficPolicy: Local, ports: [{port: 80, nodePort: 30080}]}`, func(s Service) bool {
+			return noted(s, "spec.internalTrafficPolicy") && s.Local && s.Ports[0].NodePort == 0
 		}, true},
 		"local balancer":    {`{type: LoadBalancer, clusterIP: 10.96.0.1, internalTrafficPolicy: Local, ports: [{port: 80}]}` + balanced, func(s Service) bool { return len(s.Notes) == 1 && s.Externals == nil }, true},
 		"balanced for some": {`{type: LoadBalancer, clusterIP: 10.96.0.1, loadBalancerSourceRanges: [192.0.2.0/24], ports: [{port: 80}]}` + balanced, func(s Service) bool { return len(s.Notes) == 1 && s.Externals == nil }, true},

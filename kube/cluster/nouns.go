@@ -42,6 +42,9 @@ type Node struct {
 	Zone string // its label topology.kubernetes.io/zone; "" without
 	// Addrs are its own within the cluster, IPv4 first.
 	Addrs []netip.Addr
+	// Agentless is a node that can have no agent: its system is not Linux, or it stands for a
+	// service that runs pods elsewhere.
+	Agentless bool
 }
 
 // Pod is a pod that has a node and has not ended.

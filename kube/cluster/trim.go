@@ -18,8 +18,11 @@ func trim(object any) (any, error) {
 		return trimPod(o), nil
 	case *corev1.Node:
 		kept := &corev1.Node{ObjectMeta: trimMeta(&o.ObjectMeta, nil)}
-		if zone, ok := o.Labels[corev1.LabelTopologyZone]; ok {
-			kept.Labels = map[string]string{corev1.LabelTopologyZone: zone}
+		kept.Labels = map[string]string{}
+		for _, label := range []string{corev1.LabelTopologyZone, corev1.LabelOSStable, labelKubelet, labelCompute} {
+			if v, ok := o.Labels[label]; ok {
+				kept.Labels[label] = v
+			}
 		}
 		for _, a := range o.Status.Addresses {
 			if a.Type == corev1.NodeInternalIP {
