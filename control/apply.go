@@ -269,17 +269,26 @@ func (c *Control) commit(ctx context.Context, db *store.DB, p *plan, prune bool,
 
 // apply is the one path from files to what is in effect.
 func (c *Control) apply(ctx context.Context, db *store.DB, source string, files []discovery.File, prune bool) ([]store.Change, error) {
-	for n := 0; ; n++ {
-		changes, err := c.tryApply(ctx, db, source, files, prune)
-		if !errors.Is(err, store.ErrChanged) || n == applies {
-			return changes, err
-		}
-		c.catchUp(ctx) // another control was first
-	}
+	var changes []store.Change
+	err := c.planned(ctx, func() (err error) {
+		changes, err = c.tryApply(ctx, db, source, files, prune)
+		return err
+	})
+	return changes, err
 }
 
 // applies is how often a change is planned anew because another control was first.
 const applies = 5
+
+// planned has a change of intent planned and stored, anew when another control was first.
+func (c *Control) planned(ctx context.Context, try func() error) error {
+	for n := 0; ; n++ {
+		if err := try(); !errors.Is(err, store.ErrChanged) || n == applies {
+			return err
+		}
+		c.catchUp(ctx)
+	}
+}
 
 func (c *Control) tryApply(ctx context.Context, db *store.DB, source string, files []discovery.File, prune bool) ([]store.Change, error) {
 	c.intent.mu.Lock()
@@ -301,8 +310,16 @@ func (c *Control) remove(ctx context.Context, key store.Key) error {
 	if c.cfg.Translate == nil {
 		return &assay.Error{Kind: assay.Unavailable, Op: op, Err: errors.New("this control takes no intent")}
 	}
+	if _, ok := c.intent.get(key); !ok {
+		c.catchUp(ctx) // it may be new, from another control
+	}
+	return c.planned(ctx, func() error { return c.tryRemove(ctx, op, key) })
+}
+
+func (c *Control) tryRemove(ctx context.Context, op string, key store.Key) error {
 	c.intent.mu.Lock()
 	defer c.intent.mu.Unlock()
+	since := c.several.heardTo()
 	o, ok := c.intent.get(key)
 	if !ok {
 		return &assay.Error{Kind: assay.NotFound, Op: op, Err: errors.New("there is no such object"), Remedy: "see assay get " + key.Kind}
@@ -320,7 +337,7 @@ func (c *Control) remove(ctx context.Context, key store.Key) error {
 	if err != nil {
 		return &assay.Error{Kind: assay.Conflict, Op: op, Err: err, Remedy: "remove what refers to it first"}
 	}
-	if _, err := c.storeFor(ctx, key.String()).DeleteObject(ctx, key); err != nil {
+	if _, err := c.storeFor(ctx, key.String()).DeleteObject(ctx, key, since); err != nil {
 		return err
 	}
 	c.intent.shown.Lock()

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -731,6 +732,57 @@ func TestSeveralUnderLoad(t *testing.T) {
 		slices.Sort(stored)
 		return err == nil && slices.Equal(stored, ids)
 	})
+}
+
+// TestSeveralChangeIntent: people declare at one control and remove at another, at the same time.
+// Nobody is told that there was another, and all come to the same.
+func TestSeveralChangeIntent(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, 2, withIntent)
+	a, b := m.controls[0], m.controls[1]
+	apply := func(r *running, name string) error {
+		_, err := r.operator(t).Apply(t.Context(), &api.ApplyRequest{Files: []*api.File{{Name: name + ".yaml", Yaml: []byte(
+			"apiVersion: v1\nkind: Service\nmetadata: {namespace: bank, name: " + name + "}\nspec: {ports: [{port: 80}]}\n")}}})
+		return err
+	}
+	remove := func(r *running, name string) error {
+		_, err := r.operator(t).Delete(t.Context(), &api.DeleteRequest{Kind: "Service", Namespace: "bank", Name: name})
+		return err
+	}
+	for round := range 6 {
+		one, two := fmt.Sprint("one", round), fmt.Sprint("two", round)
+		if err := apply(a, one); err != nil {
+			t.Fatal(err)
+		}
+		b.catchUp(t.Context())
+		b.intent.mu.Lock() // so that it hears of nothing, and plans with what it knew
+		removed := make(chan error, 1)
+		go func() { removed <- remove(b, one) }()
+		err := apply(a, two)
+		b.intent.mu.Unlock()
+		if err := errors.Join(err, <-removed); err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+	}
+	if err := apply(a, "last"); err != nil {
+		t.Fatal(err)
+	}
+	if err := remove(b, "last"); err != nil { // declared at the other a moment ago
+		t.Error(err)
+	}
+	if err := remove(a, "last"); assay.KindOf(api.StatusError("delete", err)) != assay.NotFound {
+		t.Errorf("removed at the other a moment ago: %v", err)
+	}
+	want := []string{"two0", "two1", "two2", "two3", "two4", "two5"}
+	for i, r := range m.controls {
+		eventually(t, fmt.Sprintf("control %d has what there is", i), func() bool {
+			var got []string
+			for _, v := range documents[api.ServiceView](t, r.operator(t), "services") {
+				got = append(got, v.Name)
+			}
+			return slices.Equal(got, want)
+		})
+	}
 }
 
 // TestIntoTheStore: the authority of a folder goes into the store, and from then on no control

@@ -136,8 +136,8 @@ func testObjects(t *testing.T, db *DB) {
 			t.Errorf("ListObjects(%v) = %v, want %d", c.match, got, c.want)
 		}
 	}
-	equal(t, "delete", must(db.DeleteObject(ctx, o.Key()))(t), true)
-	equal(t, "delete again", must(db.DeleteObject(ctx, o.Key()))(t), false)
+	equal(t, "delete", must(db.DeleteObject(ctx, o.Key(), 0))(t), true)
+	equal(t, "delete again", must(db.DeleteObject(ctx, o.Key(), 0))(t), false)
 	_, err := db.PutObject(ctx, Object{Kind: "Service", Name: "x", Spec: json.RawMessage(`{`)})
 	wantKind(t, err, assay.Invalid)
 }

@@ -207,9 +207,13 @@ func (db *DB) SetStatus(ctx context.Context, key Key, generation int64, status j
 	return set, err
 }
 
-// DeleteObject removes an object; found is false when there was none.
-func (db *DB) DeleteObject(ctx context.Context, key Key) (found bool, err error) {
-	err = db.write(ctx, "remove "+key.String(), func(ctx context.Context, t *tx) error {
+// DeleteObject removes an object; found is false when there was none. since is that of Replace.
+func (db *DB) DeleteObject(ctx context.Context, key Key, since int64) (found bool, err error) {
+	op := "remove " + key.String()
+	err = db.write(ctx, op, func(ctx context.Context, t *tx) error {
+		if err := t.unchanged(ctx, op, since); err != nil {
+			return err
+		}
 		found, err = t.deleteObject(ctx, key)
 		return err
 	})

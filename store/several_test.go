@@ -252,5 +252,16 @@ func testChangedObjects(t *testing.T, db *DB) {
 	if _, err := a.ReplaceObjects(ctx, "apply", object("three"), Replace{Since: since}); !errors.Is(err, ErrChanged) {
 		t.Errorf("planned before another's change: %v", err)
 	}
+	one := Key{"Service", "bank", "one"}
+	if _, err := a.DeleteObject(ctx, one, since); !errors.Is(err, ErrChanged) {
+		t.Errorf("a removal that was planned before another's change: %v", err)
+	}
+	if list := must(a.ListObjects(ctx, one))(t); len(list) != 1 {
+		t.Errorf("it is removed all the same: %v", list)
+	}
 	must(b.ReplaceObjects(ctx, "apply", object("four"), Replace{Since: since}))(t) // its own changes it knows
+	equal(t, "removed", must(b.DeleteObject(ctx, one, since))(t), true)
+	if _, err := a.ReplaceObjects(ctx, "apply", object("two"), Replace{Since: must(a.Revision(ctx))(t) - 1}); !errors.Is(err, ErrChanged) {
+		t.Errorf("planned before another's removal: %v", err)
+	}
 }
