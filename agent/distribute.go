@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"net/netip"
 	"reflect"
@@ -128,8 +129,32 @@ func both(a, b map[netip.AddrPort]bool) map[netip.AddrPort]bool {
 	return out
 }
 
-// verifyCapture repairs rules that somebody changed, and says so.
-func (w *workload) verifyCapture() {
+// verifying is how a workload's capture is looked after.
+type verifying struct {
+	at         time.Time // when it was last
+	generation uint32    // of the rules, then
+	again      bool      // it could not be said whether somebody changed it
+	down       time.Time // since when lo is, as far as it was seen; zero: it is not
+}
+
+// lookAtCapture verifies the capture now and then, and soon after rules were changed.
+func (w *workload) lookAtCapture(v *verifying) {
+	since := time.Since(v.at)
+	if since <= verifySoon {
+		return
+	}
+	// The number first: what changes from now on is looked at the next time.
+	now, err := w.capture.Generation()
+	if since > verifyEvery || v.again || err == nil && now != v.generation {
+		w.verifyCapture(v)
+		v.at, v.generation = time.Now(), now
+	}
+}
+
+// verifyCapture repairs what somebody changed, and says so. A pod whose lo is down may be about
+// to end, which its runtime will have said soon.
+func (w *workload) verifyCapture(v *verifying) {
+	v.again = false
 	if w.capture.Open() == nil {
 		return // the last agent's, and not yet this one's
 	}
@@ -140,10 +165,22 @@ func (w *workload) verifyCapture() {
 	if err == nil && metered {
 		err = w.beside.meter.Verify()
 	}
-	if err == nil || w.given && !w.ns.LoopbackUp() {
-		return // a runtime that ends a pod begins with that link, and takes its routes
+	if err == nil {
+		v.down = time.Time{}
+		return
 	}
-	repair := w.installRules(w.rules(w.a.view.Load().config(w.noun().Namespace)), nil)
+	var repair error
+	if w.given && w.ns.LoopbackDown() {
+		if v.down.IsZero() {
+			v.down = time.Now()
+		}
+		if v.again = time.Since(v.down) < endsWithin; v.again {
+			return
+		}
+		err, repair = errors.Join(errors.New("lo is down"), err), w.ns.RaiseLoopback()
+	}
+	v.down = time.Time{}
+	repair = errors.Join(repair, w.installRules(w.rules(w.a.view.Load().config(w.noun().Namespace)), nil))
 	w.log.Error("capture rules were changed from outside", "err", err, "repair", repair)
 	w.a.outbox.finding(&assay.Finding{
 		Time: time.Now(), Workload: w.id, Kind: "capture-changed", Subject: w.id, Detail: err.Error(),

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"assay.dev"
+	"assay.dev/agent/capture"
 	"assay.dev/agent/internal/lab"
 	"assay.dev/agent/netns"
 	"assay.dev/api"
@@ -349,6 +350,36 @@ func TestStrictWhileItJoins(t *testing.T) {
 	if !says("mode strict")() {
 		t.Error("its proxy is not strict any more")
 	}
+}
+
+// TestCaptureWithoutLoopback: whoever takes lo down and the rules away has taken the capture away
+// for a moment, and is told of; it is not the pod's end.
+func TestCaptureWithoutLoopback(t *testing.T) {
+	c := newTestControl(t)
+	c.start(t)
+	cfg := testConfig(t.TempDir(), logs(t))
+	cfg.Hosts = c.client(t)
+	a := startAgent(t, cfg)
+	p, far := newPod(t, cfg), client(t, cfg)
+	id := p.spec().ID
+	if err := a.Mesh(t.Context(), p.spec()); err != nil {
+		t.Fatal(err)
+	}
+	hold(t, far).c.Close()
+	lab.Eventually(t, "the proxy tells of it", func() bool { return c.carried(id) == 1 })
+	lab.In(t, p.ns, func() ([]byte, error) {
+		return exec.Command("sh", "-ec", "ip link set lo down; nft delete table inet "+capture.Table).CombinedOutput()
+	})
+	w := a.workload(id)
+	lab.Eventually(t, "it is told", func() bool {
+		return slices.ContainsFunc(c.foundSoFar(), func(f *api.Finding) bool {
+			return f.GetKind() == "capture-changed" && f.GetWorkload() == id && strings.Contains(f.GetDetail(), "lo is down")
+		})
+	})
+	lab.Eventually(t, "it is whole again", func() bool { return w.capture.Verify() == nil && !p.ns.LoopbackDown() })
+	before := c.carried(id)
+	hold(t, far).c.Close()
+	lab.Eventually(t, "the proxy tells of one more", func() bool { return c.carried(id) == before+1 })
 }
 
 // TestOlderConnections: what a pod had open before it was captured goes on, is told when the

@@ -21,6 +21,9 @@ const (
 	// soon they are when somebody has changed rules.
 	verifyEvery = 30 * time.Second
 	verifySoon  = 2 * time.Second
+	// endsWithin is how long a pod's lo may be down before that is somebody's doing: a runtime
+	// that ends a pod begins with that link, which takes the routes along.
+	endsWithin = 10 * time.Second
 )
 
 // sockets lists the listening TCP sockets of one namespace through a socket of the
@@ -133,7 +136,7 @@ func (w *workload) watchReadiness(ctx context.Context) {
 		return
 	}
 	defer sock.Close()
-	wait, verified, generation := readyFast, time.Now(), uint32(0)
+	wait, rules := readyFast, verifying{at: time.Now()}
 	for {
 		changed := w.checkArtifacts()
 		ports, err := sock.listening(w.addrs, w.ownPorts())
@@ -142,14 +145,7 @@ func (w *workload) watchReadiness(ctx context.Context) {
 		} else if w.setListening(ports) {
 			changed = true
 		}
-		if since := time.Since(verified); since > verifySoon {
-			// The number first: what changes from now on is looked at the next time.
-			now, err := w.capture.Generation()
-			if since > verifyEvery || err == nil && now != generation {
-				w.verifyCapture()
-				verified, generation = time.Now(), now
-			}
-		}
+		w.lookAtCapture(&rules)
 		wait = min(wait*3/2, readySlow)
 		if changed || !w.allListening() {
 			wait = readyFast

@@ -190,16 +190,30 @@ func workloadHardwareAddr(addrs []netip.Addr) []byte {
 	return hardwareAddr(addrs[0].String())
 }
 
-// LoopbackUp reports whether the namespace's lo is up.
-func (n *Namespace) LoopbackUp() (up bool) {
+// LoopbackDown reports whether the namespace's lo is known to be down.
+func (n *Namespace) LoopbackDown() (down bool) {
 	n.Do(func() error {
 		link, err := netlink.LinkByName("lo")
 		if err == nil {
-			up = link.Attrs().RawFlags&unix.IFF_UP != 0
+			down = link.Attrs().RawFlags&unix.IFF_UP == 0
 		}
 		return err
 	})
-	return up
+	return down
+}
+
+// RaiseLoopback brings lo up.
+func (n *Namespace) RaiseLoopback() error {
+	return n.Do(func() error {
+		link, err := netlink.LinkByName("lo")
+		if err == nil {
+			err = netlink.LinkSetUp(link)
+		}
+		if err != nil {
+			return fmt.Errorf("lo: %w", err)
+		}
+		return nil
+	})
 }
 
 // HasAddress reports whether the workload's link in the namespace has a.
