@@ -1,5 +1,7 @@
 package agent
 
+import "slices"
+
 // A mesh that is taken out of its cluster leaves everywhere at once, and hosts hear of
 // everything at different times. A pod that has left must not be asked for its certificate
 // by one that has not heard so. Therefore it goes in steps, each of which ends when every
@@ -16,7 +18,9 @@ type Leaving struct {
 func (a *Agent) Leave(l Leaving) {
 	a.mu.Lock()
 	same := a.leaving == l
-	a.leaving = l
+	if !same {
+		a.leaving, a.leavingView = l, 0 // nobody knows before it is published
+	}
 	a.mu.Unlock()
 	if same {
 		return
@@ -24,7 +28,9 @@ func (a *Agent) Leave(l Leaving) {
 	a.log.Warn("the mesh is taken out of the cluster, or that was taken back", "serve plaintext", l.Serve, "dial plaintext", l.Dial)
 	a.publish()
 	a.mu.Lock()
-	a.leavingView = a.view.Load().number
+	if a.leaving == l {
+		a.leavingView = a.view.Load().number
+	}
 	a.mu.Unlock()
 }
 
@@ -45,10 +51,7 @@ func (a *Agent) lingering() *lingering {
 			continue
 		}
 		out.release++
-		w.mu.Lock()
-		s := w.session
-		w.mu.Unlock()
-		knows := s != nil && number > 0 && s.uses(number)
+		knows := number > 0 && w.allUse(number)
 		if !l.Serve || !knows {
 			out.serve++
 		}
@@ -57,4 +60,25 @@ func (a *Agent) lingering() *lingering {
 		}
 	}
 	return &out
+}
+
+// allUse reports whether every proxy of the workload that may serve or dial uses view number n:
+// those that drain carry what they have. One that begins hears of the newest before it accepts.
+func (w *workload) allUse(n uint64) bool {
+	w.mu.Lock()
+	list := slices.DeleteFunc(slices.Clone(w.older), (*generation).hasEnded)
+	list = append(list, w.current)
+	if w.next != nil && w.next.session != nil {
+		list = append(list, w.next)
+	}
+	sessions := make([]*session, 0, len(list))
+	for _, g := range list {
+		if g == nil || g.session == nil {
+			w.mu.Unlock()
+			return false
+		}
+		sessions = append(sessions, g.session)
+	}
+	w.mu.Unlock()
+	return !slices.ContainsFunc(sessions, func(s *session) bool { return !s.uses(n) })
 }

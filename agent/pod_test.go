@@ -546,3 +546,46 @@ func TestLeave(t *testing.T) {
 	lab.Eventually(t, "the pod is released", func() bool { return a.lingering().release == 0 })
 	through.c.Close()
 }
+
+// TestLeaveIsTaken: nobody is told that a step is taken before it is published, nor while a proxy
+// that drains has not taken it.
+func TestLeaveIsTaken(t *testing.T) {
+	c := newTestControl(t)
+	c.start(t)
+	cfg := testConfig(t.TempDir(), logs(t))
+	cfg.Hosts = c.client(t)
+	a := startAgent(t, cfg)
+	p := newPod(t, cfg)
+	if err := a.Mesh(t.Context(), p.spec()); err != nil {
+		t.Fatal(err)
+	}
+	serve, all := Leaving{Serve: true}, Leaving{Serve: true, Dial: true}
+	a.Leave(serve)
+	lab.Eventually(t, "the first step is taken", func() bool { return *a.lingering() == lingering{0, 1, 1} })
+
+	a.publishing.Lock()
+	done := make(chan struct{})
+	go func() { a.Leave(all); close(done) }()
+	lab.Eventually(t, "the second step is begun", func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.leaving == all
+	})
+	if l := *a.lingering(); l != (lingering{1, 1, 1}) {
+		t.Errorf("before it is published: %+v", l)
+	}
+	a.publishing.Unlock()
+	<-done
+	lab.Eventually(t, "the second step is taken", func() bool { return *a.lingering() == lingering{0, 0, 1} })
+
+	w := a.workload(p.spec().ID)
+	w.mu.Lock()
+	w.older = append(slices.Clone(w.older), newGeneration(w.current.proc, w.current.exe, w.current.domain))
+	w.mu.Unlock()
+	if l := *a.lingering(); l != (lingering{1, 1, 1}) {
+		t.Errorf("with one that drains and has not said: %+v", l)
+	}
+	w.mu.Lock()
+	w.older = w.older[:len(w.older)-1]
+	w.mu.Unlock()
+}
