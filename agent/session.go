@@ -209,14 +209,14 @@ func (s *session) receive(ctx context.Context, g *sync.WaitGroup) error {
 	stop := context.AfterFunc(ctx, func() { s.conn.Socket().SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	issuing := make(chan struct{}, 1) // one request at a time: a proxy has one key to certify
-	said := newPace(messageEvery, messageBurst)
+	said := newSpeech()
 	for {
 		m, err := s.conn.Receive()
 		if err != nil {
 			return err
 		}
 		m.Discard()
-		if !said.wait(ctx) {
+		if !said.of(m.Kind).wait(ctx) {
 			return context.Cause(ctx)
 		}
 		switch m.Kind {

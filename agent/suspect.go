@@ -20,6 +20,7 @@ const (
 	maxFromProxy = 16 << 20 // one body; the report of a full recorder has a quarter of it
 
 	messageEvery, messageBurst = 5 * time.Millisecond, 400
+	probeEvery, probeBurst     = time.Millisecond, 32
 	requestEvery, requestBurst = 2 * time.Second, 20
 	findingEvery, findingBurst = time.Second, 32
 )
@@ -76,6 +77,22 @@ func (p *pace) wait(ctx context.Context) bool {
 		case <-time.After(d):
 		}
 	}
+}
+
+// speech is how much a proxy may say. Strangers make it ask about probes: that uses up nothing of
+// what it has to say besides, and what it says nothing of what it may ask, since answers
+// that are late are none.
+type speech struct{ messages, probes *pace }
+
+func newSpeech() speech {
+	return speech{newPace(messageEvery, messageBurst), newPace(probeEvery, probeBurst)}
+}
+
+func (s *speech) of(kind link.Kind) *pace {
+	if kind == link.KindProbe {
+		return s.probes
+	}
+	return s.messages
 }
 
 func (s *session) isAwaited(id uint64) bool {

@@ -306,3 +306,19 @@ func TestPace(t *testing.T) {
 		t.Error("it does not wait")
 	}
 }
+
+// TestProbesHaveTheirOwnPace: whoever makes a proxy ask about much leaves it the rest of what it
+// says, and the other way round.
+func TestProbesHaveTheirOwnPace(t *testing.T) {
+	now := time.Now()
+	for _, x := range [][2]link.Kind{{link.KindProbe, link.KindAck}, {link.KindCSR, link.KindProbe}} {
+		s := newSpeech()
+		s.messages.now, s.probes.now = func() time.Time { return now }, func() time.Time { return now }
+		n := 0
+		for ; s.of(x[0]).allow(); n++ {
+		}
+		if n == 0 || !s.of(x[1]).allow() {
+			t.Errorf("after %d of %s no %s", n, x[0], x[1])
+		}
+	}
+}

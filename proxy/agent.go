@@ -122,6 +122,7 @@ func (a *agent) attach(conn *link.Conn) {
 	waiting := a.findings
 	a.findings = nil
 	a.mu.Unlock()
+	a.p.probes.attached()
 	for _, f := range waiting {
 		conn.Send(link.KindFinding, 0, f)
 	}

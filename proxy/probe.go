@@ -15,8 +15,9 @@ const (
 	// gives up after one second unless it is told otherwise.
 	probeAnswerWithin = 500 * time.Millisecond
 	// maxProbes are asked about at once, so that nobody makes the agent's word late by asking
-	// for much of it.
-	maxProbes = 16
+	// for much of it; of one address half as many.
+	maxProbes     = 16
+	maxProbesFrom = maxProbes / 2
 	// agentSilent is how long an agent that answers nothing counts as there.
 	agentSilent = 10 * time.Second
 )
@@ -28,10 +29,37 @@ type probes struct {
 	waiting map[uint64]chan bool
 	silent  time.Time     // since when nothing was answered that was asked; zero: it was
 	slots   chan struct{} // maxProbes
+	// from are those of each address, which is one of the host's own.
+	from map[netip.Addr]chan struct{} // maxProbesFrom
 }
 
 func newProbes() probes {
-	return probes{waiting: map[uint64]chan bool{}, slots: make(chan struct{}, maxProbes)}
+	return probes{waiting: map[uint64]chan bool{}, slots: make(chan struct{}, maxProbes), from: map[netip.Addr]chan struct{}{}}
+}
+
+// enter takes a slot for a client, before late; leave gives it back. It returns false when
+// there was none in time, or ctx ended.
+func (q *probes) enter(ctx context.Context, client netip.Addr, late <-chan time.Time) (leave func(), ok bool) {
+	q.mu.Lock()
+	from := q.from[client]
+	if from == nil {
+		from = make(chan struct{}, maxProbesFrom)
+		q.from[client] = from
+	}
+	q.mu.Unlock()
+	for i, slots := range []chan struct{}{from, q.slots} {
+		select {
+		case slots <- struct{}{}:
+			continue
+		case <-late:
+		case <-ctx.Done():
+		}
+		if i > 0 {
+			<-from
+		}
+		return nil, false
+	}
+	return func() { <-q.slots; <-from }, true
 }
 
 // mayProbe reports whether a client can be the kubelet: it has one of the host's own
@@ -47,14 +75,11 @@ func (i *inbound) mayProbe() bool {
 func (p *Proxy) isProbe(ctx context.Context, client, server netip.AddrPort) bool {
 	t := time.NewTimer(probeAnswerWithin)
 	defer t.Stop()
-	select {
-	case p.probes.slots <- struct{}{}:
-		defer func() { <-p.probes.slots }()
-	case <-t.C:
-		return false
-	case <-ctx.Done():
+	leave, ok := p.probes.enter(ctx, client.Addr(), t.C)
+	if !ok {
 		return false
 	}
+	defer leave()
 	id, answer := p.probes.begin()
 	defer p.probes.end(id)
 	if err := p.agent.send(link.KindProbe, id, link.Probe{Client: client, Server: server}); err != nil {
@@ -98,6 +123,13 @@ func (q *probes) answer(id uint64, is bool) {
 	if c != nil {
 		c <- is
 	}
+}
+
+// attached says that there is an agent which has not been asked yet.
+func (q *probes) attached() {
+	q.mu.Lock()
+	q.silent = time.Time{}
+	q.mu.Unlock()
 }
 
 func (q *probes) unheard() bool {
