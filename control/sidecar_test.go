@@ -1,8 +1,11 @@
 package control
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"io"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -291,4 +294,48 @@ func TestMeshOfSidecars(t *testing.T) {
 	a = syncHost(t, h.hosts, nil)
 	a.up(r.meshed(h, "a", "10.0.1.1"))
 	a.waitAccepted("a")
+}
+
+// TestKnownByName: who knows control's roots and its name, and has no certificate, may ask it over
+// HTTPS, before and after a rotation; by another name nobody does.
+func TestKnownByName(t *testing.T) {
+	const name = "assay-control.assay-system.svc"
+	r := start(t, func(cfg *Config) { cfg.Names = []string{name} })
+	l, err := tls.Listen("tcp", "127.0.0.1:0", r.WebTLS())
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "it is") })}
+	go server.Serve(l)
+	t.Cleanup(func() { server.Close() })
+	ask := func(name string) error {
+		roots := x509.NewCertPool()
+		for _, der := range r.Roots() {
+			root, err := x509.ParseCertificate(der)
+			if err != nil {
+				t.Fatal(err)
+			}
+			roots.AddCert(root)
+		}
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: name}}}
+		resp, err := client.Get("https://" + l.Addr().String())
+		if err == nil {
+			resp.Body.Close()
+		}
+		return err
+	}
+	if err := ask(name); err != nil {
+		t.Error(err)
+	}
+	if err := ask("assay-control.other.svc"); err == nil {
+		t.Error("it is known by another name")
+	}
+	before := r.authority.State().Infrastructure.Root
+	if _, err := r.operator(t).Rotate(t.Context(), &api.RotateRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the new root signs", func() bool { return r.authority.State().Infrastructure.Root != before })
+	if err := ask(name); err != nil {
+		t.Errorf("after a rotation: %v", err)
+	}
 }

@@ -66,3 +66,19 @@ func TestControlAndToken(t *testing.T) {
 		t.Errorf("another trust domain: %d %q", code, errs)
 	}
 }
+
+// TestInjectorFlags: what cannot be meant is refused before anything starts.
+func TestInjectorFlags(t *testing.T) {
+	for want, args := range map[string][]string{
+		"is for --kubernetes":  {"--injector-image", "a"},
+		"want Always":          {"--kubernetes", "--injector-image", "a", "--injector-pull-policy", "Sometimes"},
+		"name the address of":  {"--kubernetes", "--injector-image", "a", "--injector-control", "10.96.0.7"},
+		"missing port in addr": {"--kubernetes", "--injector-image", "a"},
+	} {
+		var out bytes.Buffer
+		code := run(t.Context(), append([]string{"control", "--data", t.TempDir()}, args...), strings.NewReader(""), &out, &out)
+		if code != 1 || !strings.Contains(out.String(), want) {
+			t.Errorf("%v: exit code %d, want %q: %s", args, code, want, out.String())
+		}
+	}
+}

@@ -20,7 +20,7 @@
 //
 // Goroutines: none; everything ends with its context.
 //
-// Tour: options.go, objects.go (which, in which order), control.go, agent.go, rbac.go,
+// Tour: options.go, objects.go (which, in which order), control.go, agent.go, injector.go, rbac.go,
 // definitions.go (crds/ is written by `go generate`, from package kube/v1alpha1);
 // installer.go, wait.go, verify.go, uninstall.go; survey.go and judge.go.
 package install

@@ -104,9 +104,41 @@ func (i *Installer) stopInjecting(ctx context.Context, r Removal) (left []string
 	if err := i.remove(ctx, "MutatingWebhookConfiguration", "", InjectorName); err != nil {
 		return nil, err
 	}
+	which, err := i.sidecars(ctx)
+	if which == "" || err != nil {
+		return nil, err
+	}
+	if r.Force {
+		return []string{which + "; they lose their identity within a day: restart them"}, nil
+	}
+	return nil, &assay.Error{Kind: assay.Conflict, Op: "uninstall", Err: fmt.Errorf("there are %s", which),
+		Remedy: "no pod gets one any more: restart them (kubectl rollout restart), and run it again; --force leaves them as they are, without an identity within a day"}
+}
+
+// refuseSidecars keeps the injector of an installation while there are pods that need it.
+func (i *Installer) refuseSidecars(ctx context.Context, o *Options) error {
+	if o.Injector {
+		return nil
+	}
+	_, err := i.in("MutatingWebhookConfiguration", "").Get(ctx, InjectorName, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return i.explain("look for an injector", err)
+	}
+	which, err := i.sidecars(ctx)
+	if which == "" || err != nil {
+		return err
+	}
+	return &assay.Error{Kind: assay.Conflict, Op: "install without an injector", Err: fmt.Errorf("there are %s", which), Remedy: "take the label off, restart them, and run it again; or keep --injector"}
+}
+
+// sidecars says how many pods have one, and where; "" for none.
+func (i *Installer) sidecars(ctx context.Context) (which string, err error) {
 	pods, err := list[corev1.Pod](ctx, i, "Pod", "", "")
 	if err != nil {
-		return nil, i.explain("look for pods with a sidecar", err)
+		return "", i.explain("look for pods with a sidecar", err)
 	}
 	count := map[string]int{}
 	for p := range pods {
@@ -116,21 +148,17 @@ func (i *Installer) stopInjecting(ctx context.Context, r Removal) (left []string
 		}
 	}
 	if len(count) == 0 {
-		return nil, nil
+		return "", nil
 	}
 	var where []string
 	for _, namespace := range slices.Sorted(maps.Keys(count)) {
 		where = append(where, fmt.Sprintf("%d in %s", count[namespace], namespace))
 	}
-	which := "pods with a sidecar: " + strings.Join(where[:min(len(where), maxNamespaces)], ", ")
+	which = "pods with a sidecar: " + strings.Join(where[:min(len(where), maxNamespaces)], ", ")
 	if more := len(where) - maxNamespaces; more > 0 {
 		which += fmt.Sprintf(", and those of %d more namespaces", more)
 	}
-	if r.Force {
-		return []string{which + "; they lose their identity within a day: restart them"}, nil
-	}
-	return nil, &assay.Error{Kind: assay.Conflict, Op: "uninstall", Err: fmt.Errorf("there are %s", which),
-		Remedy: "no pod gets one any more: restart them (kubectl rollout restart), and run it again; --force leaves them as they are, without an identity within a day"}
+	return which, nil
 }
 
 // maxNamespaces keeps a line readable.

@@ -73,6 +73,9 @@ func (i *Installer) Install(ctx context.Context, o Options) error {
 	if err := i.refuseAgents(ctx, &o); err != nil {
 		return err
 	}
+	if err := i.refuseSidecars(ctx, &o); err != nil {
+		return err
+	}
 	for _, object := range objects {
 		if object.GetName() == AgentName && object.GetObjectKind().GroupVersionKind().Kind == "DaemonSet" {
 			// New agents replace every proxy, and each wants a certificate: control must not
