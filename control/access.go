@@ -64,6 +64,7 @@ type caller struct {
 	who     string    // for the audit trail
 	expires time.Time // of the certificate; zero: never
 	serial  string    // of the certificate
+	begins  time.Time // of the certificate
 }
 
 func (caller) AuthType() string { return "assay" }
@@ -120,13 +121,17 @@ func (c *Control) admitCall(ctx context.Context, method string) (context.Context
 		return ctx, k, deny(fmt.Errorf("%s is %s; it takes %s", k.who, article(k.role), article(r.roles[len(r.roles)-1])), "ask an operator")
 	}
 	if k.role == hostRole {
-		_, ok := c.model.host(k.name)
+		h, ok := c.model.host(k.name)
 		if !ok && c.several != nil {
 			c.catchUp(ctx) // it may have joined at another control
-			_, ok = c.model.host(k.name)
+			h, ok = c.model.host(k.name)
 		}
 		if !ok {
 			return ctx, k, unknownHost(k.name)
+		}
+		// Whatever control signed it, and whether this one has heard of it before the node was gone.
+		if h.Node != "" && c.authority.SignedBy(k.begins).Before(h.Joined) {
+			return ctx, k, deny(fmt.Errorf("the certificate of %s was signed before that host joined", k.who), "it is that of the machine that had this name before; join")
 		}
 	}
 	return context.WithValue(ctx, callerKey{}, k), k, nil

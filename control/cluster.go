@@ -305,6 +305,7 @@ func (m *model) follow(ch *ClusterChanges) (first bool) {
 	for _, n := range ch.RemovedNodes {
 		delete(v.nodes, n)
 	}
+	m.nodesLeft(func(node string) bool { return slices.Contains(ch.RemovedNodes, node) })
 	for i := range ch.Services {
 		s := &ch.Services[i]
 		delete(v.externals, s.Key())
@@ -349,6 +350,7 @@ func (m *model) follow(ch *ClusterChanges) (first bool) {
 	m.claimNew(came)
 	if first = !v.told; first {
 		v.told = true
+		m.nodesLeft(func(node string) bool { _, there := v.nodes[node]; return !there })
 		m.disclaim(func(id string, _ claim) bool { return v.pods[id] == nil })
 		for _, w := range m.catalog.Workloads() {
 			suspects[w.ID] = true
@@ -374,7 +376,7 @@ func (m *model) followNodes(list []Node) {
 	for _, h := range m.hosts {
 		if changed[h.Node] {
 			n := m.cluster.nodes[h.Node]
-			h.Zone, h.Addrs = n.Zone, n.Addrs
+			h.Zone, h.Addrs, h.left = n.Zone, n.Addrs, false
 			m.publishHost(h)
 		}
 	}
@@ -549,6 +551,16 @@ func (m *model) nodeOf(b Bearer) (string, error) {
 	return node, nil
 }
 
+// nodesLeft notes which hosts' nodes the platform says are gone. It may not have told this control yet of
+// the node that a host joined as at another one.
+func (m *model) nodesLeft(which func(node string) bool) {
+	for _, h := range m.hosts {
+		if h.Node != "" && which(h.Node) {
+			h.left = true
+		}
+	}
+}
+
 // gone returns the hosts whose nodes or pods are gone.
 func (m *model) gone() []string {
 	m.mu.Lock()
@@ -558,7 +570,7 @@ func (m *model) gone() []string {
 		return nil
 	}
 	for id, h := range m.hosts {
-		if _, there := m.cluster.nodes[h.Node]; h.Node != "" && !there || m.podGone(h) {
+		if h.left || m.podGone(h) {
 			out = append(out, id)
 		}
 	}
@@ -566,20 +578,28 @@ func (m *model) gone() []string {
 }
 
 // forgetNodes removes the hosts whose nodes are gone, until ctx ends. With the store away it
-// is tried again.
+// is tried again. Of several controls one does so at once; the others later, since the platform may
+// not have told that one.
 func (c *Control) forgetNodes(ctx context.Context) error {
 	t := time.NewTicker(time.Second)
 	defer t.Stop()
+	since := map[string]time.Time{}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
 		}
-		if !c.several.first(c.cfg.takeover) {
-			continue // another does
-		}
-		for _, id := range c.model.gone() {
+		list := c.model.gone()
+		maps.DeleteFunc(since, func(id string, _ time.Time) bool { return !slices.Contains(list, id) })
+		first := c.several.first(c.cfg.takeover)
+		for _, id := range list {
+			if since[id].IsZero() {
+				since[id] = time.Now()
+			}
+			if !first && time.Since(since[id]) < c.cfg.takeover {
+				continue
+			}
 			if err := c.forgetNode(ctx, id); err != nil && ctx.Err() == nil {
 				c.log.Error("the host of a node or pod that is gone stays", "host", id, "err", err)
 				break

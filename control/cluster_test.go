@@ -343,6 +343,42 @@ func TestNodeGone(t *testing.T) {
 	}
 }
 
+// TestNodeGoneCertificateNotHeard: what another control signed for a node, of which the one that
+// forgets the node has not heard, is worth nothing to the next node of that name either.
+func TestNodeGoneCertificateNotHeard(t *testing.T) {
+	clock := newClock()
+	r := startCluster(t, func(cfg *Config) { cfg.Now = clock.now })
+	r.follow(t, twoNodes())
+	h := r.joinNode(t, "node-1")
+	key := newKey(t)
+	unheard, err := r.authority.IssueHost(csr(t, key), h.id) // in nobody's inventory here
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.follow(t, ClusterChanges{RemovedNodes: []string{"node-1"}})
+	eventually(t, "the host is gone", func() bool { _, ok := r.model.host(h.id); return !ok })
+	clock.advance(10 * time.Second)
+	r.follow(t, ClusterChanges{Nodes: []Node{{Name: "node-1"}}})
+	next := r.joinNode(t, "node-1")
+	old := &remoteHost{id: h.id, bundle: h.bundle, cert: tls.Certificate{Certificate: unheard.Chain, PrivateKey: key}}
+	old.connect(t, r)
+	for what, call := range map[string]func() error{
+		"renew": func() error {
+			_, err := old.hosts.Renew(t.Context(), &api.RenewRequest{Csr: csr(t, newKey(t))})
+			return api.StatusError("renew", err)
+		},
+		"issue": func() error { _, err := issue(t, old.hosts, "a"); return err },
+		"sync":  func() error { return syncHost(t, old.hosts, nil).waitEnd() },
+	} {
+		if err := call(); assay.KindOf(err) != assay.Denied || !strings.Contains(err.Error(), "before") {
+			t.Errorf("%s with the certificate of the node of before: %v", what, err)
+		}
+	}
+	if _, err := next.hosts.Renew(t.Context(), &api.RenewRequest{Csr: csr(t, newKey(t))}); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestClusterRestart: a control that has restarted serves nobody until it knows what there
 // is, renews for what ran, and then forgets what ended meanwhile.
 func TestClusterRestart(t *testing.T) {

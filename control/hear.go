@@ -172,6 +172,9 @@ func (m *model) hearHost(h store.Host) {
 	if h.Replica != known.Replica {
 		known.since = time.Now()
 	}
+	if !h.Joined.Equal(known.Joined) {
+		known.left = false // it is another node of that name
+	}
 	h.Ready = known.Ready
 	if m.cluster != nil {
 		n := m.cluster.nodes[h.Node]

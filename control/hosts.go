@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"assay.dev"
 	"assay.dev/api"
@@ -106,11 +107,11 @@ func (c *Control) joinNode(ctx context.Context, req *api.JoinRequest) (*api.Join
 	if who.Pod != "" {
 		k.who = "pod " + who.Name
 	}
+	now := c.now() // what was signed before is not this host's
 	cert, err := c.issueHost(req.GetCsr(), who)
 	if err != nil {
 		return nil, err
 	}
-	now := c.now()
 	h, ok := c.model.host(id)
 	if !ok {
 		h = store.Host{Host: assay.Host{ID: id}, Joined: now}
@@ -121,6 +122,10 @@ func (c *Control) joinNode(ctx context.Context, req *api.JoinRequest) (*api.Join
 	}
 	c.model.setHost(h)
 	c.inventory(cert, "", id, "")
+	if c.authority.SignedBy(cert.Leaf.NotBefore).Before(h.Joined) {
+		return nil, &assay.Error{Kind: assay.Unavailable, Op: "join", Err: fmt.Errorf("the host joined at another control at %s, and here it is %s", h.Joined.Format(time.RFC3339), now.Format(time.RFC3339)),
+			Remedy: "see to the clocks of the controls' machines; it comes right when this one has come so far"}
+	}
 	return c.joined(id, cert), nil
 }
 

@@ -79,6 +79,7 @@ type host struct {
 	away    time.Time // since when it is not
 	since   time.Time // when its stream came to the control that has it, if that is another; by the clock of this process
 	lost    bool      // away for longer than the lease
+	left    bool      // its node is gone
 	bundle  uint64    // acknowledged by the agent
 	running int       // workloads in the catalog
 }
@@ -179,8 +180,9 @@ func (m *model) setHost(h store.Host) {
 	}
 	h.Ready, h.Replica, h.Bundle = known.present, cmp.Or(known.Replica, h.Replica), max(known.Bundle, h.Bundle)
 	if m.cluster != nil {
-		n := m.cluster.nodes[h.Node]
+		n, there := m.cluster.nodes[h.Node]
 		h.Zone, h.Addrs = n.Zone, n.Addrs
+		known.left = m.cluster.told && h.Node != "" && h.Pod == "" && !there // while it joined
 	}
 	known.Host = h
 	m.settle(known)

@@ -38,7 +38,7 @@ func callerOfCertificate(chain []*x509.Certificate) (caller, bool) {
 	if err != nil {
 		return caller{}, false
 	}
-	return caller{role: role(r), name: name, who: chain[0].URIs[0].String(), expires: chain[0].NotAfter, serial: serialOf(chain[0])}, true
+	return caller{role: role(r), name: name, who: chain[0].URIs[0].String(), begins: chain[0].NotBefore, expires: chain[0].NotAfter, serial: serialOf(chain[0])}, true
 }
 
 // serverTLS is the TLS of remote hosts and operators. A client without a

@@ -497,6 +497,29 @@ func TestClaimsAreShared(t *testing.T) {
 	eventually(t, "both know that it was released", func() bool { return !claimed(a) && !claimed(b) })
 }
 
+// TestNodesOfSeveral: a node that only one control has seen go is forgotten, whichever that is; one
+// of which another control has not heard yet stays.
+func TestNodesOfSeveral(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, 2, func(cfg *Config) { cfg.Cluster = testCluster() })
+	for _, r := range m.controls {
+		r.follow(t, twoNodes())
+	}
+	for i, r := range m.controls {
+		other := m.controls[1-i]
+		name := fmt.Sprint("node-", 5+i)
+		known := func(r *running) bool { _, ok := r.model.host(nodeID(name)); return ok }
+		r.follow(t, ClusterChanges{Nodes: []Node{{Name: name}}})
+		r.joinNode(t, name)
+		eventually(t, "the other control knows the host", func() bool { return known(other) })
+		if gone := other.model.gone(); len(gone) > 0 {
+			t.Errorf("control %d would forget a node that it has not heard of yet: %v", 1-i, gone)
+		}
+		r.follow(t, ClusterChanges{RemovedNodes: []string{name}})
+		eventually(t, "the host is gone", func() bool { return !known(r) && !known(other) })
+	}
+}
+
 // TestSeveralRotate: a root that was asked for at one control signs after hosts acknowledged it
 // to others, once for all; a replaced intermediate signs nowhere.
 func TestSeveralRotate(t *testing.T) {

@@ -175,6 +175,12 @@ func (a *Authority) remember(root string, notAfter time.Time) {
 	}
 }
 
+// SignedBy returns when a leaf was signed at the latest that begins at notBefore: leaves begin earlier,
+// for verifiers whose clocks are behind, and are dated to the second.
+func (a *Authority) SignedBy(notBefore time.Time) time.Time {
+	return notBefore.Add(a.policy.Skew + time.Second)
+}
+
 // RenewAt returns when a certificate that lives from now to notAfter is renewed: at
 // half of its life, ten per cent of the life earlier or later by r in [0, 1), so
 // that what started together does not renew together.
