@@ -2,6 +2,7 @@ package control
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -69,13 +70,16 @@ func (m *model) admit(h *host, w *assay.Workload, seen map[string]bool) (stale [
 }
 
 // mayRun decides whether w is one that its host may speak for: by what the host's token
-// covers, or, of a node, by what the platform says of the pod.
+// covers or, in a cluster, by what the platform says of the pod.
 func (m *model) mayRun(h *host, w *assay.Workload) error {
-	if h.Node != "" {
-		return m.vouched(h, w)
-	}
 	refuse := func(cause error, remedy string) error {
 		return &assay.Error{Kind: assay.Denied, Op: "take workload " + w.ID, Err: cause, Remedy: remedy}
+	}
+	if !m.named(w) {
+		return refuse(fmt.Errorf("identity %s is not that of %s/%s", w.Identity, w.Namespace, w.Name), "")
+	}
+	if m.cluster != nil || h.Node != "" {
+		return m.vouched(h, w)
 	}
 	for _, name := range []string{w.Name, w.Service} {
 		if name != "" && !covers(h.Covers, w.Namespace, name) {
@@ -89,6 +93,34 @@ func (m *model) mayRun(h *host, w *assay.Workload) error {
 		}
 	}
 	return nil
+}
+
+// named reports whether a workload has the identity that its names say.
+func (m *model) named(w *assay.Workload) bool {
+	return w.Identity == assay.Identity{TrustDomain: m.trustDomain, Namespace: w.Namespace, Account: w.Name}
+}
+
+// forged says why a workload cannot be what the store says, nil if it can. What others store
+// they have asked the platform for; who else writes to the store has not.
+func (m *model) forged(h *host, w *assay.Workload) error {
+	if m.cluster == nil || !m.cluster.told {
+		if !m.named(w) {
+			return fmt.Errorf("identity %s is not that of %s/%s", w.Identity, w.Namespace, w.Name)
+		}
+		return nil
+	}
+	err := m.mayRun(h, w)
+	if _, early := errors.AsType[tooEarly](err); early {
+		return nil
+	}
+	return err
+}
+
+// contradict withdraws, or does not take, what a record of the store says that cannot be.
+func (m *model) contradict(h *host, w *assay.Workload, cause error) {
+	m.removeWorkload(w.ID)
+	m.findingLocked(assay.Finding{Kind: "workload-withdrawn", Subject: w.ID, Detail: cut(fmt.Sprintf("host %s (%s), as the store says: %v", h.ID, h.Name, cause), 1000),
+		Remedy: "no control stores that: see who can write to the store"})
 }
 
 // setWorkload takes a workload that was admitted.

@@ -166,6 +166,15 @@ func (v *clusterView) setService(key string, addrs []netip.Addr) {
 // then it is looked at again.
 type tooEarly struct{ error }
 
+// itself reports whether a host is the node or pod that its record names: its certificate is that of
+// its ID, and who writes records of the store has no say in whose it is.
+func (h *host) itself() bool {
+	if h.Pod != "" {
+		return h.ID == podID(h.Pod)
+	}
+	return h.Node != "" && h.ID == nodeID(h.Node)
+}
+
 // vouched decides whether the platform's word is what the agent of a node says of a pod.
 func (m *model) vouched(h *host, w *assay.Workload) error {
 	v := m.cluster
@@ -174,6 +183,9 @@ func (m *model) vouched(h *host, w *assay.Workload) error {
 	}
 	if v == nil {
 		return deny("it is of node %s, and this control is not one of a cluster", h.Node)
+	}
+	if !h.itself() {
+		return deny("the record of host %s does not say which node or pod it is", h.ID)
 	}
 	p := v.pods[w.ID]
 	switch {
@@ -410,7 +422,13 @@ func (m *model) suspect(id string) {
 		return
 	}
 	h := m.hosts[w.Host]
-	if h == nil || h.Node == "" || h.elsewhere() {
+	if h == nil {
+		return
+	}
+	if h.elsewhere() { // its control says what is to be said to it
+		if err := m.forged(h, w); err != nil {
+			m.contradict(h, w, err)
+		}
 		return
 	}
 	err := m.vouched(h, w)

@@ -323,6 +323,10 @@ func (c *Control) loadWorkload(w *assay.Workload) {
 			return
 		}
 	}
+	if !c.model.named(w) {
+		c.log.Error("a stored workload is left out: no control stores another identity than its own", "workload", w.ID, "host", w.Host, "identity", w.Identity)
+		return
+	}
 	c.model.setWorkload(w)
 }
 

@@ -287,6 +287,10 @@ func (m *model) hearWorkloads(ids []string, stored map[string]*assay.Workload) {
 				continue
 			}
 		}
+		if err := m.forged(h, w); err != nil {
+			m.contradict(h, w, err)
+			continue
+		}
 		m.evict(w)
 		m.setWorkload(w)
 		m.disclaimPod(id)
