@@ -17,7 +17,7 @@ import (
 const (
 	patience       = 15 * time.Second // how long one call keeps retrying
 	commitPatience = 10 * time.Second // how long one COMMIT or ROLLBACK may take
-	keyRetention   = time.Hour        // a commit's key is needed for patience; clocks may differ
+	keyRetention   = time.Hour        // a commit's key is needed for patience; the store's clock may be set
 	pruneEvery     = 10 * time.Minute
 
 	// A server lets some writer win each time, not each writer some time. One that
@@ -31,6 +31,7 @@ type dialect struct {
 	begin     string // starts a write transaction
 	beginRead string // starts a read-only transaction
 	forUpdate string // suffix of a SELECT that locks the rows it returns
+	clock     string // the store's own clock, in microseconds since 1970: those of its processes differ
 	hasTable  string // counts the tables named $1
 	types     *strings.Replacer
 	// keyed says that a COMMIT can end without an answer, so that every write
@@ -191,7 +192,7 @@ func (db *DB) transact(ctx context.Context, op, key string, fn func(context.Cont
 					return diagnosis{}, nil
 				}
 			}
-			if _, err := t.exec(ctx, `INSERT INTO committed (id, at) VALUES ($1, $2)`, key, micros(now())); err != nil {
+			if _, err := t.exec(ctx, `INSERT INTO committed (id, at) VALUES ($1, `+db.clock+`)`, key); err != nil {
 				d := db.diagnose(err)
 				if d.then == alreadyKept {
 					d.then = again
@@ -332,7 +333,7 @@ func (db *DB) pruneKeys(ctx context.Context) {
 	if !db.keyed || t.UnixMicro()-last < pruneEvery.Microseconds() || !db.pruned.CompareAndSwap(last, t.UnixMicro()) {
 		return
 	}
-	_, _ = db.w.ExecContext(ctx, `DELETE FROM committed WHERE at < $1`, micros(t.Add(-keyRetention)))
+	_, _ = db.w.ExecContext(ctx, `DELETE FROM committed WHERE at < `+db.clock+` - $1`, keyRetention.Microseconds())
 	if db.own() != "" {
 		db.forgetChanges(ctx)
 	}

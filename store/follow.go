@@ -79,7 +79,7 @@ func (t *tx) leave(ctx context.Context) error {
 		}
 		return strings.Compare(a.name, b.name)
 	})
-	at, origin := micros(now()), t.own()
+	origin := t.own()
 	for part := range slices.Chunk(slices.Compact(t.touched), 100) {
 		var values strings.Builder
 		var args []any
@@ -87,8 +87,8 @@ func (t *tx) leave(ctx context.Context) error {
 			if i > 0 {
 				values.WriteByte(',')
 			}
-			fmt.Fprintf(&values, "($%d,$%d,$%d,$%d,$%d)", 5*i+1, 5*i+2, 5*i+3, 5*i+4, 5*i+5)
-			args = append(args, revision, string(c.kind), c.name, origin, at)
+			fmt.Fprintf(&values, "($%d,$%d,$%d,$%d,%s)", 4*i+1, 4*i+2, 4*i+3, 4*i+4, t.clock)
+			args = append(args, revision, string(c.kind), c.name, origin)
 		}
 		if _, err := t.exec(ctx, `INSERT INTO change (revision, kind, name, origin, at) VALUES `+values.String(), args...); err != nil {
 			return err
@@ -132,10 +132,9 @@ func (db *DB) Since(ctx context.Context, after int64) (revision int64, changed m
 
 // forgetChanges removes what nobody needs who was not away for too long.
 func (db *DB) forgetChanges(ctx context.Context) {
-	before := micros(now().Add(-changeRetention))
 	_ = db.transact(ctx, "forget old changes", newID(now()), func(ctx context.Context, t *tx) error {
 		var oldest int64
-		if found, err := t.row(ctx, `SELECT revision FROM change WHERE at < $1 ORDER BY revision DESC LIMIT 1`, []any{before}, &oldest); err != nil || !found {
+		if found, err := t.row(ctx, `SELECT revision FROM change WHERE at < `+t.clock+` - $1 ORDER BY revision DESC LIMIT 1`, []any{changeRetention.Microseconds()}, &oldest); err != nil || !found {
 			return err
 		}
 		if _, err := t.exec(ctx, `UPDATE revision SET forgotten = $1 WHERE one = 1`, oldest); err != nil {

@@ -167,7 +167,13 @@ func (t *tx) unchanged(ctx context.Context, op string, since int64) error {
 	if since == 0 {
 		return nil
 	}
-	var n int64
+	var n, forgotten int64
+	if _, err := t.row(ctx, `SELECT forgotten FROM revision WHERE one = 1`, nil, &forgotten); err != nil {
+		return err
+	}
+	if since < forgotten { // nobody knows
+		return fail(assay.Conflict, op, ErrChanged, "try again")
+	}
 	if _, err := t.row(ctx, `SELECT count(*) FROM change WHERE kind = $1 AND revision > $2 AND origin <> $3`, []any{string(OfObject), since, t.own()}, &n); err != nil || n == 0 {
 		return err
 	}

@@ -55,6 +55,7 @@ func openPostgres(ctx context.Context, url string) (*engine, error) {
 			begin:     "BEGIN ISOLATION LEVEL SERIALIZABLE",
 			beginRead: "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY",
 			forUpdate: " FOR UPDATE",
+			clock:     "(extract(epoch FROM clock_timestamp()) * 1000000)::BIGINT",
 			hasTable:  `SELECT count(*) FROM information_schema.tables WHERE table_schema = current_schema() AND table_name = $1`,
 			keyed:     true,
 			diagnose:  diagnosePostgres,

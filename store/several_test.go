@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"assay.dev"
@@ -65,6 +67,32 @@ func testFollow(t *testing.T, db *DB) {
 	}
 	if _, _, err := b.Since(ctx, revision); err != nil {
 		t.Error(err)
+	}
+	check(t, b.PutMeta(ctx, "young", nil))
+	a.forgetChanges(ctx)
+	if _, changed, err := a.Since(ctx, revision); err != nil || !slices.Equal(changed[OfMeta], []string{"young"}) {
+		t.Errorf("a change of now: %v, %v", changed, err)
+	}
+}
+
+// TestFollowByTheStoresClock: what a process writes whose clock is far behind is kept as long as
+// what others write.
+func TestFollowByTheStoresClock(t *testing.T) {
+	path := "sqlite:" + filepath.Join(t.TempDir(), "state.db")
+	var start int64
+	synctest.Test(t, func(t *testing.T) { // begins in 2000, for this process
+		db := must(Open(t.Context(), path))(t)
+		db.Follow("behind")
+		start = must(db.Revision(t.Context()))(t)
+		check(t, db.PutMeta(t.Context(), "m", nil))
+		check(t, db.Close())
+	})
+	db := must(Open(t.Context(), path))(t)
+	defer db.Close()
+	db.Follow("right")
+	db.forgetChanges(t.Context())
+	if _, changed, err := db.Since(t.Context(), start); err != nil || !slices.Equal(changed[OfMeta], []string{"m"}) {
+		t.Errorf("%v, %v", changed, err)
 	}
 }
 
@@ -263,5 +291,13 @@ func testChangedObjects(t *testing.T, db *DB) {
 	equal(t, "removed", must(b.DeleteObject(ctx, one, since))(t), true)
 	if _, err := a.ReplaceObjects(ctx, "apply", object("two"), Replace{Since: must(a.Revision(ctx))(t) - 1}); !errors.Is(err, ErrChanged) {
 		t.Errorf("planned before another's removal: %v", err)
+	}
+	// What has changed since then is not known any more.
+	since = must(a.Revision(ctx))(t)
+	must(b.ReplaceObjects(ctx, "apply", object("five"), Replace{}))(t)
+	must(db.w.ExecContext(ctx, `UPDATE change SET at = 1`))(t)
+	b.forgetChanges(ctx)
+	if _, err := a.ReplaceObjects(ctx, "apply", object("six"), Replace{Since: since}); !errors.Is(err, ErrChanged) {
+		t.Errorf("planned before what is forgotten: %v", err)
 	}
 }

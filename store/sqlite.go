@@ -64,6 +64,7 @@ func openSQLite(path string) (*engine, error) {
 		dialect: dialect{
 			begin:     "BEGIN IMMEDIATE",
 			beginRead: "BEGIN",
+			clock:     "CAST(unixepoch('subsec') * 1000000 AS INTEGER)",
 			hasTable:  `SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = $1`,
 			types:     strings.NewReplacer("{{bytes}}", "BLOB", "{{text}}", "TEXT"),
 			diagnose:  diagnoseSQLite,
