@@ -103,6 +103,7 @@ const (
 	SocketName        = "agent.sock"
 	DefaultProxyDrain = time.Hour
 	DefaultOlderGrace = 10 * time.Minute
+	DefaultOwnMark    = 0x41535301
 	proxyName         = "assay-proxy"
 )
 
@@ -121,7 +122,7 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	c.ProxyUIDs = c.Own.users(c.ProxyUIDs)
 	if c.OwnMark == 0 {
-		c.OwnMark = 0x41535301
+		c.OwnMark = DefaultOwnMark
 	}
 	if c.ReturnMark == 0 {
 		c.ReturnMark = 0x41535302

@@ -11,14 +11,17 @@ import (
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"assay.dev"
 	"assay.dev/api"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
@@ -37,6 +40,9 @@ type RemoteConfig struct {
 	Token string
 	// Node is how a node of a cluster joins, in place of Token.
 	Node *NodeJoin
+	// Mark is the packet mark of connections to control, for an agent whose own packets its
+	// rules would capture (DefaultOwnMark). 0: none.
+	Mark uint32
 	Log  *slog.Logger
 	Now  func() time.Time // nil: time.Now
 }
@@ -216,7 +222,7 @@ func (r *Remote) join(ctx context.Context) error {
 	if err != nil {
 		return &assay.Error{Op: op, Err: err}
 	}
-	conn, err := grpc.NewClient("passthrough:"+r.cfg.Address, options(secure)...)
+	conn, err := grpc.NewClient("passthrough:"+r.cfg.Address, r.options(secure)...)
 	if err != nil {
 		return &assay.Error{Op: op, Err: err}
 	}
@@ -384,7 +390,7 @@ func (r *Remote) redial() error {
 	case <-r.doubts:
 	default:
 	}
-	conn, err := grpc.NewClient("passthrough:"+r.cfg.Address, options(api.ClientTLS(api.Credentials{
+	conn, err := grpc.NewClient("passthrough:"+r.cfg.Address, r.options(api.ClientTLS(api.Credentials{
 		TrustDomain: domain,
 		Roots: func() *x509.CertPool {
 			r.mu.Lock()
@@ -407,7 +413,10 @@ func (r *Remote) redial() error {
 	return nil
 }
 
-func options(t *tls.Config, more ...grpc.DialOption) []grpc.DialOption {
+func (r *Remote) options(t *tls.Config, more ...grpc.DialOption) []grpc.DialOption {
+	if r.cfg.Mark != 0 {
+		more = append(more, grpc.WithContextDialer(r.dialMarked))
+	}
 	return append([]grpc.DialOption{
 		grpc.WithTransportCredentials(credentials.NewTLS(t)),
 		// The library's own patience grows to two minutes: a host would hear that late
@@ -419,6 +428,17 @@ func options(t *tls.Config, more ...grpc.DialOption) []grpc.DialOption {
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
 	}, more...)
+}
+
+func (r *Remote) dialMarked(ctx context.Context, address string) (net.Conn, error) {
+	d := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+		var failed error
+		err := raw.Control(func(fd uintptr) {
+			failed = os.NewSyscallError("setsockopt SO_MARK", unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(r.cfg.Mark)))
+		})
+		return errors.Join(err, failed)
+	}}
+	return d.DialContext(ctx, "tcp", address)
 }
 
 // Close ends the connection.

@@ -173,8 +173,8 @@ func (a *Agent) certified(w *workload, leaf *x509.Certificate) {
 	a.recertify()
 }
 
-// recertify has the proxy ask for another certificate when the pod runs something else, as
-// control hears from the platform, than its certificate says: once for each set, since what
+// recertify has the proxy ask for a certificate when the pod runs something else, as control
+// hears from the platform, than its last one says, or has none: once for each set, since what
 // was published may be older than the certificate.
 func (a *Agent) recertify() {
 	if a.cfg.Own == nil {
@@ -189,7 +189,7 @@ func (a *Agent) recertify() {
 		a.mu.Unlock()
 		w.mu.Lock()
 		s := w.session
-		news := runs != "" && w.certified != "" && w.certified != runs && w.asked != runs && s != nil
+		news := runs != "" && w.certified != runs && w.asked != runs && s != nil
 		if news {
 			w.asked = runs
 		} else if w.certified == runs {
@@ -197,7 +197,7 @@ func (a *Agent) recertify() {
 		}
 		w.mu.Unlock()
 		if news {
-			w.log.Info("what the pod runs has changed; another certificate is asked for", "artifacts", runs)
+			w.log.Info("what the pod runs is new; a certificate is asked for", "artifacts", runs)
 			s.renew()
 		}
 	}

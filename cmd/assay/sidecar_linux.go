@@ -180,7 +180,7 @@ func runSidecar(ctx context.Context, o *sidecarOptions) error {
 		Roots: func(context.Context) ([]*x509.Certificate, error) { return append(remote.Roots(), p.roots...), nil },
 	}
 	data := filepath.Join(o.state, "agent")
-	if remote, err = agent.Connect(ctx, agent.RemoteConfig{Address: p.control, DataDir: data, HostName: host, Node: join, Log: log}); err != nil {
+	if remote, err = agent.Connect(ctx, agent.RemoteConfig{Address: p.control, DataDir: data, HostName: host, Node: join, Mark: agent.DefaultOwnMark, Log: log}); err != nil {
 		return err
 	}
 	defer remote.Close()
