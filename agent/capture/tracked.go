@@ -13,6 +13,7 @@ import (
 //
 //	chain back { type route hook output priority mangle
 //		LEG ct mark set RETURN, accept
+//		mark OWN, oif not lo: ct mark set OWN   # as the meter does, and before there is one
 //		ct mark RETURN meta mark set RETURN }
 //
 // The kernel forgets connections that are silent for long, and begins to track what it has not
@@ -24,13 +25,16 @@ import (
 //	chain stalein	tcp, iif not lo: ct state invalid drop
 //		the same, ct direction original, ct status not dnat, not EXCLUDED: drop
 func tracked(r Rules) (staleOut, staleIn, back [][]expr.Any) {
-	ret := binaryutil.NativeEndian.PutUint32(r.ReturnMark)
+	own, ret := binaryutil.NativeEndian.PutUint32(r.OwnMark), binaryutil.NativeEndian.PutUint32(r.ReturnMark)
 	drop := one(&expr.Verdict{Kind: expr.VerdictDrop})
 	back = [][]expr.Any{
 		rule(leg(), one(
 			&expr.Immediate{Register: 1, Data: ret},
 			&expr.Ct{Key: expr.CtKeyMARK, SourceRegister: true, Register: 1},
 			&expr.Verdict{Kind: expr.VerdictAccept})),
+		rule(mark(r.OwnMark), link(expr.MetaKeyOIFNAME), one(
+			&expr.Immediate{Register: 1, Data: own},
+			&expr.Ct{Key: expr.CtKeyMARK, SourceRegister: true, Register: 1})),
 		one(
 			&expr.Ct{Key: expr.CtKeyMARK, Register: 1},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: ret},
