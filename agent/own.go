@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"assay.dev"
+	"assay.dev/agent/capture"
 	"assay.dev/agent/netns"
 	"github.com/vishvananda/netlink"
 )
@@ -49,6 +50,20 @@ func (o *Own) users(first uint32) uint32 {
 
 // retryOwn is how often an agent that cannot mesh its pod yet tries again.
 const retryOwn = 500 * time.Millisecond
+
+// TrackOwn has the kernel track the agent's own connections from their beginning. It comes before
+// the first of them.
+func (a *Agent) TrackOwn() error {
+	ns, err := netns.Own()
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	if err := capture.Track(ns, a.cfg.OwnMark); err != nil {
+		return &assay.Error{Op: "begin to capture this pod", Err: err, Remedy: "see that the container has CAP_NET_ADMIN, and that the node's kernel has nftables and connection tracking"}
+	}
+	return nil
+}
 
 // MeshOwn joins the pod that the agent is in, which Run must have begun for. It tries until rules
 // and proxy are there, and returns then, or with the context's cause; NetNS and Link of p it finds

@@ -46,6 +46,9 @@ func serveOwn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := a.TrackOwn(); err != nil {
+		return err
+	}
 	running, end := context.WithCancel(context.Background())
 	defer end()
 	done := make(chan error, 1)

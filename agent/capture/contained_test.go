@@ -117,6 +117,8 @@ func runContained() {
 		}
 		var a answer
 		switch o.Do {
+		case "track":
+			err = capture.Track(ns, ownMark)
 		case "install":
 			err = c.Install(o.Rules, o.Open)
 		case "open":

@@ -2,11 +2,44 @@ package capture
 
 import (
 	"encoding/binary"
+	"fmt"
 
+	"assay.dev/agent/netns"
+	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
+
+// TrackTable is the name of Track's table.
+const TrackTable = "assay_track"
+
+// Track has the kernel track connections before there are rules, and know those that carry
+// mark. Rules that are Tracked cut off what they have not seen the beginning of, also
+// connections of whoever installs them.
+func Track(ns *netns.Namespace, mark uint32) error {
+	conn, err := netns.NFTables(ns)
+	if err != nil {
+		return fmt.Errorf("capture: %w", err)
+	}
+	t := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: TrackTable})
+	conn.DelTable(t)
+	conn.AddTable(t)
+	accept := nftables.ChainPolicyAccept
+	ch := conn.AddChain(&nftables.Chain{Name: "output", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityMangle, Policy: &accept})
+	conn.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: own(mark)})
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("capture: nftables refused to track connections: %w", err)
+	}
+	return nil
+}
+
+// own marks connections that leave with a mark.
+func own(m uint32) []expr.Any {
+	return rule(mark(m), link(expr.MetaKeyOIFNAME), one(
+		&expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint32(m)},
+		&expr.Ct{Key: expr.CtKeyMARK, SourceRegister: true, Register: 1}))
+}
 
 // tracked returns what is different where the namespace's settings are not ours to make. The
 // leg is tracked, in a zone of its own (see zone.go), and its answers are known by that:
@@ -25,16 +58,14 @@ import (
 //	chain stalein	tcp, iif not lo: ct state invalid drop
 //		the same, ct direction original, ct status not dnat, not EXCLUDED: drop
 func tracked(r Rules) (staleOut, staleIn, back [][]expr.Any) {
-	own, ret := binaryutil.NativeEndian.PutUint32(r.OwnMark), binaryutil.NativeEndian.PutUint32(r.ReturnMark)
+	ret := binaryutil.NativeEndian.PutUint32(r.ReturnMark)
 	drop := one(&expr.Verdict{Kind: expr.VerdictDrop})
 	back = [][]expr.Any{
 		rule(leg(), one(
 			&expr.Immediate{Register: 1, Data: ret},
 			&expr.Ct{Key: expr.CtKeyMARK, SourceRegister: true, Register: 1},
 			&expr.Verdict{Kind: expr.VerdictAccept})),
-		rule(mark(r.OwnMark), link(expr.MetaKeyOIFNAME), one(
-			&expr.Immediate{Register: 1, Data: own},
-			&expr.Ct{Key: expr.CtKeyMARK, SourceRegister: true, Register: 1})),
+		own(r.OwnMark),
 		one(
 			&expr.Ct{Key: expr.CtKeyMARK, Register: 1},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: ret},

@@ -86,6 +86,43 @@ func TestForgotten(t *testing.T) {
 	}
 }
 
+// TestTrack: what the proxy's mark carries and was there before the rules goes on, whoever speaks
+// first.
+func TestTrack(t *testing.T) {
+	s := setupContained(t)
+	l := lab.Listen(t, s.other, "tcp", "10.181.7.3:80")
+	if _, err := s.capture.(*contained).ask(order{Do: "track"}); err != nil {
+		t.Fatal(err)
+	}
+	near, err := dialFrom(s.workload, netip.AddrPort{}, l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	far, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	s.install(t)
+	nft(t, s.workload, "table inet seen { chain c { type filter hook input priority 0; tcp sport 80 ct mark != 0x41535301 counter; }; }")
+	near.SetDeadline(time.Now().Add(20 * time.Second))
+	io.WriteString(far, "hello")
+	b := make([]byte, 5)
+	if _, err := io.ReadFull(near, b); err != nil {
+		t.Error(err)
+	}
+	if seen := nft(t, s.workload, "list table inet seen"); !strings.Contains(seen, "packets 0 ") {
+		t.Errorf("it is not known as the proxy's:\n%s", seen)
+	}
+	if err := s.capture.Remove(returnMark); err != nil {
+		t.Fatal(err)
+	}
+	if left := nft(t, s.workload, "list tables"); left != "table inet seen\n" {
+		t.Errorf("left: %s", left)
+	}
+}
+
 // TestPatience: a connection that one side has closed is not forgotten after a minute.
 func TestPatience(t *testing.T) {
 	for at, family := range map[string]netlink.InetFamily{appAt.String(): unix.AF_INET, "[fd5a:5a59::7:0:0:2]:8080": unix.AF_INET6} {

@@ -159,9 +159,10 @@ func (c *Capture) verifyZone() error {
 	return err
 }
 
-// removeZone takes the table away; one that is not there is no error.
+// removeZone takes that table and Track's away; one that is not there is no error.
 func (c *Capture) removeZone(conn *nftables.Conn) {
-	t := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: LegTable})
-	conn.DelTable(t)
+	for _, name := range []string{LegTable, TrackTable} {
+		conn.DelTable(conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: name}))
+	}
 	c.leg = nil
 }

@@ -203,6 +203,9 @@ func runSidecar(ctx context.Context, o *sidecarOptions) error {
 // serveSidecar runs an agent until ctx ends, which is when the pod's other containers have
 // ended: then control is told, the proxy ends, and the agent after it.
 func serveSidecar(ctx context.Context, a *agent.Agent, remote *agent.Remote, pod agent.Pod, ready string, log *slog.Logger) error {
+	if err := a.TrackOwn(); err != nil {
+		return err
+	}
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	group, serving := errgroup.WithContext(serving)
