@@ -37,9 +37,12 @@ type chain struct {
 //		tcp dport EXCLUDED accept
 //		tcp SYN redirect to INBOUND }
 //	chain staleout { type filter hook output priority dstnat + 10
-//		tcp SYN, ct status not dnat, oif not lo, mark not OWN, not EXCLUDED, fib daddr type not local: counter stale, drop }
+//		tcp SYN, oif not lo, mark not OWN, fib daddr type not local, not EXCLUDED: counter stale, drop
+//		the same, EXCLUDED, ct status dnat: counter stale, drop }
 //	chain stalein { type filter hook prerouting priority dstnat + 10
-//		tcp SYN, ct status not dnat, iif not lo, not EXCLUDED: counter stale, drop }
+//		tcp SYN, iif not lo, ct status not dnat, not EXCLUDED: counter stale, drop
+//		tcp SYN, iif not lo, not INBOUND, not EXCLUDED: counter stale, drop
+//		the same, EXCLUDED, ct status dnat: counter stale, drop }
 //
 // Where the leg is tracked, there are more (see tracked), and of local only the counters.
 // Once released, refuse and the last two are empty, and outbound and inbound begin with accept.
@@ -49,7 +52,8 @@ type chain struct {
 //
 // A stale SYN has the addresses and ports of a connection that the kernel already tracks,
 // and so asks no chain of type nat: it would pass untranslated. Whoever sent it sends it
-// again, until what was tracked is forgotten.
+// again, until what was tracked is forgotten. One that rules of the workload's own have
+// translated before, or keep from being tracked, would pass the listeners by, too.
 func chains(t *nftables.Table, r Rules) []chain {
 	base := func(name string, kind nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority, rules ...[]expr.Any) chain {
 		accept := nftables.ChainPolicyAccept
@@ -95,12 +99,19 @@ func chains(t *nftables.Table, r Rules) []chain {
 	outbound.rules = append(outbound.rules, rule(syn(), redirect(r.OutboundPort)))
 	inbound.rules = append(inbound.rules, rule(syn(), redirect(r.InboundPort)))
 	after := nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest + 10)
-	passed := rule(syn(), notTranslated(), notPorts(r.Excluded))
 	drop := one(count(staleSYN), &expr.Verdict{Kind: expr.VerdictDrop})
+	leaves := rule(syn(), link(expr.MetaKeyOIFNAME), notMark(r.OwnMark), notLocal())
+	arrives := rule(syn(), link(expr.MetaKeyIIFNAME))
 	staleOut := base("staleout", nftables.ChainTypeFilter, nftables.ChainHookOutput, after,
-		rule(passed, link(expr.MetaKeyOIFNAME), notMark(r.OwnMark), notLocal(), drop))
+		rule(leaves, notPorts(r.Excluded), drop))
 	staleIn := base("stalein", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, after,
-		rule(passed, link(expr.MetaKeyIIFNAME), drop))
+		rule(arrives, notTranslated(), notPorts(r.Excluded), drop),
+		rule(arrives, notPorts(append([]uint16{r.InboundPort}, r.Excluded...)), drop))
+	for _, port := range r.Excluded {
+		another := rule(dport(port), translated(), drop) // was dialled
+		staleOut.rules = append(staleOut.rules, rule(leaves, another))
+		staleIn.rules = append(staleIn.rules, rule(arrives, another))
+	}
 	var more []chain
 	if r.Tracked {
 		beside, stray, back := tracked(r)
@@ -142,13 +153,17 @@ func device(key expr.MetaKey, op expr.CmpOp) []expr.Any {
 }
 
 // notTranslated matches packets of connections that were not led to a listener when
-// they began.
-func notTranslated() []expr.Any {
+// they began, nor anywhere else.
+func notTranslated() []expr.Any { return destinations(expr.CmpOpEq) }
+
+func translated() []expr.Any { return destinations(expr.CmpOpNeq) }
+
+func destinations(op expr.CmpOp) []expr.Any {
 	const dstNAT = 1 << 5 // IPS_DST_NAT
 	return []expr.Any{
 		&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(dstNAT), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)},
+		&expr.Cmp{Op: op, Register: 1, Data: make([]byte, 4)},
 	}
 }
 

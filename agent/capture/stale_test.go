@@ -2,6 +2,8 @@ package capture_test
 
 import (
 	"encoding/binary"
+	"fmt"
+	"net"
 	"net/netip"
 	"os/exec"
 	"strings"
@@ -144,5 +146,69 @@ func TestReuse(t *testing.T) {
 	}))
 	if got := strings.Join(strings.Fields(left), " "); got != "1 0 60 120" {
 		t.Errorf("the settings are %s", got)
+	}
+}
+
+// TestTranslatedElsewhere: rules of the workload's own that lead a connection past the proxy,
+// by translating it before the capture can, by not having it tracked, or by way of a port that is
+// excluded, end in nothing.
+func TestTranslatedElsewhere(t *testing.T) { everywhere(t, translatedElsewhere) }
+
+func translatedElsewhere(t *testing.T, setup func(testing.TB, ...uint16) *host) {
+	s := setup(t, 7777)
+	for name, l := range map[string]net.Listener{
+		"inbound": s.inbound, "outbound": s.outbound,
+		"application": lab.Listen(t, s.workload, "tcp", "[::]:8081"), "excluded": lab.Listen(t, s.workload, "tcp", "[::]:7777"),
+		"elsewhere": lab.Listen(t, s.other, "tcp", "[::]:81"), "excluded there": lab.Listen(t, s.other, "tcp", "[::]:7777"),
+	} {
+		greet(t, l, name)
+	}
+	s.install(t)
+	port := uint16(46000)
+	for _, try := range []struct {
+		what, hook, rule, to, want string
+	}{
+		{"in, elsewhere", "prerouting", "tcp dport 8080 redirect to :8081", "10.181.7.2:8080", ""},
+		{"in, elsewhere", "prerouting", "tcp dport 8080 redirect to :8081", "[fd5a:5a59::7:0:0:2]:8080", ""},
+		{"in, to what is excluded", "prerouting", "tcp dport 8080 redirect to :7777", "10.181.7.2:8080", ""},
+		{"in, from what is excluded", "prerouting", "tcp dport 7777 redirect to :8081", "10.181.7.2:7777", ""},
+		{"in, not tracked", "raw prerouting", "tcp dport 8081 notrack", "10.181.7.2:8081", ""},
+		{"out, not tracked", "raw output", "tcp dport 81 notrack", "10.181.7.3:81", ""},
+		{"in, the capture's own", "prerouting", fmt.Sprintf("tcp dport 8080 redirect to :%d", s.rules.InboundPort), "10.181.7.2:8080", "inbound"},
+		{"in, excluded", "prerouting", "tcp dport 9999 redirect to :8081", "10.181.7.2:7777", "excluded"},
+		{"out, elsewhere", "output", "tcp dport 80 dnat ip to 10.181.7.3:81", "10.181.7.3:80", ""},
+		{"out, elsewhere", "output", "tcp dport 80 dnat ip6 to [fd5a:5a59::7:0:0:3]:81", "[fd5a:5a59::7:0:0:3]:80", ""},
+		{"out, to what is excluded", "output", "tcp dport 80 dnat ip to 10.181.7.3:7777", "10.181.7.3:80", ""},
+		{"out, from what is excluded", "output", "tcp dport 7777 dnat ip to 10.181.7.3:81", "10.181.7.3:7777", ""},
+		{"out, excluded", "output", "tcp dport 9999 redirect to :8081", "10.181.7.3:7777", "excluded there"},
+	} {
+		kind, priority := "nat", -110
+		hook, raw := strings.CutPrefix(try.hook, "raw ")
+		if raw {
+			kind, priority = "filter", -310
+		}
+		out := map[bool]int{true: 1}[hook == "output"]
+		from, source := []*netns.Namespace{s.other, s.workload}[out], []netip.Addr{strangerAt, appAt.Addr()}[out]
+		if try.to[0] == '[' {
+			source = lab.Addrs("fd5a:5a59::7:0:0:3", "fd5a:5a59::7:0:0:2")[out]
+		}
+		nft(t, s.workload, fmt.Sprintf("table inet own { chain c { type %s hook %s priority %d; %s; }; }", kind, hook, priority, try.rule))
+		before, err := s.capture.Refused()
+		if err != nil {
+			t.Fatal(err)
+		}
+		within := 300 * time.Millisecond
+		if try.want != "" {
+			within = 20 * time.Second
+		}
+		port++
+		if who := knock(t, from, netip.AddrPortFrom(source, port), try.to, within); who != try.want {
+			t.Errorf("%s: answered by %q, want %q", try.what, who, try.want)
+		}
+		after, err := s.capture.Refused()
+		if err != nil || (after.Stale > before.Stale) != (try.want == "") {
+			t.Errorf("%s: counted %+v, then %+v, %v", try.what, before, after, err)
+		}
+		nft(t, s.workload, "delete table inet own")
 	}
 }
