@@ -4,12 +4,12 @@ import "strings"
 
 // addons are what every cluster has besides the API server's own objects: DNS. It
 // knows the cluster's names and says of every other that it does not exist.
-func addons(nodes int) string {
+func addons(nodes int, dns string) string {
 	replicas := "1"
 	if nodes > 1 {
 		replicas = "2"
 	}
-	return strings.NewReplacer("$DNS", dnsService, "$REPLICAS", replicas, "$IMAGE", dnsImage).Replace(dnsManifest)
+	return strings.NewReplacer("$DNS", dns, "$REPLICAS", replicas, "$IMAGE", dnsImage).Replace(dnsManifest)
 }
 
 const dnsImage = "assay.test/coredns:1"

@@ -2,6 +2,7 @@ package kubernetes
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -30,7 +31,11 @@ const MaxNodes = 3
 type Options struct {
 	Name  string // "" is one that nobody else has
 	Nodes int    // 1 to MaxNodes
-	Log   func(format string, args ...any)
+	// Families are the IP versions of pods and services: 4, 6, or 46, which "" is. Machines
+	// have addresses of both.
+	Families string
+	Proxy    string // kube-proxy's mode: iptables, or nftables, which "" is
+	Log      func(format string, args ...any)
 }
 
 // Cluster is a running Kubernetes.
@@ -40,6 +45,7 @@ type Cluster struct {
 	Figures Figures
 
 	name   string
+	kind   Options
 	log    func(string, ...any)
 	folder *folder
 	parts  *parts
@@ -79,7 +85,8 @@ func New(ctx context.Context, o Options) (*Cluster, error) {
 	if err := missing(); err != nil {
 		return nil, err
 	}
-	c := &Cluster{name: o.Name, log: o.Log}
+	o.Families, o.Proxy = cmp.Or(o.Families, "46"), cmp.Or(o.Proxy, "nftables")
+	c := &Cluster{name: o.Name, kind: o, log: o.Log}
 	if c.log == nil {
 		c.log = func(string, ...any) {}
 	}
@@ -155,7 +162,7 @@ func (c *Cluster) makeMachines(nodes int) error {
 	c.Control = &Machine{Name: "control", IPv4: v4, IPv6: v6}
 	for i := 1; i <= nodes; i++ {
 		v4, v6 := address(10 + i)
-		c.Nodes = append(c.Nodes, &Machine{Name: fmt.Sprintf("node-%d", i), IPv4: v4, IPv6: v6, Pods: podRanges(i)})
+		c.Nodes = append(c.Nodes, &Machine{Name: fmt.Sprintf("node-%d", i), IPv4: v4, IPv6: v6, Pods: c.kind.families(podRanges(i))})
 	}
 	for _, m := range c.machines() {
 		m.dir = filepath.Join(c.folder.path, m.Name)
@@ -251,7 +258,7 @@ func (c *Cluster) setUpAPI(ctx context.Context) error {
 			return err
 		}
 	}
-	_, err := c.TryKubectl(ctx, addons(len(c.Nodes)), "apply", "--validate=false", "-f", "-")
+	_, err := c.TryKubectl(ctx, addons(len(c.Nodes), c.kind.dns()), "apply", "--validate=false", "-f", "-")
 	return err
 }
 

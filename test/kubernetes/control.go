@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path"
+	"strings"
 )
 
 const apiPort = 6443
@@ -29,7 +30,7 @@ func (c *Cluster) equipControl() error {
 	server, err := c.ca.issue("kube-apiserver", "", []string{
 		"localhost", m.Name, "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local",
 	}, m.IPv4, m.IPv6, netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1"),
-		netip.MustParseAddr(firstService), services[1].Addr().Next())
+		services[0].Addr().Next(), services[1].Addr().Next()) // its service's
 	if err != nil {
 		return err
 	}
@@ -82,7 +83,8 @@ func (c *Cluster) startManagers() error {
 // startProgram starts one of the control plane's programs.
 func (c *Cluster) startProgram(name string) error {
 	m := c.Control
-	serviceRange := services[0].String() + "," + services[1].String()
+	serviceRange := c.kind.serviceRanges()
+	own, _, _ := strings.Cut(c.kind.of(m), ",")
 	settings := map[string][]string{
 		"etcd": {
 			"--name=" + m.Name, "--data-dir=/var/lib/etcd/data",
@@ -95,7 +97,7 @@ func (c *Cluster) startProgram(name string) error {
 		},
 		"kube-apiserver": {
 			"--etcd-servers=http://127.0.0.1:2379",
-			"--advertise-address=" + m.IPv4.String(), "--bind-address=::", fmt.Sprintf("--secure-port=%d", apiPort),
+			"--advertise-address=" + own, "--bind-address=::", fmt.Sprintf("--secure-port=%d", apiPort),
 			"--client-ca-file=" + key("ca.crt"),
 			"--tls-cert-file=" + key("apiserver.crt"), "--tls-private-key-file=" + key("apiserver.key"),
 			"--service-account-issuer=https://kubernetes.default.svc.cluster.local",

@@ -11,7 +11,7 @@ import (
 )
 
 // TestHelm: who has Helm installs, upgrades and takes out the mesh with it, as
-// docs/kubernetes.md says.
+// docs/kubernetes.md says, in a cluster of IPv4 alone.
 func TestHelm(t *testing.T) {
 	tool, err := filepath.Abs("../../bin/tools/helm")
 	if err != nil {
@@ -21,7 +21,7 @@ func TestHelm(t *testing.T) {
 	if _, err := os.Stat(tool); err != nil {
 		t.Skip("skipped: no bin/tools/helm: make chart compiles it")
 	}
-	c := kubernetes.Up(t, 1)
+	c := kubernetes.UpAs(t, kubernetes.Options{Nodes: 1, Families: "4", Proxy: "iptables"})
 	if err := c.LoadAssay(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -20,10 +21,46 @@ var (
 	pods     = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")}
 )
 
-const (
-	firstService = "10.96.0.1"  // the API server's
-	dnsService   = "10.96.0.10" // CoreDNS's
-)
+// families keeps the prefixes of the IP versions that pods and services have.
+func (o *Options) families(list []netip.Prefix) (kept []netip.Prefix) {
+	for _, p := range list {
+		if p.Addr().Is4() && strings.Contains(o.Families, "4") || p.Addr().Is6() && strings.Contains(o.Families, "6") {
+			kept = append(kept, p)
+		}
+	}
+	return kept
+}
+
+// serviceRanges and allPods are those of the whole cluster, as its programs want them.
+func (o *Options) serviceRanges() string { return commas(o.families(services)) }
+func (o *Options) allPods() string       { return commas(o.families(pods)) }
+
+func commas(list []netip.Prefix) string {
+	var text []string
+	for _, p := range list {
+		text = append(text, p.String())
+	}
+	return strings.Join(text, ",")
+}
+
+// dns is the address of CoreDNS's service.
+func (o *Options) dns() string {
+	if o.Families == "6" {
+		return "fd00:10:96::a"
+	}
+	return "10.96.0.10"
+}
+
+// of are a machine's addresses that Kubernetes knows, the first one first.
+func (o *Options) of(m *Machine) string {
+	switch o.Families {
+	case "4":
+		return m.IPv4.String()
+	case "6":
+		return m.IPv6.String()
+	}
+	return m.IPv4.String() + "," + m.IPv6.String()
+}
 
 // address returns the machine's addresses: n is 1 for the control plane, then the
 // nodes from 11.
@@ -146,12 +183,15 @@ func (m *Machine) configureNetwork() error {
 func (m *Machine) route(to *Machine) error {
 	return m.In(func() error {
 		var errs error
-		for i, prefix := range to.Pods {
+		for _, prefix := range to.Pods {
 			_, dst, err := net.ParseCIDR(prefix.String())
 			if err != nil {
 				return err
 			}
-			gateway := []netip.Addr{to.IPv4, to.IPv6}[i]
+			gateway := to.IPv4
+			if prefix.Addr().Is6() {
+				gateway = to.IPv6
+			}
 			if err := netlink.RouteReplace(&netlink.Route{Dst: dst, Gw: gateway.AsSlice()}); err != nil {
 				errs = errors.Join(errs, fmt.Errorf("route %s on %s: %w", prefix, m.Name, err))
 			}

@@ -31,7 +31,7 @@ func (c *Cluster) equipNode(m *Machine) error {
 		m.write(key("ca.crt"), string(c.ca.pem), 0o644),
 		c.writeKubeconfig(m, "kubelet", "system:node:"+m.Name, "system:nodes"),
 		c.writeKubeconfig(m, "kube-proxy", "system:kube-proxy", ""),
-		m.write(key("kubelet.json"), kubeletSettings(), 0o644),
+		m.write(key("kubelet.json"), kubeletSettings(c.kind.dns()), 0o644),
 		m.write(key("containerd.toml"), containerdSettings, 0o644),
 		m.write("/etc/cni/net.d/10-pods.conflist", cniSettings(m.Pods), 0o644),
 	)
@@ -59,7 +59,7 @@ func (c *Cluster) startNode(m *Machine) error {
 func (c *Cluster) startProxy(m *Machine) error {
 	return m.start(nil, at("kube-proxy"),
 		"--kubeconfig="+key("kube-proxy.conf"), "--hostname-override="+m.Name,
-		"--proxy-mode=nftables", "--cluster-cidr="+pods[0].String()+","+pods[1].String(),
+		"--proxy-mode="+c.kind.Proxy, "--cluster-cidr="+c.kind.allPods(),
 		// Of connection tracking's limits some are the whole machine's.
 		"--conntrack-max-per-core=0", "--conntrack-min=0")
 }
@@ -71,7 +71,7 @@ func (c *Cluster) startKubelet(m *Machine) error {
 	}
 	return m.start(hide, at("kubelet"),
 		"--config="+key("kubelet.json"), "--kubeconfig="+key("kubelet.conf"),
-		"--hostname-override="+m.Name, "--node-ip="+m.IPv4.String()+","+m.IPv6.String())
+		"--hostname-override="+m.Name, "--node-ip="+c.kind.of(m))
 }
 
 // tunables are settings of the whole kernel that a kubelet wants to have its way
@@ -142,7 +142,7 @@ func (c *Cluster) ready(ctx context.Context, m *Machine) error {
 	return fmt.Errorf("%s is not ready: its kubelet has said nothing yet", m.Name)
 }
 
-func kubeletSettings() string {
+func kubeletSettings(dns string) string {
 	text, err := json.MarshalIndent(map[string]any{
 		"kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1",
 		"authentication": map[string]any{
@@ -153,7 +153,7 @@ func kubeletSettings() string {
 		"authorization":            map[string]any{"mode": "Webhook"},
 		"tlsCertFile":              key("kubelet.crt"),
 		"tlsPrivateKeyFile":        key("kubelet.key"),
-		"clusterDNS":               []string{dnsService},
+		"clusterDNS":               []string{dns},
 		"clusterDomain":            "cluster.local",
 		"resolvConf":               "/etc/resolv.conf",
 		"containerRuntimeEndpoint": "unix://" + runtimeSock,

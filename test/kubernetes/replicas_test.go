@@ -12,9 +12,10 @@ import (
 )
 
 // TestReplicas: two controls on one PostgreSQL store serve a cluster. One is killed, then all
-// are replaced one after the other: pods talk on, and new ones are meshed meanwhile.
+// are replaced one after the other: pods talk on, and new ones are meshed meanwhile. The
+// cluster is one of IPv6 alone.
 func TestReplicas(t *testing.T) {
-	c := kubernetes.Up(t, 2)
+	c := kubernetes.UpAs(t, kubernetes.Options{Nodes: 2, Families: "6", Proxy: "iptables"})
 	if err := c.LoadAssay(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -103,12 +104,12 @@ func database(t *testing.T, c *kubernetes.Cluster) string {
 	c.Control.MustExec(t, append(as, filepath.Join(bin, "initdb"), "-D", dir+"/data", "-U", "assay", "-A", "trust", "-N", "--wal-segsize=1")...)
 	c.Control.MustExec(t, "sh", "-c", "echo host all all all trust >> "+dir+"/data/pg_hba.conf")
 	c.Control.Start(t, append(as, filepath.Join(bin, "postgres"), "-D", dir+"/data", "-k", dir,
-		"-h", c.Control.IPv4.String(), "-p", "5432", "-c", "fsync=off", "-c", "shared_buffers=16MB")...)
+		"-h", c.Control.IPv6.String(), "-p", "5432", "-c", "fsync=off", "-c", "shared_buffers=16MB")...)
 	c.Eventually(t, "PostgreSQL answers", func() error {
-		if r := c.Control.Exec(t, filepath.Join(bin, "psql"), "-h", c.Control.IPv4.String(), "-U", "assay", "-c", "select 1", "postgres"); r.Code != 0 {
+		if r := c.Control.Exec(t, filepath.Join(bin, "psql"), "-h", c.Control.IPv6.String(), "-U", "assay", "-c", "select 1", "postgres"); r.Code != 0 {
 			return fmt.Errorf("%+v", r)
 		}
 		return nil
 	})
-	return fmt.Sprintf("postgres://assay@%s:5432/postgres?sslmode=disable", c.Control.IPv4)
+	return fmt.Sprintf("postgres://assay@[%s]:5432/postgres?sslmode=disable", c.Control.IPv6)
 }

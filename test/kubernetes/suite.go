@@ -35,11 +35,18 @@ func Require(t lab.TB) {
 // Up brings up a cluster that is taken down at the end of the test.
 func Up(t lab.TB, nodes int) *Cluster {
 	t.Helper()
+	return UpAs(t, Options{Nodes: nodes})
+}
+
+// UpAs is Up for a cluster of another kind.
+func UpAs(t lab.TB, o Options) *Cluster {
+	t.Helper()
 	Require(t)
 	// Its end has a time of its own: a context of the test's is over by then.
 	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Minute)
 	defer cancel()
-	c, err := New(ctx, Options{Nodes: nodes, Log: t.Logf})
+	o.Log = t.Logf
+	c, err := New(ctx, o)
 	if err != nil {
 		t.Fatalf("%v", err)
 	}
@@ -51,7 +58,7 @@ func Up(t lab.TB, nodes int) *Cluster {
 			t.Errorf("%v", err)
 		}
 	})
-	t.Logf("cluster %s, %s, %d nodes: %s", c.name, c.Version(), nodes, c.Figures)
+	t.Logf("cluster %s, %s, %d nodes, IPv%s, kube-proxy with %s: %s", c.name, c.Version(), o.Nodes, c.kind.Families, c.kind.Proxy, c.Figures)
 	return c
 }
 
