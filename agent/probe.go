@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"os"
@@ -11,6 +10,7 @@ import (
 	"time"
 
 	"assay.dev/agent/attest"
+	"assay.dev/agent/internal/sockdiag"
 	"assay.dev/agent/netns"
 	"assay.dev/link"
 	"github.com/vishvananda/netlink"
@@ -46,65 +46,18 @@ func (k *kubelet) owns(client, server netip.AddrPort) (bool, error) {
 }
 
 // inodeOf returns the inode of the host's end of one connection, client's; 0 when no process
-// has it. It asks for that connection alone: a list by ports has others too, since the kernel
-// gives one port to connections with several servers, and which comes first is chance.
+// has it.
 func inodeOf(client, server netip.AddrPort) (uint32, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+	sockets, err := sockdiag.Open(nil)
 	if err != nil {
-		return 0, fmt.Errorf("sock_diag: %w", err)
+		return 0, err
 	}
-	defer unix.Close(fd)
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 2}); err != nil {
-		return 0, fmt.Errorf("sock_diag: %w", err)
+	defer sockets.Close()
+	s, err := sockets.Find(client, server)
+	if err != nil || s == nil {
+		return 0, err
 	}
-	if err := unix.Sendto(fd, oneSocket(client, server), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return 0, fmt.Errorf("sock_diag: %w", err)
-	}
-	b := make([]byte, 4096)
-	n, _, err := unix.Recvfrom(fd, b, 0)
-	ne := binary.NativeEndian
-	switch {
-	case err != nil:
-		return 0, fmt.Errorf("sock_diag: %w", err)
-	case n >= diagHeader+4 && ne.Uint16(b[4:]) == unix.NLMSG_ERROR:
-		if e := unix.Errno(-int32(ne.Uint32(b[diagHeader:]))); e != unix.ENOENT {
-			return 0, fmt.Errorf("sock_diag: %w", e)
-		}
-		return 0, nil // it has ended
-	case n < diagHeader+diagInode+4:
-		return 0, fmt.Errorf("sock_diag: an answer of %d bytes", n)
-	case b[diagHeader+1] == tcpListen: // the connection has ended, and somebody listens on its port
-		return 0, nil
-	}
-	return ne.Uint32(b[diagHeader+diagInode:]), nil
-}
-
-const (
-	diagHeader = 16 // struct nlmsghdr
-	diagInode  = 68 // of inet_diag_msg.idiag_inode in linux/inet_diag.h
-	tcpListen  = 10 // TCP_LISTEN of linux/tcp_states.h
-)
-
-// oneSocket is the question for one TCP connection: struct inet_diag_req_v2.
-func oneSocket(local, remote netip.AddrPort) []byte {
-	const socketDiagByFamily = 20
-	b := make([]byte, diagHeader+56)
-	ne := binary.NativeEndian
-	ne.PutUint32(b[0:], uint32(len(b)))
-	ne.PutUint16(b[4:], socketDiagByFamily)
-	ne.PutUint16(b[6:], unix.NLM_F_REQUEST)
-	req := b[diagHeader:]
-	req[0], req[1] = unix.AF_INET, unix.IPPROTO_TCP
-	if local.Addr().Is6() {
-		req[0] = unix.AF_INET6
-	}
-	ne.PutUint32(req[4:], 1<<12-1) // every state
-	binary.BigEndian.PutUint16(req[8:], local.Port())
-	binary.BigEndian.PutUint16(req[10:], remote.Port())
-	copy(req[12:], local.Addr().AsSlice())
-	copy(req[28:], remote.Addr().AsSlice())
-	ne.PutUint64(req[48:], 1<<64-1) // whatever its cookie
-	return b
+	return s.Inode, nil
 }
 
 // find looks for the process that listens on the kubelet's port.
@@ -119,7 +72,7 @@ func (k *kubelet) find() error {
 			return fmt.Errorf("list sockets: %w", err)
 		}
 		for _, s := range list {
-			if s.State != tcpListen || s.ID.SourcePort != k.port {
+			if s.State != sockdiag.Listen || s.ID.SourcePort != k.port {
 				continue
 			}
 			if k.process = holder(s.INode); k.process != nil {

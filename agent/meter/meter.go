@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 
+	"assay.dev/agent/internal/sockdiag"
 	"assay.dev/agent/netns"
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -27,8 +28,8 @@ type Meter struct {
 
 	mu       sync.Mutex
 	cfg      Config
-	want     []string              // as the kernel listed the rules after Install
-	overflow map[[sockID]byte]bool // sockets of older connections that found no place in the sets
+	want     []string             // as the kernel listed the rules after Install
+	overflow map[sockdiag.ID]bool // sockets of older connections that found no place in the sets
 }
 
 // New returns the meter of ns, which it uses but does not close.
@@ -228,9 +229,9 @@ func (m *Meter) older(conn *nftables.Conn, excluded *nftables.Set, first bool, n
 		name := older(role, f)
 		if len(out[name]) == maxOlder/2 { // what the rest carries is shown as escaped, or stray
 			if m.overflow == nil {
-				m.overflow = map[[sockID]byte]bool{}
+				m.overflow = map[sockdiag.ID]bool{}
 			}
-			m.overflow[c.socket.id] = true
+			m.overflow[c.socket.ID] = true
 			continue
 		}
 		key := binary.BigEndian.AppendUint16(c.remote.Addr().AsSlice(), c.remote.Port())
@@ -320,5 +321,5 @@ func (m *Meter) list(conn *nftables.Conn) ([]string, error) {
 type connection struct {
 	local, remote netip.AddrPort
 	server        bool // the workload listens on its local port
-	socket        socket
+	socket        *sockdiag.Socket
 }

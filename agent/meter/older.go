@@ -8,44 +8,26 @@ import (
 	"slices"
 	"strings"
 
+	"assay.dev/agent/internal/sockdiag"
 	"assay.dev/agent/netns"
-	"golang.org/x/sys/unix"
 )
-
-// diag opens a socket of the kernel's sock_diag interface in a namespace.
-func diag(ns *netns.Namespace) (fd int, err error) {
-	fd = -1
-	err = ns.Do(func() (err error) {
-		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
-		return err
-	})
-	if err != nil {
-		return fd, err
-	}
-	// A kernel that does not answer must not hold a goroutine for ever.
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 2}); err != nil {
-		unix.Close(fd)
-		return -1, err
-	}
-	return fd, nil
-}
 
 // connections lists the TCP connections of a namespace that are not its own business.
 func connections(ns *netns.Namespace) ([]connection, error) {
-	fd, err := diag(ns)
+	sockets, err := sockdiag.Open(ns)
 	if err != nil {
 		return nil, fmt.Errorf("meter: list connections: %w", err)
 	}
-	defer unix.Close(fd)
+	defer sockets.Close()
 	listening := map[uint16]bool{}
 	var list []connection
-	for _, f := range []byte{unix.AF_INET, unix.AF_INET6} {
-		err := dump(fd, f, func(s socket) {
+	for _, family := range sockdiag.Families {
+		err := sockets.List(family, sockdiag.AllStates, func(s *sockdiag.Socket) {
 			switch {
-			case s.state == tcpListen:
-				listening[s.local.Port()] = true
-			case s.remote.Port() != 0 && !s.remote.Addr().IsLoopback() && s.remote.Addr() != s.local.Addr():
-				list = append(list, connection{local: s.local, remote: s.remote, socket: s})
+			case s.State == sockdiag.Listen:
+				listening[s.Local.Port()] = true
+			case s.Remote.Port() != 0 && !s.Remote.Addr().IsLoopback() && s.Remote.Addr() != s.Local.Addr():
+				list = append(list, connection{local: s.Local, remote: s.Remote, socket: s})
 			}
 		})
 		if err != nil {
@@ -58,132 +40,11 @@ func connections(ns *netns.Namespace) ([]connection, error) {
 	return list, nil
 }
 
-// States of linux/tcp_states.h.
-const (
-	tcpTimeWait = 6
-	tcpClose    = 7
-	tcpListen   = 10
-)
-
-// socket is one of TCP, as sock_diag tells it.
-type socket struct {
-	family, state byte
-	id            [sockID]byte // struct inet_diag_sockid, which names it alone
-	local, remote netip.AddrPort
-	mark          uint32
-}
-
-// Sizes of sock_diag's messages, and their kinds.
-const (
-	sockID      = 48
-	diagHeader  = 16
-	diagRequest = diagHeader + 8 + sockID
-	diagAnswer  = 72 // struct inet_diag_msg; then attributes
-	diagMark    = 15 // INET_DIAG_MARK of them
-	diagDump    = 20 // SOCK_DIAG_BY_FAMILY
-	diagDestroy = 21 // SOCK_DESTROY
-)
-
-// dump asks for all TCP sockets of one family: struct inet_diag_req_v2 and
-// inet_diag_msg of linux/inet_diag.h.
-func dump(fd int, family byte, visit func(socket)) error {
-	b := question(diagDump, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, family)
-	if err := unix.Sendto(fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return err
-	}
-	buf := make([]byte, 32<<10)
-	for {
-		n, _, err := unix.Recvfrom(fd, buf, 0)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		ne := binary.NativeEndian
-		for m := buf[:n]; len(m) >= diagHeader; {
-			size := int(ne.Uint32(m))
-			if size < diagHeader || size > len(m) {
-				return fmt.Errorf("message of %d bytes in %d", size, len(m))
-			}
-			switch ne.Uint16(m[4:]) {
-			case unix.NLMSG_DONE:
-				return nil
-			case unix.NLMSG_ERROR:
-				if size >= diagHeader+4 {
-					return unix.Errno(-int32(ne.Uint32(m[diagHeader:])))
-				}
-				return fmt.Errorf("error without a number")
-			case diagDump:
-				// family, state, timer, retrans; then ports in network order and addresses.
-				if body := m[diagHeader:size]; len(body) >= diagAnswer {
-					visit(socket{
-						family: body[0], state: body[1], id: [sockID]byte(body[4:]),
-						local: endpoint(body[0], body[4:6], body[8:24]), remote: endpoint(body[0], body[6:8], body[24:40]),
-						mark: markIn(body[diagAnswer:]),
-					})
-				}
-			}
-			m = m[min((size+3)&^3, len(m)):]
-		}
-	}
-}
-
-// markIn finds a socket's mark among attributes: struct rtattr of linux/rtnetlink.h.
-func markIn(attrs []byte) uint32 {
-	ne := binary.NativeEndian
-	for len(attrs) >= 4 {
-		size := int(ne.Uint16(attrs))
-		if size < 4 || size > len(attrs) {
-			return 0
-		}
-		if ne.Uint16(attrs[2:]) == diagMark && size >= 8 {
-			return ne.Uint32(attrs[4:])
-		}
-		attrs = attrs[min((size+3)&^3, len(attrs)):]
-	}
-	return 0
-}
-
-// question is a request about every state of a family's TCP sockets.
-func question(kind, flags uint16, family byte) []byte {
-	b := make([]byte, diagRequest)
-	ne := binary.NativeEndian
-	ne.PutUint32(b[0:], diagRequest)
-	ne.PutUint16(b[4:], kind)
-	ne.PutUint16(b[6:], flags)
-	b[diagHeader], b[diagHeader+1] = family, unix.IPPROTO_TCP
-	ne.PutUint32(b[diagHeader+4:], 1<<12-1)
-	return b
-}
-
-// destroy ends a connection as if it had been reset: the peer is told, and who has the
-// socket. One that has ended meanwhile is no error.
-func destroy(fd int, s *socket) error {
-	b := question(diagDestroy, unix.NLM_F_REQUEST|unix.NLM_F_ACK, s.family)
-	copy(b[diagHeader+8:], s.id[:])
-	if err := unix.Sendto(fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return err
-	}
-	buf := make([]byte, 512)
-	n, _, err := unix.Recvfrom(fd, buf, 0)
-	switch {
-	case err != nil:
-		return err
-	case n < diagHeader+4 || binary.NativeEndian.Uint16(buf[4:]) != unix.NLMSG_ERROR:
-		return fmt.Errorf("an answer of %d bytes", n)
-	}
-	if e := unix.Errno(-int32(binary.NativeEndian.Uint32(buf[diagHeader:]))); e != 0 && e != unix.ENOENT {
-		return e
-	}
-	return nil
-}
-
 // OlderConnection is a connection that is older than the capture, and exists.
 type OlderConnection struct {
 	Local, Remote netip.AddrPort
 	Inbound       bool // the workload listens on its local port
-	socket        socket
+	socket        *sockdiag.Socket
 }
 
 // OlderConnections lists them, but for those on excluded ports, and for the proxy's own: rules
@@ -204,16 +65,16 @@ func (m *Meter) OlderConnections(outbound, inbound uint16) (older []OlderConnect
 	if err != nil {
 		return nil, 0, err
 	}
-	list = slices.DeleteFunc(list, func(c connection) bool { return c.socket.state == tcpTimeWait || c.socket.state == tcpClose })
-	known := map[[sockID]byte]bool{} // of the overflow, what is there still
+	list = slices.DeleteFunc(list, func(c connection) bool { return c.socket.State == sockdiag.TimeWait || c.socket.State == sockdiag.Close })
+	known := map[sockdiag.ID]bool{} // of the overflow, what is there still
 	ends := m.ends(list, outbound)
 	led := map[netip.AddrPort][]OlderConnection{}
 	for _, c := range list {
-		if m.overflow[c.socket.id] {
-			known[c.socket.id] = true
+		if m.overflow[c.socket.ID] {
+			known[c.socket.ID] = true
 		}
 		switch {
-		case !remembered[memory{c.remote, c.local.Port()}] && !known[c.socket.id]:
+		case !remembered[memory{c.remote, c.local.Port()}] && !known[c.socket.ID]:
 		case m.beside(&c), c.local.Port() == outbound, c.local.Port() == inbound, ends.dialled[[2]netip.AddrPort{c.remote, c.local}]:
 		default:
 			o := OlderConnection{Local: c.local, Remote: c.remote, Inbound: c.server, socket: c.socket}
@@ -261,7 +122,7 @@ func (m *Meter) ends(list []connection, outbound uint16) ends {
 // beside reports whether a connection passes beside the proxy as it may: the proxy's own, and
 // those on excluded ports.
 func (m *Meter) beside(c *connection) bool {
-	return c.socket.mark == m.cfg.OwnMark || slices.Contains(m.cfg.Excluded, c.serverPort())
+	return c.socket.Mark == m.cfg.OwnMark || slices.Contains(m.cfg.Excluded, c.serverPort())
 }
 
 func (c *connection) serverPort() uint16 {
@@ -306,24 +167,16 @@ func (m *Meter) remembered() (map[memory]bool, error) {
 
 // End ends such connections: both sides see a reset.
 func (m *Meter) End(list []OlderConnection) error {
-	fd, err := diag(m.ns)
+	sockets, err := sockdiag.Open(m.ns)
 	if err != nil {
 		return fmt.Errorf("meter: end connections: %w", err)
 	}
-	defer unix.Close(fd)
+	defer sockets.Close()
 	var failed error
 	for i := range list {
-		if err := destroy(fd, &list[i].socket); err != nil {
+		if err := sockets.Destroy(list[i].socket); err != nil {
 			failed = errors.Join(failed, fmt.Errorf("meter: end %s to %s: %w", list[i].Local, list[i].Remote, err))
 		}
 	}
 	return failed
-}
-
-func endpoint(family byte, port, addr []byte) netip.AddrPort {
-	a := netip.AddrFrom16([16]byte(addr)).Unmap()
-	if family == unix.AF_INET {
-		a = netip.AddrFrom4([4]byte(addr))
-	}
-	return netip.AddrPortFrom(a, binary.BigEndian.Uint16(port))
 }
