@@ -65,7 +65,9 @@ func (m *Meter) OlderConnections(outbound, inbound uint16) (older []OlderConnect
 	if err != nil {
 		return nil, 0, err
 	}
-	list = slices.DeleteFunc(list, func(c connection) bool { return c.socket.State == sockdiag.TimeWait || c.socket.State == sockdiag.Close })
+	list = slices.DeleteFunc(list, func(c connection) bool {
+		return c.socket.State == sockdiag.TimeWait || c.socket.State == sockdiag.Close
+	})
 	known := map[sockdiag.ID]bool{} // of the overflow, what is there still
 	ends := m.ends(list, outbound)
 	led := map[netip.AddrPort][]OlderConnection{}
