@@ -159,7 +159,8 @@ func everything(namespace string) ([]Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(all, claim(&Options{Namespace: namespace, VolumeSize: "1Gi"})), nil
+	// Before control, which holds it: they are deleted from the last to the first.
+	return append([]Object{claim(&Options{Namespace: namespace, VolumeSize: "1Gi"})}, all...), nil
 }
 
 // keepsAuthority reports whether without an object of this kind the mesh would be lost.
