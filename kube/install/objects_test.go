@@ -84,3 +84,22 @@ func TestOptionsThatAreWrong(t *testing.T) {
 		}
 	}
 }
+
+// TestOrderOfDeletion: from the last to the first everything can be deleted: no pod that asks for a
+// sidecar is refused because control went first, and nothing waits for who holds it.
+func TestOrderOfDeletion(t *testing.T) {
+	all, err := everything(DefaultNamespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := map[string]int{}
+	for i, o := range all {
+		at[o.GetObjectKind().GroupVersionKind().Kind+"/"+o.GetName()] = i
+	}
+	order := []string{"PersistentVolumeClaim/" + ControlName, "ClusterRole/" + ControlName, "Service/" + ControlName, "Deployment/" + ControlName, "DaemonSet/" + AgentName, "MutatingWebhookConfiguration/" + InjectorName}
+	for i, name := range order {
+		if _, there := at[name]; !there || i > 0 && at[order[i-1]] > at[name] {
+			t.Errorf("%s is in the wrong place: %v", name, at)
+		}
+	}
+}
