@@ -41,7 +41,7 @@ func (m *model) claim(h *host, s *session, id string) {
 // What others report to their controls is heard through the store, so a pod that is new on a
 // host of another control may be in the mesh for as long as the store has not been heard since.
 // While it is away nobody is sent there in plaintext, and a while longer, until the
-// others have stored what they took meanwhile.
+// others have stored what they took meanwhile: they try again after as long as they have tried.
 const (
 	unheard   = time.Second           // a store that was not heard for so long was away
 	catchesUp = retryMost + flushTime // in which others store what they know, when it is back
@@ -64,11 +64,12 @@ func (m *model) heardOthers(began time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := time.Now()
-	if began.Sub(m.heard) > unheard {
-		m.steady = now
+	if gap := began.Sub(m.heard); gap > unheard {
+		if until := now.Add(min(2*gap, catchesUp)); until.After(m.caught) {
+			m.caught = until
+		}
 	}
-	m.heard = began
-	if now.Sub(m.steady) < catchesUp {
+	if m.heard = began; now.Before(m.caught) {
 		return
 	}
 	m.disclaim(func(_ string, c claim) bool {

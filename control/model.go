@@ -66,7 +66,7 @@ type model struct {
 	revision int64           // of the store, that this has been brought to
 	dead     map[string]bool // other controls that show no life
 	heard    time.Time       // when it began to read what this has been brought to, by the clock of this process
-	steady   time.Time       // since when it is heard without a gap
+	caught   time.Time       // when others have stored what they took while it was away
 	lost     []string        // workloads of which the store has to be asked again
 	moved    []string        // hosts of whose workloads it has
 }
