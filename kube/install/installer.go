@@ -76,6 +76,9 @@ func (i *Installer) Install(ctx context.Context, o Options) error {
 	if err := i.refuseSidecars(ctx, &o); err != nil {
 		return err
 	}
+	if err := i.refuseOtherAuthority(ctx, &o); err != nil {
+		return err
+	}
 	for _, object := range objects {
 		if object.GetName() == AgentName && object.GetObjectKind().GroupVersionKind().Kind == "DaemonSet" {
 			// New agents replace every proxy, and each wants a certificate: control must not
@@ -102,6 +105,32 @@ func (i *Installer) Install(ctx context.Context, o Options) error {
 		return err
 	}
 	return i.verify(ctx, &o)
+}
+
+// refuseOtherAuthority keeps the mesh's authority: several controls have no volume, and would make another
+// one while it is in that of the one control of before.
+func (i *Installer) refuseOtherAuthority(ctx context.Context, o *Options) error {
+	if !o.several() {
+		return nil
+	}
+	_, err := i.in("PersistentVolumeClaim", o.Namespace).Get(ctx, ControlName, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return i.explain("look for the authority's volume", err)
+	}
+	key, err := i.in("Secret", o.Namespace).Get(ctx, AuthorityName, metav1.GetOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return i.explain("look for the authority's key", err)
+	}
+	if err == nil {
+		if data, _, _ := unstructured.NestedMap(key.Object, "data"); len(data) > 0 {
+			return nil // the authority is in the store
+		}
+	}
+	return &assay.Error{Kind: assay.Conflict, Op: "install control without a volume", Err: fmt.Errorf("the mesh's authority is in the volume of persistentvolumeclaim/%s, and not in the store yet", ControlName),
+		Remedy: "install with --store-secret and one replica first, which puts it there; or delete the claim, if that mesh is over"}
 }
 
 // apply is one server-side apply.

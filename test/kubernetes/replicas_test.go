@@ -11,6 +11,10 @@ import (
 	"assay.dev/test/kubernetes"
 )
 
+// volume is that of one control.
+const volume = `{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {name: assay-control, namespace: NAMESPACE},
+  spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}}`
+
 // TestReplicas: two controls on one PostgreSQL store serve a cluster. One is killed, then all
 // are replaced one after the other: pods talk on, and new ones are meshed meanwhile. The
 // cluster is one of IPv6 alone.
@@ -23,7 +27,14 @@ func TestReplicas(t *testing.T) {
 	m.try(t)
 	c.Kubectl(t, "create", "namespace", install.DefaultNamespace)
 	c.Kubectl(t, "create", "secret", "generic", "store", "-n", install.DefaultNamespace, "--from-literal=url="+database(t, c))
-	out := m.must(t, "assay", append([]string{"install", "--replicas", "2", "--store-secret", "store"}, installArgs[1:]...)...)
+	several := append([]string{"install", "--replicas", "2", "--store-secret", "store"}, installArgs[1:]...)
+	// One control with a volume was there before.
+	c.Apply(t, strings.ReplaceAll(volume, "NAMESPACE", install.DefaultNamespace))
+	if out, code := m.run(t, "assay", several...); code != 1 || !strings.Contains(out, "authority") || !strings.Contains(out, "one replica first") {
+		t.Errorf("several controls without the authority: exit code %d\n%s", code, out)
+	}
+	c.Kubectl(t, "delete", "persistentvolumeclaim", "-n", install.DefaultNamespace, "assay-control")
+	out := m.must(t, "assay", several...)
 	t.Logf("install says:\n%s", out)
 	if !strings.Contains(out, "control answers, and 2 of 2 nodes have joined\n") {
 		t.Errorf("install does not say that every node has joined")
