@@ -250,7 +250,7 @@ func TestPostgresDeadlock(t *testing.T) {
 func TestPostgresIdleTransaction(t *testing.T) {
 	dbURL := sharedPostgres(t).newDatabase(t)
 	direct := openTest(t, dbURL)
-	db := openTest(t, dbURL+"&idle_in_transaction_session_timeout=50")
+	db := openTest(t, dbURL+"&idle_in_transaction_session_timeout=1000")
 	runs := 0
 	check(t, db.write(t.Context(), "store", func(ctx context.Context, tx *tx) error {
 		var pid int
@@ -266,7 +266,9 @@ func TestPostgresIdleTransaction(t *testing.T) {
 		}
 		return tx.putMeta(ctx, "x", nil)
 	}))
-	equal(t, "runs", runs, 2)
+	if runs < 2 { // more, where the second attempt waited for its turn on a processor for so long
+		t.Errorf("%d runs", runs)
+	}
 }
 
 // A server that is restarted or crashes under writers costs them time, not writes:
