@@ -2,6 +2,7 @@ package kubernetes_test
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -66,7 +67,6 @@ func (s *sides) controlAway(t *testing.T) {
 	if out, err := s.call(t, "http://server/without-control"); err != nil {
 		t.Errorf("those that run: %v\n%s", err, out)
 	}
-	s.goesOn(t)
 	c.Kubectl(t, "scale", "-n", install.DefaultNamespace, "deployment/assay-control", "--replicas=1")
 	c.Rollout(t, install.DefaultNamespace, "deployment/assay-control")
 	c.Eventually(t, "a pod is made", func() error {
@@ -112,6 +112,61 @@ func (s *sides) check(t *testing.T) {
 		t.Errorf("a pod in its node's network: %s", out)
 	}
 	c.Kubectl(t, "delete", "pod", "-n", "old", "host", "--wait=true")
+}
+
+// bothManifest is an application of the agents' pods.
+const bothManifest = `apiVersion: v1
+kind: Namespace
+metadata: {name: both, labels: {assay.dev/mesh: enabled}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: both, labels: {app: web}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: web, image: ` + kubernetes.EchoImage + `, args: [serve]}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: both}
+spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+`
+
+// both: with agents too, pods of both kinds are one mesh, each known by who speaks for it.
+func (s *sides) both(t *testing.T) {
+	c := s.cluster
+	if out := s.must(t, "assay", append(slices.Clone(lifeInstall), "--injector")...); !strings.Contains(out, "1 of 1 nodes have joined") {
+		t.Errorf("install says:\n%s", out)
+	}
+	c.Apply(t, bothManifest)
+	c.Kubectl(t, "wait", "-n", "both", "--for=condition=Ready", "pod/web", "--timeout=150s")
+	var web sidePod
+	c.Get(t, "/api/v1/namespaces/both/pods/web", &web)
+	if len(web.Spec.InitContainers) > 0 {
+		t.Errorf("a pod of the agent's has %+v", web.Spec.InitContainers)
+	}
+	c.Eventually(t, "the agent's pod is asked under mutual TLS, and asks", func() error {
+		for _, url := range []string{"http://web.both/both", "http://server/both"} {
+			if out, err := s.call(t, url); err != nil || !strings.Contains(out, "client="+s.pod(t, "caller").Status.PodIP+" ") {
+				return fmt.Errorf("%v %s", err, out)
+			}
+		}
+		out, err := c.TryKubectl(t.Context(), "", "exec", "-n", "both", "web", "--", "/bin/echo", "get", "http://server.side/both")
+		if err != nil || !strings.Contains(out, "client="+web.Status.PodIP+" ") {
+			return fmt.Errorf("%v %s", err, out)
+		}
+		out = s.must(t, "kubectl", "assay", "edges")
+		for _, edge := range []string{`side/default .* both/web:80 .* mtls `, `both/default .* side/server:80 .* mtls `} {
+			if !regexp.MustCompile(`(?m)^` + edge).MatchString(out) {
+				return fmt.Errorf("no %s:\n%s", edge, out)
+			}
+		}
+		return nil
+	})
+	if out := s.must(t, "kubectl", "assay", "get", "workloads"); strings.Count(out, "\nboth ") != 1 || strings.Count(out, "(api-server)") != strings.Count(out, "\nside ")+strings.Count(out, "\nold ") {
+		t.Errorf("who says what runs:\n%s", out)
+	}
+	c.Kubectl(t, "delete", "namespace", "both", "--wait=true")
 }
 
 // uninstall: it waits for pods that have a sidecar, which get none any more.

@@ -138,8 +138,9 @@ func TestSidecar(t *testing.T) {
 		{"strict", s.strict},
 		{"job", s.job},
 		{"restart", s.restart},
-		{"control away", s.controlAway},
+		{"control away", func(t *testing.T) { s.unnoticed(t, s.controlAway) }},
 		{"check", s.check},
+		{"agents beside them", func(t *testing.T) { s.unnoticed(t, s.both) }},
 	} {
 		if !t.Run(part.name, part.run) {
 			s.logs(t)
@@ -278,10 +279,27 @@ func (s *sides) traffic(t *testing.T) {
 		return nil
 	})
 	s.goesOn(t)
+	if out := s.must(t, "kubectl", "assay", "edges", "--exceptions"); strings.Contains(out, ":7400") {
+		t.Errorf("what sidecars say to control is listed:\n%s", out)
+	}
 }
 
 // steadyFailed is what a steady client says when something fails.
 var steadyFailed = regexp.MustCompile(`(?m)^(FAILED|MOVED|BROKEN) .*$`)
+
+// unnoticed does something that the client that asks all the time does not notice.
+func (s *sides) unnoticed(t *testing.T, do func(*testing.T)) {
+	t.Helper()
+	failures := func() []string {
+		return steadyFailed.FindAllString(s.cluster.Kubectl(t, "logs", "-n", "side", "deployment/client", "-c", "client"), -1)
+	}
+	before := len(failures())
+	do(t)
+	s.goesOn(t)
+	if now := failures(); len(now) > before {
+		t.Errorf("the client noticed:\n%s", strings.Join(now[before:], "\n"))
+	}
+}
 
 // goesOn waits until the client that asks all the time has had more answers of each kind.
 func (s *sides) goesOn(t *testing.T) {
@@ -320,12 +338,14 @@ func (s *sides) strict(t *testing.T) {
 	if out, err := web(); err != nil || !strings.Contains(out, "path=/") {
 		t.Errorf("while the namespace is not strict: %v\n%s", err, out)
 	}
-	c.Apply(t, sideStrict)
-	c.Eventually(t, "an outsider is refused", func() error {
-		if out, err := web(); err == nil {
-			return fmt.Errorf("answered: %s", out)
-		}
-		return nil
+	s.unnoticed(t, func(t *testing.T) {
+		c.Apply(t, sideStrict)
+		c.Eventually(t, "an outsider is refused", func() error {
+			if out, err := web(); err == nil {
+				return fmt.Errorf("answered: %s", out)
+			}
+			return nil
+		})
 	})
 	if out, err := try(); err == nil || !strings.Contains(out+err.Error(), "reset") {
 		t.Errorf("raw TCP: %v\n%s", err, out)
@@ -346,7 +366,6 @@ func (s *sides) strict(t *testing.T) {
 			t.Errorf("the server with its probes: %+v", status)
 		}
 	}
-	s.goesOn(t)
 }
 
 // probed waits until the kubelet has been answered a few times more.
