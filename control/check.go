@@ -175,6 +175,10 @@ func (c *Control) checkMesh(within time.Duration) []assay.Finding {
 				Remedy: "start its agent, or: assay delete host " + h.ID})
 		}
 	}
+	for key, err := range m.snapshot.untold {
+		out = append(out, assay.Finding{Kind: "not-told", Subject: strings.ToValidUTF8(key, "?"), Detail: "hosts do not hear of it: " + err.Error(),
+			Remedy: "declare it anew, in UTF-8; what hosts knew of it before stays"})
+	}
 	out = append(out, m.checkNodes()...)
 	out = append(out, m.checkSidecars()...)
 	for _, w := range m.catalog.Workloads() {

@@ -3,7 +3,8 @@ package control
 import (
 	"bytes"
 	"container/list"
-	"fmt"
+	"errors"
+	"unicode/utf8"
 
 	"assay.dev/api"
 )
@@ -21,6 +22,8 @@ type snapshot struct {
 	order      *list.List               // oldest change first
 	tombstones int
 	forgotten  uint64 // removals up to this version are no longer remembered
+	// untold is why hosts have resources as they were before, or not at all.
+	untold map[string]error
 }
 
 // entry is a resource at a version. It is encoded once, for all hosts, and kept in that form
@@ -32,16 +35,21 @@ type entry struct {
 }
 
 func newSnapshot(epoch uint64) *snapshot {
-	return &snapshot{epoch: epoch, entries: map[string]*list.Element{}, order: list.New()}
+	return &snapshot{epoch: epoch, entries: map[string]*list.Element{}, order: list.New(), untold: map[string]error{}}
 }
 
 // put publishes a resource, which has neither key nor version yet. The same again changes nothing
-// and returns false.
+// and returns false, and so does what cannot be encoded: text that is not UTF-8.
 func (s *snapshot) put(key string, r *api.Resource) bool {
 	body, err := bodies.Marshal(r)
-	if err != nil { // text that is not UTF-8, which no noun passes on
-		panic(fmt.Sprintf("encode %s: %v", key, err))
+	if err == nil && !utf8.ValidString(key) {
+		err = errors.New("its name is not UTF-8")
 	}
+	if err != nil {
+		s.untold[key] = err
+		return false
+	}
+	delete(s.untold, key)
 	if el := s.entries[key]; el != nil && el.Value.(*entry).body != nil && bytes.Equal(el.Value.(*entry).body, body) {
 		return false
 	}
@@ -52,6 +60,7 @@ func (s *snapshot) put(key string, r *api.Resource) bool {
 
 // remove withdraws a resource.
 func (s *snapshot) remove(key string) bool {
+	delete(s.untold, key)
 	el := s.entries[key]
 	if el == nil || el.Value.(*entry).body == nil {
 		return false

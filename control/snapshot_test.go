@@ -175,3 +175,21 @@ func TestNetwork(t *testing.T) {
 		}
 	}
 }
+
+// What cannot be encoded leaves hosts with what they know, and is told; it ends nobody.
+func TestUntold(t *testing.T) {
+	s := newSnapshot(1)
+	s.put("namespace/first", resource("x"))
+	version := s.version
+	if s.put("namespace/first", resource("\xff")) || s.put("namespace/\xff", resource("x")) || s.version != version {
+		t.Error("what is not UTF-8 is published")
+	}
+	if len(s.untold) != 2 || s.get("namespace/first").GetNamespace() == nil {
+		t.Errorf("untold %v", s.untold)
+	}
+	s.put("namespace/first", resource("y"))
+	s.remove("namespace/\xff")
+	if len(s.untold) != 0 || s.version != version+1 {
+		t.Errorf("untold %v, version %d", s.untold, s.version)
+	}
+}
