@@ -74,20 +74,43 @@ func text(ports []uint16) string {
 	return strings.Join(list, ",")
 }
 
-// resources leave a pod whose containers are all guaranteed what they ask for in that class.
+// resources leave a pod whose containers are all guaranteed what they ask for in that class, and
+// take what a pod asks for as a whole from that.
 func resources(pod *corev1.Pod) corev1.ResourceRequirements {
 	limits := corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("256Mi")}
 	if guaranteed(pod) {
 		limits[corev1.ResourceCPU] = resource.MustParse("500m")
 		return corev1.ResourceRequirements{Requests: limits, Limits: limits}
 	}
-	return corev1.ResourceRequirements{Limits: limits, Requests: corev1.ResourceList{
-		corev1.ResourceCPU: resource.MustParse("20m"), corev1.ResourceMemory: resource.MustParse("64Mi"),
-	}}
+	requests := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("20m"), corev1.ResourceMemory: resource.MustParse("64Mi")}
+	if whole := pod.Spec.Resources; whole != nil {
+		share(requests, limits, whole)
+	}
+	return corev1.ResourceRequirements{Requests: requests, Limits: limits}
 }
 
-// guaranteed reports whether a pod is of that class of service without us.
+// share fits a container into what its pod has as a whole. By now the API server has filled in the
+// pod's requests by those of the containers that it knows, and it refuses a sum above them, and a
+// limit above the pod's. It would take a limit for a request that is left out; so it is zero.
+func share(requests, limits corev1.ResourceList, whole *corev1.ResourceRequirements) {
+	for name := range requests {
+		_, asks := whole.Requests[name]
+		most, bounded := whole.Limits[name]
+		if asks || bounded {
+			requests[name] = resource.Quantity{Format: resource.DecimalSI}
+		}
+		if limit, ok := limits[name]; ok && bounded && most.Cmp(limit) < 0 {
+			limits[name] = most
+		}
+	}
+}
+
+// guaranteed reports whether a pod is of that class of service by its containers without us. One
+// that asks for something as a whole is of a class by that alone.
 func guaranteed(pod *corev1.Pod) bool {
+	if r := pod.Spec.Resources; r != nil && len(r.Requests)+len(r.Limits) > 0 {
+		return false
+	}
 	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for i := range list {
 			if list[i].Name == kube.SidecarContainer {

@@ -357,6 +357,47 @@ func TestClassOfService(t *testing.T) {
 	}
 }
 
+// TestResourcesOfThePod: what a pod asks for as a whole is what it gets with a sidecar, which
+// takes its part of it: a sum of requests above the pod's, and a limit above it, is refused by
+// the API server, which gives a container with a limit and no request that limit as its request.
+func TestResourcesOfThePod(t *testing.T) {
+	type have struct{ cpu, memory, cpuLimit, memoryLimit string }
+	for resources, want := range map[string]have{
+		`{}`: {"20m", "64Mi", "0", "256Mi"},
+		`{"requests":{"cpu":"1","memory":"1Gi"}}`:                                           {"0", "0", "0", "256Mi"},
+		`{"requests":{"cpu":"1"}}`:                                                          {"0", "64Mi", "0", "256Mi"},
+		`{"requests":{"memory":"50Mi"},"limits":{"memory":"100Mi"}}`:                        {"20m", "0", "0", "100Mi"},
+		`{"limits":{"memory":"100Mi"}}`:                                                     {"20m", "0", "0", "100Mi"},
+		`{"requests":{"cpu":"1","memory":"1Gi"},"limits":{"cpu":"1","memory":"1Gi"}}`:       {"0", "0", "0", "256Mi"},
+		`{"requests":{"hugepages-2Mi":"2Mi"},"limits":{"hugepages-2Mi":"2Mi"}}`:             {"20m", "64Mi", "0", "256Mi"},
+		`{"requests":{"cpu":"100m","memory":"1Gi"},"limits":{"cpu":"200m","memory":"2Gi"}}`: {"0", "0", "0", "256Mi"},
+	} {
+		for _, app := range []string{`{}`, `{"limits":{"cpu":"50m","memory":"10Mi"},"requests":{"cpu":"50m","memory":"10Mi"}}`} {
+			if resources == "{}" && app != "{}" {
+				continue // a guaranteed pod
+			}
+			j, text := injector(), []byte(`{"metadata":{},"spec":{"resources":`+resources+`,"containers":[{"name":"app","resources":`+app+`}]}}`)
+			patch, _, err := j.Patch(parse(t, text), "shop")
+			if err != nil {
+				t.Fatal(err)
+			}
+			after := parse(t, apply(t, text, patch))
+			r := after.Spec.InitContainers[0].Resources
+			if got := (have{r.Requests.Cpu().String(), r.Requests.Memory().String(), r.Limits.Cpu().String(), r.Limits.Memory().String()}); got != want {
+				t.Errorf("in a pod of %s the container has %v, want %v", resources, got, want)
+			}
+			for name := range r.Limits {
+				if _, asks := r.Requests[name]; !asks {
+					t.Errorf("in a pod of %s the container's request of %s is its limit", resources, name)
+				}
+			}
+			if again, _, err := j.Patch(after, "shop"); err != nil || len(again) > 0 {
+				t.Errorf("in a pod of %s, a second time: %v %v", resources, again, err)
+			}
+		}
+	}
+}
+
 // TestLeftAlone: pods that are not injected, and why.
 func TestLeftAlone(t *testing.T) {
 	plain := `{"metadata":{},"spec":{"containers":[{"name":"app"}]}}`
