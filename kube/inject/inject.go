@@ -97,6 +97,9 @@ func foreign(pod *corev1.Pod) error {
 			return refuse("container", kube.SidecarContainer)
 		}
 	}
+	if name, volume := intruder(pod); name != "" {
+		return refuse("container "+cut(name)+" that mounts volume", volume)
+	}
 	if _, injected := pod.Annotations[kube.InjectedAnnotation]; injected {
 		return nil
 	}
@@ -111,12 +114,39 @@ func foreign(pod *corev1.Pod) error {
 	return nil
 }
 
+// intruder is a container that would see what only ours may, the host's key among it, and the
+// volume that it mounts; "" for none.
+func intruder(pod *corev1.Pod) (name, volume string) {
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			c := &list[i]
+			if c.Name == kube.SidecarContainer {
+				continue
+			}
+			for _, m := range c.VolumeMounts {
+				if m.Name == tokenVolume || m.Name == stateVolume {
+					return c.Name, m.Name
+				}
+			}
+			for _, d := range c.VolumeDevices {
+				if d.Name == tokenVolume || d.Name == stateVolume {
+					return c.Name, d.Name
+				}
+			}
+		}
+	}
+	return "", ""
+}
+
 func title(pod *corev1.Pod) string {
 	if pod.Name != "" {
-		return "pod " + pod.Name
+		return "pod " + cut(pod.Name)
 	}
-	return "a pod " + pod.GenerateName + "…"
+	return "a pod " + cut(pod.GenerateName) + "…"
 }
+
+// cut bounds a name that nobody has looked at yet.
+func cut(name string) string { return name[:min(len(name), 253)] }
 
 // ours is the place of our container among the init containers, -1 for none.
 func ours(pod *corev1.Pod) int {
@@ -154,13 +184,15 @@ func (j *Injector) containers(pod *corev1.Pod, roots string) []Operation {
 	return []Operation{{"replace", "/spec/initContainers/0", want}}
 }
 
-// keep leaves to others what they have added to our container: an account's token, limits of a
-// LimitRange.
+// accountFolder is where the API server mounts an account's token in every container.
+const accountFolder = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+// keep leaves to the API server what it has added to our container: an account's token, limits of
+// a LimitRange. A mount anywhere else could be in the place of our program.
 func keep(want, have *corev1.Container) {
 	want.Resources = have.Resources
 	for _, m := range have.VolumeMounts {
-		mine := func(w corev1.VolumeMount) bool { return w.Name == m.Name || w.MountPath == m.MountPath }
-		if !slices.ContainsFunc(want.VolumeMounts, mine) {
+		if m.MountPath == accountFolder && m.Name != tokenVolume && m.Name != stateVolume {
 			want.VolumeMounts = append(want.VolumeMounts, m)
 		}
 	}

@@ -416,6 +416,29 @@ func TestLeftAlone(t *testing.T) {
 	}
 }
 
+// TestForgedInjection: what a pod says was injected has nothing of its author's beside it.
+func TestForgedInjection(t *testing.T) {
+	j := injector()
+	text := []byte(`{"metadata":{},"spec":{"volumes":[{"name":"mine","emptyDir":{}}],"containers":[{"name":"app"}]}}`)
+	patch, _, err := j.Patch(parse(t, text), "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text = apply(t, text, append(patch,
+		Operation{"add", "/spec/initContainers/0/volumeMounts/-", map[string]any{"name": "mine", "mountPath": "/usr/local/bin"}},
+		Operation{"add", "/spec/initContainers/0/volumeMounts/-", map[string]any{"name": "mine", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}}))
+	if patch, _, err = j.Patch(parse(t, text), "shop"); err != nil {
+		t.Fatal(err)
+	}
+	var at []string
+	for _, m := range parse(t, apply(t, text, patch)).Spec.InitContainers[0].VolumeMounts {
+		at = append(at, m.MountPath)
+	}
+	if !slices.Equal(at, []string{tokenFolder, stateFolder, "/var/run/secrets/kubernetes.io/serviceaccount"}) {
+		t.Errorf("it mounts %v", at)
+	}
+}
+
 // TestForeign: what has our names and is not ours is refused.
 func TestForeign(t *testing.T) {
 	for pod, why := range map[string]string{
@@ -424,6 +447,9 @@ func TestForeign(t *testing.T) {
 		`{"metadata":{},"spec":{"initContainers":[{"name":"assay-proxy"}],"containers":[{"name":"app"}]}}`:                   "init container assay-proxy",
 		`{"metadata":{},"spec":{"volumes":[{"name":"assay-token"}],"containers":[{"name":"app"}]}}`:                          "volume assay-token",
 		`{"metadata":{"name":"web"},"spec":{"volumes":[{"name":"a"},{"name":"assay-state"}],"containers":[{"name":"app"}]}}`: "volume assay-state",
+		`{"metadata":{},"spec":{"containers":[{"name":"app","volumeMounts":[{"name":"assay-state","mountPath":"/s"}]}]}}`:    "container app that mounts volume assay-state",
+		`{"metadata":{"annotations":{"assay.dev/injected":"1"}},"spec":{"volumes":[{"name":"assay-token"}],"initContainers":[{"name":"assay-proxy"},{"name":"i","volumeMounts":[{"name":"x"},{"name":"assay-token","mountPath":"/t"}]}],"containers":[{"name":"app"}]}}`: "container i that mounts volume assay-token",
+		`{"metadata":{"annotations":{"assay.dev/injected":"1"}},"spec":{"containers":[{"name":"app","volumeDevices":[{"name":"assay-state","devicePath":"/dev/s"}]}]}}`:                                                                                                  "container app that mounts volume assay-state",
 	} {
 		patch, _, err := injector().Patch(parse(t, []byte(pod)), "shop")
 		if assay.KindOf(err) != assay.Conflict || !strings.Contains(err.Error(), why) || len(patch) > 0 {
