@@ -40,6 +40,8 @@ func (m *model) podHost(b Bearer) (store.Host, error) {
 		return fail(assay.Denied, "", "pod %s/%s has its node's network", p.Namespace, p.Name)
 	case p.Sidecar == "":
 		return fail(assay.Denied, "pods join by what the injector adds to them: label its namespace, and restart it", "pod %s/%s has no sidecar", p.Namespace, p.Name)
+	case !p.Asks && m.hosts[podID(p.UID)] == nil: // a label that goes away leaves the pods that have joined
+		return fail(assay.Unavailable, "label it, or its namespace, assay.dev/mesh: sidecar, and restart it", "pod %s/%s does not ask for a sidecar", p.Namespace, p.Name)
 	}
 	return store.Host{Host: assay.Host{ID: podID(p.UID), Name: p.Namespace + "/" + p.Name}, Node: p.Node, Pod: p.UID}, nil
 }

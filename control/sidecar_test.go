@@ -52,10 +52,12 @@ func TestPodsJoin(t *testing.T) {
 
 	r := startSidecars(t, nil)
 	hidden, bank := injected("hidden", "node-1", "192.0.2.1"), injected("bank", "node-1", "10.0.1.9")
-	hidden.HostNetwork, bank.Account = true, "bank"
-	r.follow(t, ClusterChanges{Nodes: []Node{{Name: "node-1", Zone: "z-1"}, {Name: "node-2"}}, Pods: []Pod{injected("a", "node-1", "10.0.1.1"), pod("plain", "node-1", "10.0.1.2"), hidden, bank}})
+	forged := injected("forged", "node-1", "10.0.1.8")
+	hidden.HostNetwork, bank.Account, forged.Asks = true, "bank", false
+	r.follow(t, ClusterChanges{Nodes: []Node{{Name: "node-1", Zone: "z-1"}, {Name: "node-2"}}, Pods: []Pod{injected("a", "node-1", "10.0.1.1"), pod("plain", "node-1", "10.0.1.2"), hidden, bank, forged}})
 	for token, want := range map[string]assay.Kind{
 		"own nobody": assay.Unavailable, "own plain": assay.Denied, "own hidden": assay.Denied, "own bank": assay.Denied, // whose account is another one
+		"own forged": assay.Unavailable, // which has what is injected, and asks for nothing
 	} {
 		if _, err := r.tryJoinNode(t, token); assay.KindOf(err) != want {
 			t.Errorf("token %q: %v, want %s", token, err, want)
@@ -78,6 +80,12 @@ func TestPodsJoin(t *testing.T) {
 	r.follow(t, ClusterChanges{Nodes: []Node{{Name: "node-1", Zone: "z-2"}}})
 	if h, _ := r.model.host(a.id); h.Zone != "z-2" {
 		t.Errorf("its node is in another zone now, and it is in %s", h.Zone)
+	}
+	unlabelled := injected("a", "node-1", "10.0.1.1")
+	unlabelled.Asks = false
+	r.follow(t, ClusterChanges{Pods: []Pod{unlabelled}})
+	if r.joinNode(t, "own a").id != a.id {
+		t.Error("its namespace's label is gone, and it cannot join again")
 	}
 }
 

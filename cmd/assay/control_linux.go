@@ -115,7 +115,7 @@ func runControl(ctx context.Context, f controlFlags, log *slog.Logger) (err erro
 	}
 	var platform *kubernetes
 	if f.kubernetes {
-		if platform, err = openKubernetes(f.kubeconfig, f.namespace, f.injector.on(), log); err != nil {
+		if platform, err = openKubernetes(f.kubeconfig, f.namespace, f.injector.image, log); err != nil {
 			return err
 		}
 		cfg.Cluster = &control.Cluster{Bearer: platform.bearer, Sidecars: f.injector.on()}

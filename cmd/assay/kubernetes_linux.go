@@ -37,7 +37,7 @@ type kubernetes struct {
 	missing  []string // kinds of configuration that the API server does not have
 }
 
-func openKubernetes(kubeconfig, namespace string, sidecars bool, log *slog.Logger) (*kubernetes, error) {
+func openKubernetes(kubeconfig, namespace, image string, log *slog.Logger) (*kubernetes, error) {
 	config, err := apiserver.Config(kubeconfig, "assay-control")
 	if err != nil {
 		return nil, err
@@ -62,9 +62,9 @@ func openKubernetes(kubeconfig, namespace string, sidecars bool, log *slog.Logge
 		sealing: func(ctx context.Context, secret string) ([]byte, error) {
 			return publish.SealingKey(ctx, config, namespace, secret, identity.NewSealingKey)
 		}}
-	if sidecars {
+	if image != "" {
 		k.reviewer.Others()
-		k.watcher.Sidecars()
+		k.watcher.Sidecars(image)
 		k.injector, err = publish.NewInjector(config, log)
 	}
 	return k, err

@@ -24,6 +24,7 @@ type model struct {
 	pods     map[string]*Pod                                  // by UID
 	nodes    map[string]Node                                  // by name
 	mesh     map[string]string                                // what namespaces say of the mesh, where they are watched
+	injects  string                                           // repository of the image that is put into pods; "" for none
 	inSlices map[string]map[string]int                        // pod UID -> keys of services, with how many slices say so
 
 	configured map[string]*configured // by configurationKey
@@ -120,7 +121,7 @@ func podOf(e *discoveryv1.Endpoint) string {
 // setPod adds or replaces a pod; one that has ended or has no node is none.
 func (m *model) setPod(p *corev1.Pod) {
 	uid := string(p.UID)
-	pod := translatePod(p)
+	pod := m.translatePod(p)
 	if pod == nil {
 		m.removePod(uid)
 		return
@@ -242,7 +243,7 @@ func (m *model) touchPod(uid string) {
 	}
 }
 
-func translatePod(p *corev1.Pod) *Pod {
+func (m *model) translatePod(p *corev1.Pod) *Pod {
 	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed || p.Spec.NodeName == "" {
 		return nil
 	}
@@ -251,7 +252,7 @@ func translatePod(p *corev1.Pod) *Pod {
 		Node: p.Spec.NodeName, Labels: p.Labels, HostNetwork: p.Spec.HostNetwork, Terminating: p.DeletionTimestamp != nil,
 	}
 	if out.Sidecar = sidecarOf(p); out.Sidecar != "" {
-		out.Artifacts = artifacts(p)
+		out.Artifacts = m.artifacts(p)
 	}
 	for _, ip := range p.Status.PodIPs {
 		if addr, err := netip.ParseAddr(ip.IP); err == nil {

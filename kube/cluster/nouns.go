@@ -67,7 +67,7 @@ type Pod struct {
 	// Asks: it is to have one, by its labels and its namespace's. Told where sidecars are looked for.
 	Asks bool
 	// Artifacts are the images that the kubelet says its containers run, that of the sidecar
-	// not among them; known of pods that have one.
+	// not among them if it is one that is injected here; known of pods that have one.
 	Artifacts assay.ArtifactSet
 }
 

@@ -23,14 +23,26 @@ func sidecarOf(p *corev1.Pod) string {
 	return ""
 }
 
+// repository is an image's name without tag and digest.
+func repository(image string) string {
+	image, _, _ = strings.Cut(image, "@")
+	if tag := strings.LastIndexByte(image, ':'); tag > strings.LastIndexByte(image, '/') {
+		image = image[:tag]
+	}
+	return image
+}
+
 // artifacts are the images that the kubelet says a pod's containers run. What it names is what
-// the runtime told it: the digest of an index, a manifest or a configuration.
-func artifacts(p *corev1.Pod) assay.ArtifactSet {
+// the runtime told it: the digest of an index, a manifest or a configuration. A container of our
+// name is left out if its image is of the repository that is injected from, older ones too: who
+// writes a pod can call any container so.
+func (m *model) artifacts(p *corev1.Pod) assay.ArtifactSet {
+	ours := m.injects != "" && repository(sidecarOf(p)) == m.injects
 	var set assay.ArtifactSet
 	for _, list := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses, p.Status.EphemeralContainerStatuses} {
 		for _, s := range list {
 			digest, err := assay.ParseDigest(s.ImageID[strings.LastIndexAny(s.ImageID, "@/")+1:])
-			if err != nil || s.Name == kube.SidecarContainer {
+			if err != nil || ours && s.Name == kube.SidecarContainer {
 				continue
 			}
 			a := assay.Artifact{Kind: assay.Image, Name: s.Image, Digest: digest, Evidence: assay.ByAPIServer}

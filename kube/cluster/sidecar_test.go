@@ -34,7 +34,7 @@ status:
 `
 
 func digests(text string) string {
-	for _, c := range []string{"A", "B", "C"} {
+	for _, c := range []string{"A", "B", "C", "D"} {
 		text = strings.ReplaceAll(text, strings.Repeat(c, 3), strings.Repeat(strings.ToLower(c), 64))
 	}
 	return text
@@ -43,6 +43,7 @@ func digests(text string) string {
 // TestArtifactsOfAPod: what the kubelet says that it runs, without our own container.
 func TestArtifactsOfAPod(t *testing.T) {
 	m := newModel()
+	m.injects = repository("assay.test/assay:2")
 	m.set(read(t, digests(injectedPod))...)
 	p := m.changes().Pods[0]
 	var got []string
@@ -68,6 +69,39 @@ func TestArtifactsOfAPod(t *testing.T) {
 		m.set(read(t, digests(text))...)
 		if p := m.changes().Pods[0]; p.Sidecar != "" || p.Artifacts != nil {
 			t.Errorf("%s: %+v", name, p)
+		}
+	}
+}
+
+// TestArtifactsOfAStranger: what has our container's name and another image is what the pod runs,
+// like any other.
+func TestArtifactsOfAStranger(t *testing.T) {
+	for _, c := range []struct{ injects, image, want string }{
+		{"assay.test/assay:2", "assay.test/assay:1", "[b c a]"},
+		{"assay.test:5000/assay", "assay.test:5000/assay:1@sha256:x", "[b c a]"},
+		{"assay.test/assay@sha256:y", "assay.test/assay", "[b c a]"},
+		{"assay.test/assay:2", "evil.test/assay:2", "[d b c a]"},
+		{"assay.test/assay:2", "assay.test/assay/evil:2", "[d b c a]"},
+		{"assay.test:5000/assay", "assay.test:6000/assay", "[d b c a]"},
+		{"", "assay.test/assay:1", "[d b c a]"},
+	} {
+		text := strings.Replace(injectedPod, "name: assay-proxy, image: \"assay.test/assay:1\"}, {", "name: assay-proxy, image: \""+c.image+"\"}, {", 1)
+		text = strings.Replace(text, "assay.test/assay@sha256:AAA", "x@sha256:DDD", 1)
+		m := newModel()
+		m.injects = repository(c.injects)
+		for _, o := range read(t, digests(text)) {
+			kept, err := trim(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.set(kept)
+		}
+		var got []string
+		for _, a := range m.changes().Pods[0].Artifacts {
+			got = append(got, a.Digest.Short()[:1])
+		}
+		if fmt.Sprint(got) != c.want {
+			t.Errorf("%+v: %v", c, got)
 		}
 	}
 }

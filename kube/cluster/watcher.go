@@ -39,8 +39,9 @@ func New(config *rest.Config, log *slog.Logger) *Watcher {
 	return &Watcher{config: config, log: log, model: newModel(), wake: make(chan struct{}, 1)}
 }
 
-// Sidecars has it watch namespaces, too, for which pods ask for a sidecar. It comes before Run.
-func (w *Watcher) Sidecars() { w.sidecars = true }
+// Sidecars has it watch namespaces, too, for which pods ask for a sidecar. image is the one that is
+// put into them. It comes before Run.
+func (w *Watcher) Sidecars(image string) { w.sidecars, w.model.injects = true, repository(image) }
 
 // Pod returns what is known of a pod now, by its UID, and whether there is one.
 func (w *Watcher) Pod(uid string) (Pod, bool) {
