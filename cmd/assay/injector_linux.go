@@ -66,11 +66,12 @@ func (f *injectorFlags) serve(ctx context.Context, c *control.Control, l net.Lis
 	j := &inject.Injector{Image: f.image, PullPolicy: f.pullPolicy, Control: f.control, Namespace: namespace, Version: buildVersion(),
 		Roots: func() []byte { return publish.PEM(c.Roots()) }}
 	server := &http.Server{
-		Handler: j.Handler(log), TLSConfig: c.WebTLS(), ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
+		Handler: j.Handler(log), TLSConfig: c.WebTLS(), ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute,
+		MaxHeaderBytes: 16 << 10, HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 100, MaxReceiveBufferPerConnection: 256 << 10, MaxReceiveBufferPerStream: 64 << 10},
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- server.ServeTLS(l, "", "") }()
+	go func() { ended <- server.ServeTLS(inject.Bounded(l), "", "") }()
 	select {
 	case err := <-ended:
 		return &assay.Error{Kind: assay.Internal, Op: "serve the injector on " + l.Addr().String(), Err: err}

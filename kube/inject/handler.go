@@ -1,11 +1,13 @@
 package inject
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
+	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -17,32 +19,90 @@ import (
 // Path is where the webhook is asked.
 const Path = "/inject"
 
-// maxReview bounds a question: a pod of the largest size that an API server takes, twice.
-const maxReview = 8 << 20
+// patience is how long a question waits for others to be answered; the API server waits for 5 s.
+const patience = 2 * time.Second
 
 // Handler answers the API server's questions about pods that are made. Anybody may ask: what it
-// answers is in every injected pod, and no secret.
+// answers is in every injected pod, and no secret. So what is held of questions and answers is
+// bounded, for each source and in all; who finds no room gets 503. Serve it on a [Bounded] listener.
 func (j *Injector) Handler(log *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST "+Path, func(w http.ResponseWriter, r *http.Request) {
-		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxReview))
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
-			return
-		}
-		answer, err := j.answer(body, log)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		w.Write(answer) // whoever has gone asks again
-	})
+	mux.Handle("POST "+Path, newWebhook(j, log))
 	return mux
+}
+
+type webhook struct {
+	injector *Injector
+	log      *slog.Logger
+	bodies   *shares // bytes
+	answers  chan struct{}
+	patience time.Duration
+}
+
+func newWebhook(j *Injector, log *slog.Logger) *webhook {
+	return &webhook{injector: j, log: log, bodies: newShares(maxBodies, maxBodiesFrom), answers: make(chan struct{}, maxAnswers), patience: patience}
+}
+
+func (h *webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	size, source := r.ContentLength, sourceOf(r.RemoteAddr)
+	if size > maxReview {
+		http.Error(w, "a question has 3 MiB at most", http.StatusRequestEntityTooLarge)
+		return
+	}
+	if size < 0 {
+		size = maxReview
+	}
+	if !h.bodies.take(source, size) {
+		busy(w)
+		return
+	}
+	defer h.bodies.give(source, size)
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxReview))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
+		return
+	}
+	if !h.enter(r.Context()) {
+		busy(w)
+		return
+	}
+	defer func() { <-h.answers }()
+	answer, err := h.injector.answer(body, h.log)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Write(answer) // whoever has gone asks again
+}
+
+// enter waits for its turn.
+func (h *webhook) enter(ctx context.Context) bool {
+	bounded, cancel := context.WithTimeout(ctx, h.patience)
+	defer cancel()
+	select {
+	case h.answers <- struct{}{}:
+		return true
+	default:
+	}
+	select {
+	case h.answers <- struct{}{}:
+		return true
+	case <-bounded.Done():
+		return false
+	}
+}
+
+func busy(w http.ResponseWriter) {
+	w.Header().Set("Retry-After", "1")
+	http.Error(w, "too many are asking", http.StatusServiceUnavailable)
 }
 
 // answer answers an AdmissionReview with one. The error is of a question that is none.
 func (j *Injector) answer(body []byte, log *slog.Logger) ([]byte, error) {
+	if err := measure(body); err != nil {
+		return nil, err
+	}
 	var review admissionv1.AdmissionReview
 	if err := json.Unmarshal(body, &review); err != nil {
 		return nil, fmt.Errorf("read an AdmissionReview: %w", err)
@@ -60,8 +120,8 @@ func (j *Injector) answer(body []byte, log *slog.Logger) ([]byte, error) {
 	}
 	a := j.review(&pod, q.Namespace)
 	a.UID = q.UID
-	if !a.Allowed {
-		log.Warn("a pod is refused", "namespace", q.Namespace, "pod", title(&pod), "cause", a.Result.Message)
+	if !a.Allowed { // the API server says so to who makes the pod; strangers fill no log
+		log.Debug("a pod is refused", "namespace", cut(q.Namespace), "pod", title(&pod), "cause", a.Result.Message)
 	}
 	return json.Marshal(&admissionv1.AdmissionReview{TypeMeta: review.TypeMeta, Response: a})
 }

@@ -18,7 +18,8 @@
 //
 // Goroutines: none.
 //
-// Tour: inject.go (what is done), container.go (what is added), handler.go (the webhook).
+// Tour: inject.go (what is done), container.go (what is added), handler.go (the webhook),
+// limit.go (what strangers can make it hold).
 package inject
 
 import (
