@@ -219,12 +219,7 @@ func (m *model) checkNodes() (out []assay.Finding) {
 	if m.cluster == nil {
 		return nil
 	}
-	joined := map[string]bool{}
-	for _, h := range m.hosts {
-		if h.Node != "" && h.Pod == "" {
-			joined[h.Node] = true
-		}
-	}
+	joined := m.agents()
 	if len(joined) == 0 { // a mesh that is being installed, or one of sidecars
 		return nil
 	}

@@ -50,6 +50,8 @@ type Pod struct {
 	Sidecar string
 	// Asks: it is to have one.
 	Asks bool
+	// Wants: its node's agent is to mesh it; told where there are sidecars.
+	Wants bool
 	// Artifacts are the images that the platform says it runs; known of pods with a Sidecar.
 	Artifacts assay.ArtifactSet
 }

@@ -116,12 +116,12 @@ func (c *Control) forgetPod(ctx context.Context, id string) error {
 }
 
 // checkSidecars is about pods that should have a sidecar and have none, or one that is not heard
-// of. mu is held.
+// of, and about those that should have an agent where only sidecars are. mu is held.
 func (m *model) checkSidecars() (out []assay.Finding) {
 	if m.cluster == nil {
 		return nil
 	}
-	now := m.now()
+	now, agents := m.now(), m.agents()
 	for _, uid := range slices.Sorted(maps.Keys(m.cluster.pods)) {
 		p := m.cluster.pods[uid]
 		f := assay.Finding{Workload: uid, Subject: p.Namespace + "/" + p.Name}
@@ -134,10 +134,23 @@ func (m *model) checkSidecars() (out []assay.Finding) {
 			f.Kind, f.Detail, f.Remedy = "pod-without-sidecar", "it was made before it was labelled, or before the injector was there, and is outside of the mesh", "restart it: kubectl rollout restart"
 		case injected && !joined && now.Sub(since) >= settleIn:
 			f.Kind, f.Detail, f.Remedy = "sidecar-not-joined", "its sidecar has not joined, or what it says of the pod is not taken: nobody in the mesh is sent there", "see what it says (kubectl logs -c assay-proxy), and restart the pod"
+		case p.Wants && !p.HostNetwork && !joined && !agents[p.Node] && (len(agents) == 0 || m.cluster.nodes[p.Node].Agentless): // else the node is named
+			f.Kind, f.Detail, f.Remedy = "pod-without-agent", "it is labelled to be meshed by its node's agent, and there is none: it is outside of the mesh", "label it assay.dev/mesh: sidecar and restart it, or install agents"
 		default:
 			continue
 		}
 		out = append(out, f)
 	}
 	return out
+}
+
+// agents are the nodes whose agents have joined. mu is held.
+func (m *model) agents() map[string]bool {
+	joined := map[string]bool{}
+	for _, h := range m.hosts {
+		if h.Node != "" && h.Pod == "" {
+			joined[h.Node] = true
+		}
+	}
+	return joined
 }

@@ -347,3 +347,41 @@ func TestKnownByName(t *testing.T) {
 		t.Errorf("after a rotation: %v", err)
 	}
 }
+
+// TestNoAgentForPods: pods that are labelled for an agent, where there is none, are named, but by
+// their node where others have one.
+func TestNoAgentForPods(t *testing.T) {
+	r := startSidecars(t, nil)
+	labelled, hidden, virtual := pod("a", "node-1", "10.0.1.1"), pod("h", "node-1", "192.0.2.1"), pod("v", "virtual", "10.0.3.1")
+	for _, p := range []*Pod{&labelled, &hidden, &virtual} {
+		p.Name, p.Wants = p.UID, true
+	}
+	hidden.HostNetwork = true
+	changes := twoNodes(labelled, hidden, virtual, pod("other", "node-1", "10.0.1.2"))
+	changes.Nodes = append(changes.Nodes, Node{Name: "virtual", Agentless: true})
+	r.follow(t, changes)
+	found := func() (list []string) {
+		t.Helper()
+		resp, err := r.Check(t.Context(), &api.CheckRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range resp.Findings {
+			if f.Kind == "pod-without-agent" || f.Kind == "node-without-agent" {
+				list = append(list, f.Subject)
+			}
+		}
+		return list
+	}
+	if got := found(); !slices.Equal(got, []string{"shop/a", "shop/v"}) {
+		t.Errorf("without agents: %v", got)
+	}
+	r.joinNode(t, "node-2")
+	if got := found(); !slices.Equal(got, []string{"node node-1", "shop/v"}) {
+		t.Errorf("with an agent elsewhere: %v", got)
+	}
+	r.joinNode(t, "node-1")
+	if got := found(); !slices.Equal(got, []string{"shop/v"}) {
+		t.Errorf("with agents: %v", got)
+	}
+}

@@ -36,6 +36,17 @@ func Asks(namespace string, pod, labels map[string]string) bool {
 	return namespace != ClusterSystem && labels[MeshLabel] == Sidecar
 }
 
+// Wants reports whether a pod is to be meshed by its node's agent, by the same labels.
+func Wants(namespace string, pod, labels map[string]string) bool {
+	switch pod[MeshLabel] {
+	case Enabled:
+		return true
+	case Sidecar, Disabled:
+		return false
+	}
+	return namespace != ClusterSystem && labels[MeshLabel] == Enabled
+}
+
 // Ports are those of TCP that a pod's containers declare, and those at which the kubelet asks
 // them or tells them something; both ascending.
 func Ports(s *corev1.PodSpec) (declared, probed []uint16) {

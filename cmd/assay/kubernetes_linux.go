@@ -159,7 +159,7 @@ func (k *kubernetes) changes(ch *cluster.Changes) control.ClusterChanges {
 		p := &ch.Pods[i]
 		out.Pods = append(out.Pods, control.Pod{
 			UID: p.UID, Namespace: p.Namespace, Name: p.Name, Account: p.Account, Node: p.Node, Addrs: p.Addrs, Labels: p.Labels, HostNetwork: p.HostNetwork,
-			Sidecar: p.Sidecar, Asks: p.Asks, Artifacts: p.Artifacts,
+			Sidecar: p.Sidecar, Asks: p.Asks, Wants: p.Wants, Artifacts: p.Artifacts,
 		})
 	}
 	if ch.Configuration != nil {

@@ -66,6 +66,8 @@ type Pod struct {
 	Sidecar string
 	// Asks: it is to have one, by its labels and its namespace's. Told where sidecars are looked for.
 	Asks bool
+	// Wants: its node's agent is to mesh it, by the same labels. Told there as well.
+	Wants bool
 	// Artifacts are the images that the kubelet says its containers run, that of the sidecar
 	// not among them if it is one that is injected here; known of pods that have one.
 	Artifacts assay.ArtifactSet

@@ -54,9 +54,11 @@ func (m *model) artifacts(p *corev1.Pod) assay.ArtifactSet {
 	return set
 }
 
-// asks notes whether a pod asks for a sidecar.
+// asks notes whether a pod asks for a sidecar, or for an agent.
 func (m *model) asks(p *Pod) {
-	p.Asks = kube.Asks(p.Namespace, p.Labels, map[string]string{kube.MeshLabel: m.mesh[p.Namespace]})
+	labels := map[string]string{kube.MeshLabel: m.mesh[p.Namespace]}
+	p.Asks = kube.Asks(p.Namespace, p.Labels, labels)
+	p.Wants = m.injects != "" && kube.Wants(p.Namespace, p.Labels, labels)
 }
 
 func (m *model) setNamespace(n *corev1.Namespace) {
@@ -83,7 +85,7 @@ func (m *model) askAgain(namespace string) {
 			continue
 		}
 		other := *p
-		if m.asks(&other); other.Asks != p.Asks {
+		if m.asks(&other); other.Asks != p.Asks || other.Wants != p.Wants {
 			m.pods[uid] = &other
 			m.touchedPods[uid] = true
 		}

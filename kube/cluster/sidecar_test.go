@@ -109,6 +109,7 @@ func TestArtifactsOfAStranger(t *testing.T) {
 // TestPodsThatAsk follows the labels of pods and of their namespaces.
 func TestPodsThatAsk(t *testing.T) {
 	m := newModel()
+	m.injects = "assay"
 	set := func(uid, namespace, label string) {
 		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: uid, UID: types.UID(uid)}, Spec: corev1.PodSpec{NodeName: "n"}}
 		if label != "" {
@@ -134,8 +135,10 @@ func TestPodsThatAsk(t *testing.T) {
 	asked := func() (out string) {
 		m.changes()
 		for _, uid := range []string{"a", "b", "c", "d", "e"} {
-			if m.outPods[uid].Asks {
+			if p := m.outPods[uid]; p.Asks {
 				out += uid
+			} else if p.Wants {
+				out += "(" + uid + ")"
 			}
 		}
 		return out
@@ -144,16 +147,19 @@ func TestPodsThatAsk(t *testing.T) {
 		change func()
 		want   string
 	}{
-		{func() {}, "d"},
+		{func() {}, "(c)d"},
 		{func() {
 			m.setNamespace(namespace("shop", "sidecar"))
 			m.setNamespace(namespace("kube-system", "sidecar"))
-		}, "ad"},
-		{func() { m.setNamespace(namespace("shop", "enabled")) }, "d"},
-		{func() { m.setNamespace(namespace("shop", "sidecar")) }, "ad"},
-		{func() { m.retainNamespaces([]any{namespace("bank", "")}) }, "d"},
-		{func() { m.setNamespace(namespace("shop", "sidecar")) }, "ad"},
-		{func() { m.removeNamespace("shop") }, "d"},
+		}, "a(c)d"},
+		{func() {
+			m.setNamespace(namespace("shop", "enabled"))
+			m.setNamespace(namespace("kube-system", "enabled"))
+		}, "(a)(c)d"},
+		{func() { m.setNamespace(namespace("shop", "sidecar")) }, "a(c)d"},
+		{func() { m.retainNamespaces([]any{namespace("bank", "")}) }, "(c)d"},
+		{func() { m.setNamespace(namespace("shop", "enabled")) }, "(a)(c)d"},
+		{func() { m.removeNamespace("shop") }, "(c)d"},
 	} {
 		c.change()
 		if got := asked(); got != c.want {

@@ -115,13 +115,7 @@ func (p *Pod) wanted(system string, labels map[string]string) bool {
 	if p.hostNetwork || p.static || p.ended || p.Namespace == system {
 		return false
 	}
-	switch p.Labels[MeshLabel] {
-	case Enabled:
-		return true
-	case Disabled, kube.Sidecar:
-		return false
-	}
-	return p.Namespace != kube.ClusterSystem && labels[MeshLabel] == Enabled
+	return kube.Wants(p.Namespace, p.Labels, labels)
 }
 
 // isStatic tells the UID of a pod that the API server did not make: a digest.
