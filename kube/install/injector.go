@@ -43,10 +43,13 @@ func injector(o *Options) *admissionregistrationv1.MutatingWebhookConfiguration 
 	}
 }
 
+// injectorSuffix ends the names of the webhooks.
+const injectorSuffix = ".injector.assay.dev"
+
 func webhook(o *Options, name string, namespaces, pods *metav1.LabelSelector) admissionregistrationv1.MutatingWebhook {
 	namespaced := admissionregistrationv1.NamespacedScope
 	return admissionregistrationv1.MutatingWebhook{
-		Name: name + ".injector.assay.dev",
+		Name: name + injectorSuffix,
 		ClientConfig: admissionregistrationv1.WebhookClientConfig{Service: &admissionregistrationv1.ServiceReference{
 			Namespace: o.Namespace, Name: ControlName, Path: new(inject.Path), Port: new(int32(InjectorPort)),
 		}},
@@ -75,10 +78,10 @@ func (i *Installer) verifyInjector(ctx context.Context) error {
 	said := "the API server asks control about pods, and gets sidecars for them"
 	err = i.await(ctx, "verify that the API server asks about pods", func() (string, error) {
 		made, err := i.of(u).Create(ctx, u, metav1.CreateOptions{FieldManager: manager, DryRun: []string{metav1.DryRunAll}})
-		if err != nil && (apierrors.IsInternalError(err) || apierrors.IsServiceUnavailable(err) || apierrors.ReasonForError(err) == metav1.StatusReasonUnknown) {
+		if err != nil && !refusedByOthers(err) {
 			return "", err
 		}
-		if err != nil { // somebody else does not want it there: by then control has been asked
+		if err != nil {
 			said = "that pods get sidecars is not verified: " + err.Error()
 			return "", nil
 		}
@@ -97,6 +100,16 @@ func (i *Installer) verifyInjector(ctx context.Context) error {
 	return err
 }
 
+// refusedByOthers reports whether somebody else does not want a pod there: policies and quotas, and
+// webhooks that are not control's. Whatever else is wrong may pass.
+func refusedByOthers(err error) bool {
+	if strings.Contains(err.Error(), injectorSuffix+`"`) {
+		return false
+	}
+	return apierrors.IsForbidden(err) || apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) || apierrors.IsNotFound(err) || apierrors.IsAlreadyExists(err) ||
+		strings.Contains(err.Error(), "denied the request")
+}
+
 // stopInjecting ends that the API server asks about pods, before control goes: no pod that asks
 // for a sidecar could be made any more. Those that have one need control while they
 // run.
@@ -104,12 +117,18 @@ func (i *Installer) stopInjecting(ctx context.Context, r Removal) (left []string
 	if err := i.remove(ctx, "MutatingWebhookConfiguration", "", InjectorName); err != nil {
 		return nil, err
 	}
-	which, err := i.sidecars(ctx)
-	if which == "" || err != nil {
+	which, others, err := i.sidecars(ctx)
+	if err != nil {
 		return nil, err
 	}
+	if others != "" {
+		left = append(left, others+loseIdentity)
+	}
+	if which == "" {
+		return left, nil
+	}
 	if r.Force {
-		return []string{which + "; they lose their identity within a day: restart them"}, nil
+		return append(left, which+loseIdentity), nil
 	}
 	return nil, &assay.Error{Kind: assay.Conflict, Op: "uninstall", Err: fmt.Errorf("there are %s", which),
 		Remedy: "no pod gets one any more: restart them (kubectl rollout restart), and run it again; --force leaves them as they are, without an identity within a day"}
@@ -127,38 +146,77 @@ func (i *Installer) refuseSidecars(ctx context.Context, o *Options) error {
 	if err != nil {
 		return i.explain("look for an injector", err)
 	}
-	which, err := i.sidecars(ctx)
-	if which == "" || err != nil {
+	which, others, err := i.sidecars(ctx)
+	if err != nil {
 		return err
 	}
-	return &assay.Error{Kind: assay.Conflict, Op: "install without an injector", Err: fmt.Errorf("there are %s", which), Remedy: "take the label off, restart them, and run it again; or keep --injector"}
+	if others != "" {
+		i.say("%s", others+loseIdentity)
+	}
+	if which == "" {
+		return nil
+	}
+	return &assay.Error{Kind: assay.Conflict, Op: "install without an injector", Err: fmt.Errorf("there are %s", which), Remedy: "take the label off, restart them, and run it again when they have ended; or keep --injector"}
 }
 
-// sidecars says how many pods have one, and where; "" for none.
-func (i *Installer) sidecars(ctx context.Context) (which string, err error) {
+const loseIdentity = "; they lose their identity within a day: restart them"
+
+// sidecars says how many pods have one, and where: those that ask for it, and others, which have lost
+// the label or were made to look like that; "" for none.
+func (i *Installer) sidecars(ctx context.Context) (asking, others string, err error) {
 	pods, err := list[corev1.Pod](ctx, i, "Pod", "", "")
 	if err != nil {
-		return "", i.explain("look for pods with a sidecar", err)
+		return "", "", i.explain("look for pods with a sidecar", err)
 	}
-	count := map[string]int{}
-	for p := range pods {
-		_, injected := pods[p].Annotations[kube.InjectedAnnotation]
-		if injected && pods[p].Status.Phase != corev1.PodSucceeded && pods[p].Status.Phase != corev1.PodFailed {
-			count[pods[p].Namespace]++
+	namespaces, err := list[corev1.Namespace](ctx, i, "Namespace", "", kube.MeshLabel)
+	if err != nil {
+		return "", "", i.explain("look for pods with a sidecar", err)
+	}
+	ask, rest := countSidecars(pods, namespaces)
+	if asking = where(ask); asking != "" {
+		asking = "pods with a sidecar: " + asking
+	}
+	if others = where(rest); others != "" {
+		others = "pods with a sidecar that do not ask for one: " + others
+	}
+	return asking, others, nil
+}
+
+// countSidecars counts pods that have a sidecar by their namespaces. Anybody who makes pods can
+// give them what looks like one; only where it is asked for is it what was injected.
+func countSidecars(pods []corev1.Pod, namespaces []corev1.Namespace) (asking, others map[string]int) {
+	labels := map[string]map[string]string{}
+	for n := range namespaces {
+		labels[namespaces[n].Name] = namespaces[n].Labels
+	}
+	asking, others = map[string]int{}, map[string]int{}
+	for i := range pods {
+		p := &pods[i]
+		_, injected := p.Annotations[kube.InjectedAnnotation]
+		if !injected || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed ||
+			!slices.ContainsFunc(p.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == kube.SidecarContainer }) {
+			continue
+		}
+		if kube.Asks(p.Namespace, p.Labels, labels[p.Namespace]) {
+			asking[p.Namespace]++
+		} else {
+			others[p.Namespace]++
 		}
 	}
-	if len(count) == 0 {
-		return "", nil
-	}
-	var where []string
+	return asking, others
+}
+
+// where says how many there are in which namespaces.
+func where(count map[string]int) string {
+	var list []string
 	for _, namespace := range slices.Sorted(maps.Keys(count)) {
-		where = append(where, fmt.Sprintf("%d in %s", count[namespace], namespace))
+		list = append(list, fmt.Sprintf("%d in %s", count[namespace], namespace))
 	}
-	which = "pods with a sidecar: " + strings.Join(where[:min(len(where), maxNamespaces)], ", ")
-	if more := len(where) - maxNamespaces; more > 0 {
-		which += fmt.Sprintf(", and those of %d more namespaces", more)
+	text := strings.Join(list[:min(len(list), maxNamespaces)], ", ")
+	if more := len(list) - maxNamespaces; more > 0 {
+		text += fmt.Sprintf(", and those of %d more namespaces", more)
 	}
-	return which, nil
+	return text
 }
 
 // maxNamespaces keeps a line readable.
