@@ -86,6 +86,7 @@ type call struct {
 	method   string
 	subject  string // what it is about
 	recorded bool   // together with the change itself
+	again    bool   // it has changed nothing that is worth a line
 }
 
 func callOf(ctx context.Context) *call {
@@ -192,14 +193,17 @@ func (c *Control) line(k *call, err error) store.Audit {
 // record keeps a call that was to change something. One that did has stored its
 // line with the change, if the change is in the store.
 func (c *Control) record(k *call, err error) {
+	if k.again && err == nil {
+		return
+	}
 	a := c.line(k, err)
-	if k.role == anonymous {
+	if k.role == anonymous || k.role == hostRole { // who joins again
 		more, ok := c.nobodies.count(c.now())
 		if !ok {
 			return
 		}
 		if more > 0 {
-			a.Outcome = cut(fmt.Sprintf("%s (%d more calls of somebody without a certificate are not recorded)", a.Outcome, more), 1200)
+			a.Outcome = cut(fmt.Sprintf("%s (%d more calls of those who join are not recorded)", a.Outcome, more), 1200)
 		}
 	}
 	if !k.recorded || err != nil {

@@ -108,6 +108,9 @@ func (c *Control) joinNode(ctx context.Context, req *api.JoinRequest) (*api.Join
 		k.who = "pod " + who.Name
 	}
 	now := c.now() // what was signed before is not this host's
+	if err := c.model.mayCertify("join", id); err != nil {
+		return nil, err
+	}
 	cert, err := c.issueHost(req.GetCsr(), who)
 	if err != nil {
 		return nil, err
@@ -117,7 +120,11 @@ func (c *Control) joinNode(ctx context.Context, req *api.JoinRequest) (*api.Join
 		h = store.Host{Host: assay.Host{ID: id}, Joined: now}
 	}
 	h.Node, h.Pod, h.Name, h.Seen = who.Node, who.Pod, who.Name, now
-	if err := c.storeFor(ctx, "host "+id+" ("+h.Name+")").PutHost(ctx, h); err != nil {
+	db := c.store
+	if k.again = ok && h.Pod != ""; !k.again {
+		db = c.storeFor(ctx, "host "+id+" ("+h.Name+")")
+	}
+	if err := db.PutHost(ctx, h); err != nil {
 		return nil, err
 	}
 	c.model.setHost(h)
@@ -162,6 +169,9 @@ func (c *Control) Renew(ctx context.Context, req *api.RenewRequest) (*api.JoinRe
 	if !ok {
 		return nil, unknownHost(who.name)
 	}
+	if err := c.model.mayCertify("renew", who.name); err != nil {
+		return nil, err
+	}
 	cert, err := c.issueHost(req.GetCsr(), h)
 	if err != nil {
 		return nil, err
@@ -179,7 +189,7 @@ func (c *Control) Issue(ctx context.Context, req *api.IssueRequest) (*api.IssueR
 		if assay.KindOf(err) != assay.Denied {
 			return nil, err
 		}
-		c.model.finding(assay.Finding{Kind: "certificate-refused", Subject: cut(req.GetWorkloadId(), 128), Detail: "host " + who.name + ": " + err.Error()})
+		c.model.findingBy(who.name, assay.Finding{Kind: "certificate-refused", Subject: cut(req.GetWorkloadId(), 128), Detail: "host " + who.name + ": " + err.Error()})
 		return refusal(err), nil
 	}
 	set, err := c.evidence(who.name, w, req)
@@ -192,6 +202,9 @@ func (c *Control) Issue(ctx context.Context, req *api.IssueRequest) (*api.IssueR
 	if err := ctx.Err(); err != nil {
 		// When thousands ask at once, those who have given up and ask again come first.
 		return nil, &assay.Error{Kind: assay.Unavailable, Op: "issue for workload " + w.ID, Err: err, Remedy: "ask again"}
+	}
+	if err := c.model.mayCertify("issue for workload "+w.ID, who.name); err != nil {
+		return nil, err
 	}
 	cert, err := c.authority.IssueWorkload(req.GetCsr(), w.Identity, set.Digest())
 	if err != nil {

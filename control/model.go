@@ -82,6 +82,8 @@ type host struct {
 	left    bool      // its node is gone
 	bundle  uint64    // acknowledged by the agent
 	running int       // workloads in the catalog
+	// Of a pod: what it has taken of what it may.
+	certificates, findings allowance
 }
 
 func newModel(trustDomain string, network Network, epoch uint64, lease time.Duration, now func() time.Time, b *behind) *model {

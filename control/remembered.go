@@ -10,13 +10,7 @@ import (
 
 // What is remembered for people and for checks: findings, the audit trail, certificates, tokens.
 
-// finding records something that a person should look at.
-func (m *model) finding(f assay.Finding) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.findingLocked(f)
-}
-
+// findingLocked records something that a person should look at.
 func (m *model) findingLocked(f assay.Finding) {
 	if f.Time.IsZero() {
 		f.Time = m.now()

@@ -62,7 +62,7 @@ func (m *model) forgetReport(r *report, cause error) {
 		return
 	}
 	delete(m.reports, r.workload.ID)
-	m.findingLocked(assay.Finding{Workload: r.workload.ID, Kind: "report-unreadable", Subject: "host " + r.workload.Host, Detail: cut(cause.Error(), 1000),
+	m.findingOf(m.hosts[r.workload.Host], assay.Finding{Workload: r.workload.ID, Kind: "report-unreadable", Subject: "host " + r.workload.Host, Detail: cut(cause.Error(), 1000),
 		Remedy: "see that the host's agent is of a version that this control knows"})
 }
 

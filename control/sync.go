@@ -380,7 +380,7 @@ func (m *model) take(s *session, msg *api.HostUpdate) error {
 			h.bundle = u.BundleAck.GetVersion()
 		} else if w, ok := m.catalog.Workload(id); ok && w.Host == s.host {
 			m.acks[id] = u.BundleAck.GetVersion()
-		} else if !ok && api.ValidID(id) && len(s.early) < maxRunning {
+		} else if !ok && api.ValidID(id) && (h.Pod == "" || h.Pod == id) && len(s.early) < maxRunning {
 			s.early[id] = u.BundleAck.GetVersion()
 		}
 	case *api.HostUpdate_Report:
@@ -397,7 +397,7 @@ func (m *model) take(s *session, msg *api.HostUpdate) error {
 			return &assay.Error{Kind: assay.Invalid, Op: "take finding", Err: err}
 		}
 		if f.Workload == "" || m.speaksFor(s.host, f.Workload) {
-			m.findingLocked(f)
+			m.findingOf(h, f)
 		}
 	case *api.HostUpdate_Hello:
 		return &assay.Error{Kind: assay.Invalid, Op: "sync host " + s.host, Err: errors.New("a second hello")}
@@ -464,7 +464,7 @@ func (m *model) report(h *host, s *session, w *assay.Workload) {
 const maxRefused = 1000
 
 func (m *model) refuse(s *session, id string, err error) {
-	m.findingLocked(assay.Finding{Kind: "workload-refused", Subject: cut(id, 128), Detail: cut(fmt.Sprintf("host %s: %v", s.host, err), 1000)})
+	m.findingOf(m.hosts[s.host], assay.Finding{Kind: "workload-refused", Subject: cut(id, 128), Detail: cut(fmt.Sprintf("host %s: %v", s.host, err), 1000)})
 	if len(s.refused) >= maxRefused {
 		return
 	}
