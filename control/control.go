@@ -415,7 +415,7 @@ func (c *Control) rotations(ctx context.Context) error {
 		c.acknowledge(ctx)
 		var e identity.Event = identity.Tick{}
 		if c.authority.Waiting() {
-			e = identity.Acknowledged{Least: c.model.leastAcknowledged()}
+			e = identity.Acknowledged{Least: c.model.leastAcknowledged(c.authority.State())}
 		}
 		if err := c.rotate(e); err != nil && ctx.Err() == nil {
 			c.log.Error("rotation", "err", err)

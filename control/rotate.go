@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"assay.dev"
@@ -96,11 +97,21 @@ func (m *model) certified(subject, workload string, now time.Time) bool {
 	return ok && now.Before(c.NotAfter)
 }
 
-func (m *model) leastAcknowledged() uint64 {
+// leastAcknowledged is the oldest bundle that anybody trusts for whom a new root waits. For a pod that is
+// a host it waits no longer than such a host's certificate lives: whoever renewed it since has had the
+// new root with it, and who says nothing of that holds back the mesh for as long as it likes.
+func (m *model) leastAcknowledged(s identity.State) uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	now := m.now()
 	least := uint64(identity.NobodyLeft)
 	for _, t := range m.live() {
+		late := func(r identity.Root) bool {
+			return r.Phase == identity.Published && t.version < r.Bundle && now.Sub(r.NotBefore) >= identity.PodLife
+		}
+		if t.host.Pod != "" && slices.ContainsFunc(s.Roots, late) {
+			continue
+		}
 		least = min(least, t.version)
 	}
 	return least

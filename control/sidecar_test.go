@@ -15,6 +15,7 @@ import (
 	"assay.dev"
 	"assay.dev/api"
 	"assay.dev/discovery"
+	"assay.dev/identity"
 )
 
 // startSidecars starts the control of a cluster whose pods may speak for themselves. A token
@@ -384,4 +385,46 @@ func TestNoAgentForPods(t *testing.T) {
 	if got := found(); !slices.Equal(got, []string{"shop/v"}) {
 		t.Errorf("with agents: %v", got)
 	}
+}
+
+// TestPodHoldsBackNoRoot: a new root waits for pods that are hosts, but only for a day: who writes
+// what runs in a pod does not decide when the mesh's root is replaced.
+func TestPodHoldsBackNoRoot(t *testing.T) {
+	now := newClock()
+	r := startSidecars(t, func(cfg *Config) { cfg.Now = now.now })
+	r.follow(t, twoNodes(injected("a", "node-1", "10.0.1.1", "app"), pod("plain", "node-2", "10.0.2.1")))
+	h, node := r.joinNode(t, "own a"), r.joinNode(t, "node-2")
+	a, n := syncHost(t, h.hosts, nil), syncHost(t, node.hosts, nil)
+	a.up(r.meshed(h, "a", "10.0.1.1"))
+	a.waitAccepted("a")
+	n.up(r.meshed(node, "plain", "10.0.2.1"))
+	n.waitAccepted("plain")
+	old := r.authority.State().Workload.Root
+	if _, err := r.operator(t).Rotate(t.Context(), &api.RotateRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	published := r.authority.State().Bundle
+	signs := func() bool { return r.authority.State().Workload.Root != old }
+	least := func() uint64 { return r.model.leastAcknowledged(r.authority.State()) }
+	n.ack("", published)
+	n.ack("plain", published)
+	now.advance(identity.PodLife - time.Hour)
+	if _, err := h.hosts.Renew(t.Context(), &api.RenewRequest{Csr: csr(t, newKey(t))}); err != nil {
+		t.Fatal(err)
+	}
+	if signs() || least() >= published {
+		t.Error("the root does not wait for the pod")
+	}
+	n.ack("", published-1) // its node's agent is waited for
+	eventually(t, "the agent is heard", func() bool {
+		r.model.mu.Lock()
+		defer r.model.mu.Unlock()
+		return r.model.hosts[node.id].bundle == published-1
+	})
+	now.advance(time.Hour)
+	if signs() || least() != published-1 {
+		t.Errorf("the root does not wait for the agent of a node: %d", least())
+	}
+	n.ack("", published)
+	eventually(t, "the new root signs, whatever the pod says", signs)
 }
