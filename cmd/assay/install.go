@@ -84,6 +84,7 @@ cluster: assay check --pre. docs/kubernetes.md has the whole.`,
 	f.StringVar(&o.CNIBin, "cni-bin", "/opt/cni/bin", "folder of network plugins on the nodes")
 	f.StringVar(&o.CRISocket, "cri", "", "socket of the container runtime on the nodes (found)")
 	f.StringVar(&o.OlderGrace, "older-grace", "", "how long connections that are older than a pod's capture, and plaintext of before, may go on in a strict namespace (10m)")
+	f.StringVar(&o.KeepCertificates, "keep-certificates", "", "how long the store keeps certificates that have ended, as in 400d or 48h (90d)")
 	f.Int32Var(&o.MetricsPort, "metrics-port", 9181, "port of every node where Prometheus finds metrics; -1 for none")
 	f.BoolVar(&o.ServiceMonitor, "service-monitor", false, "make one for the Prometheus operator")
 	f.BoolVar(&o.Injector, "injector", false, "put a sidecar into pods that are labelled "+installation.MeshLabel+"=sidecar when they are made")

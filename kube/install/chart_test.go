@@ -37,7 +37,7 @@ func values(o *Options) map[string]any {
 	v := map[string]any{"image": o.Image}
 	for name, x := range map[string]string{
 		"imagePullPolicy": o.PullPolicy, "trustDomain": o.TrustDomain, "storeSecret": o.StoreSecret, "volume": o.Volume, "volumeSize": o.VolumeSize,
-		"storageClass": o.StorageClass, "cniConf": o.CNIConf, "cniBin": o.CNIBin, "cri": o.CRISocket, "olderGrace": o.OlderGrace,
+		"storageClass": o.StorageClass, "cniConf": o.CNIConf, "cniBin": o.CNIBin, "cri": o.CRISocket, "olderGrace": o.OlderGrace, "keepCertificates": o.KeepCertificates,
 	} {
 		if x != "" {
 			v[name] = x
@@ -148,6 +148,7 @@ func TestChartRefuses(t *testing.T) {
 		"/metricsPort":                    {"image": "a", "metricsPort": 70000},
 		"/cniBin":                         {"image": "a", "cniBin": "opt/cni"},
 		"/image":                          {"image": "a b"},
+		"/keepCertificates":               {"image": "a", "keepCertificates": "30m"},
 	} {
 		out, err := helm(t, "template", "mesh", chart, "--namespace", "mesh", "-f", write(t, v))
 		if err == nil || !strings.Contains(out, want) {

@@ -163,6 +163,9 @@ func controlContainer(o *Options) corev1.Container {
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 		VolumeMounts:             []corev1.VolumeMount{{Name: "data", MountPath: data}, {Name: "run", MountPath: run}, {Name: "tmp", MountPath: "/tmp"}},
 	}
+	if o.KeepCertificates != "" {
+		c.Args = append(c.Args, "--keep-certificates="+o.KeepCertificates)
+	}
 	if o.Injector {
 		c.Args = append(c.Args, "--injector-image="+o.Image, "--injector-pull-policy="+o.PullPolicy, fmt.Sprintf("--injector-listen=:%d", InjectorPort),
 			// The address of control's own Service, of either family.

@@ -16,7 +16,7 @@ var forms = map[string]Options{
 	"other": {
 		Image: "assay.test/assay:2", Namespace: "mesh", PullPolicy: "Never", PullSecrets: []string{"pull"}, TrustDomain: "bank.test",
 		StoreSecret: "store", VolumeSize: "5Gi", StorageClass: "fast", CNIConf: "/etc/rancher/cni", CNIBin: "/var/lib/rancher/bin",
-		CRISocket: "/var/lib/rancher/containerd.sock", MetricsPort: 9999, ServiceMonitor: true, OlderGrace: "90s",
+		CRISocket: "/var/lib/rancher/containerd.sock", MetricsPort: 9999, ServiceMonitor: true, OlderGrace: "90s", KeepCertificates: "400d",
 	},
 	"several":  {Image: "assay.test/assay:4", Replicas: 3, StoreSecret: "store"},
 	"sidecars": {Image: "assay.test/assay:5", Namespace: "mesh", PullPolicy: "Never", Injector: true, NoAgent: true, Volume: EmptyDir},
@@ -69,6 +69,7 @@ func TestOptionsThatAreWrong(t *testing.T) {
 		"no absolute path":        func(o *Options) { o.CNIBin = "opt/cni" },
 		"no Secret's name":        func(o *Options) { o.StoreSecret = "a/b" },
 		"want for instance 10m":   func(o *Options) { o.OlderGrace = "soon" },
+		"want for instance 400d":  func(o *Options) { o.KeepCertificates = "30m" },
 		"want 1 to 65535":         func(o *Options) { o.MetricsPort = 70000 },
 		"there are no metrics":    func(o *Options) { o.MetricsPort, o.ServiceMonitor = -1, true },
 		"nothing would ever be":   func(o *Options) { o.NoAgent = true },

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -61,6 +62,10 @@ type Options struct {
 	// strict namespace, as in "10m", which is what "" means.
 	OlderGrace string
 
+	// KeepCertificates is how long the store keeps certificates that have ended, in days or hours, as
+	// in "400d" or "48h"; "" is control's 90d.
+	KeepCertificates string
+
 	// Injector has control put sidecars into pods that ask for one.
 	Injector bool
 	// NoAgent leaves the agents out, for clusters that allow none; it needs Injector.
@@ -92,6 +97,9 @@ func (o Options) Complete() (Options, error) {
 	return o, o.validate()
 }
 
+// kept is a time that control keeps certificates for; the chart's schema has the same.
+var kept = regexp.MustCompile(`^[1-9][0-9]{0,3}[dh]$`)
+
 func (o *Options) validate() error {
 	wrong := func(what, cause, remedy string) error {
 		return &assay.Error{Kind: assay.Invalid, Op: "install: " + what, Err: errors.New(cause), Remedy: remedy}
@@ -113,6 +121,8 @@ func (o *Options) validate() error {
 		return wrong("volume", fmt.Sprintf("%q is none", o.Volume), "want claim or emptyDir")
 	case o.MetricsPort < -1 || o.MetricsPort > 65535:
 		return wrong("metrics port", fmt.Sprintf("%d is none", o.MetricsPort), "want 1 to 65535, or -1 for no metrics")
+	case o.KeepCertificates != "" && !kept.MatchString(o.KeepCertificates):
+		return wrong("keep certificates", fmt.Sprintf("%q is no time in days or hours", o.KeepCertificates), "want for instance 400d or 48h")
 	case o.NoAgent && !o.Injector:
 		return wrong("without agents", "nothing would ever be meshed", "let pods have sidecars: --injector")
 	case o.NoAgent && o.ServiceMonitor:
