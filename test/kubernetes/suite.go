@@ -62,7 +62,8 @@ func UpAs(t lab.TB, o Options) *Cluster {
 	return c
 }
 
-// explain logs what a reader of a failed test asks first.
+// explain logs what a reader of a failed test asks first. It is no reason, and says so
+// (test/failures.awk).
 func (c *Cluster) explain(t lab.TB) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -71,12 +72,12 @@ func (c *Cluster) explain(t lab.TB) {
 		if err != nil {
 			out = err.Error()
 		}
-		t.Logf("kubectl %v:\n%s", args, out)
+		t.Logf("for the record: kubectl %v:\n%s", args, out)
 	}
 	for _, m := range c.machines() {
 		logs, _ := filepath.Glob(filepath.Join(m.dir, "*.log"))
 		for _, log := range logs {
-			t.Logf("the end of %s on %s:\n%s", filepath.Base(log), m.Name, lastLines(log, 8))
+			t.Logf("for the record: the end of %s on %s:\n%s", filepath.Base(log), m.Name, lastLines(log, 8))
 		}
 	}
 }

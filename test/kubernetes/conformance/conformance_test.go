@@ -10,6 +10,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"flag"
+	"fmt"
 	"math/big"
 	"os"
 	"os/exec"
@@ -85,12 +86,59 @@ func TestConformance(t *testing.T) {
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()
-	verdicts := regexp.MustCompile(`(?m)^ *--- (PASS|FAIL): .*$`).FindAllString(out.String(), -1)
+	said := out.String()
+	verdicts := regexp.MustCompile(`(?m)^ *--- (PASS|FAIL): .*$`).FindAllString(said, -1)
 	t.Logf("%s", strings.Join(verdicts, "\n"))
+	keep(t, "suite.txt", said)
 	if err != nil {
-		t.Errorf("the suite: %v\n%s", err, lastOf(out.String(), 60_000))
+		t.Errorf("the suite: %v\n%s", err, reasons(said))
 	}
-	encrypted(t, assay("edges"))
+	edges := assay("edges")
+	keep(t, "edges.txt", edges)
+	encrypted(t, edges)
+}
+
+// keep writes what may be read later to a file; `go test -artifacts` says where.
+func keep(t *testing.T, name, text string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(t.ArtifactDir(), name), []byte(text), 0o644); err != nil {
+		t.Error(err)
+	}
+}
+
+// reasons are the tests of the suite that failed and have no part that did, each with the
+// end of what it said; or the end of everything, if there are none.
+func reasons(out string) string {
+	var failed []string
+	said := map[string][]string{}
+	test := ""
+	for line := range strings.Lines(out) {
+		fields := strings.Fields(line)
+		switch {
+		case len(fields) > 2 && fields[0] == "===":
+			test = fields[2]
+		case len(fields) > 2 && fields[0] == "---":
+			test = ""
+			if fields[1] == "FAIL:" {
+				failed = append(failed, fields[2])
+			}
+		case len(fields) > 0:
+			line = strings.TrimRight(line, "\n")
+			said[test] = append(said[test], line[:min(len(line), 300)])
+		}
+	}
+	var s strings.Builder
+	for _, test := range failed {
+		if slices.ContainsFunc(failed, func(other string) bool { return strings.HasPrefix(other, test+"/") }) {
+			continue
+		}
+		lines := said[test]
+		fmt.Fprintf(&s, "%s\n%s\n", test, strings.Join(lines[max(len(lines)-12, 0):], "\n"))
+	}
+	if s.Len() == 0 {
+		return lastOf(out, 4000)
+	}
+	return s.String()
 }
 
 // encrypted: the suite looks at answers alone; what carried them was mutual TLS.
