@@ -24,15 +24,16 @@ var layers = []struct {
 	reason string
 }{
 	{"", nil, "the nouns are shared by every part, so they depend on none"},
+	{"internal", nil, "what is of use to several parts knows none of them"},
 	{"link", []string{""}, "what agent and proxy share must pull neither into the other"},
 	{"api", []string{""}, "what agent and control share must pull neither into the other"},
-	{"proxy", []string{"", "link"}, "the data plane never calls control, reads a store or knows Kubernetes: its path must be readable in an hour"},
+	{"proxy", []string{"", "link", "internal"}, "the data plane never calls control, reads a store or knows Kubernetes: its path must be readable in an hour"},
 	{"store", []string{""}, "state knows no policy"},
 	{"identity", []string{"", "store"}, "the CA must not depend on who asks"},
 	{"discovery", []string{""}, "a pure function from intent and facts to a snapshot"},
 	{"kube", []string{"", "discovery"}, "a translator into our nouns; nothing that works without Kubernetes may need it"},
 	{"control", []string{"", "api", "store", "identity", "discovery"}, "control and agent meet through api only, so that either can be another process"},
-	{"agent", []string{"", "api", "link"}, "an agent holds no state of the mesh's and no CA"},
+	{"agent", []string{"", "api", "link", "internal"}, "an agent holds no state of the mesh's and no CA"},
 	{"demo", []string{"", "api"}, "the demo sees what any operator sees"},
 	{"cmd/assay-proxy", []string{"", "link", "proxy"}, "the data plane alone"},
 	{"cmd/assay", []string{"", "link", "api", "store", "identity", "discovery", "kube", "control", "agent", "demo"}, "wires every role but the data plane, which is another process"},

@@ -12,7 +12,7 @@ import (
 // a PROXY protocol header of version 2 before the first byte. Whatever the client
 // sends comes after it, so that nobody can announce somebody else.
 func (s *snapshot) announce(app *net.TCPConn, client, target netip.AddrPort, peer assay.Identity, security assay.Security) error {
-	if !s.announced[target] {
+	if !s.announced(target) {
 		return nil
 	}
 	// The families of both are those of the connection that was made: the application

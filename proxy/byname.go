@@ -74,7 +74,7 @@ func (o *outbound) relayTo(n *named) error {
 // for requests. It reports whether the connection has been carried, or refused, because it
 // was not for the application here.
 func (i *inbound) byName() (done bool, err error) {
-	if i.snap.namesOf(i.snap.sole[i.dst]) == nil {
+	if i.snap.namesOf(i.snap.sole(i.dst)) == nil {
 		return false, nil
 	}
 	o := i.asOutbound(assay.TLS)

@@ -79,7 +79,7 @@ func oneService(t testing.TB) *dispatcher {
 	}
 	p.snap.Store(p.snap.Load().withServices(link.Services{Version: 1, Full: true, Upsert: []assay.Service{svc}}, p))
 	s := &session{p: p, mux: sessions(t, mux.Config{}), security: assay.MutualTLS, born: time.Now(), life: time.Hour}
-	e := p.snap.Load().services["bank/web"].ports[0].v4.Endpoints()[0]
+	e := p.snap.Load().services.At("bank/web").ports[0].v4.Endpoints()[0]
 	e.Value.(*peer).sessions.Store(&[]*session{s})
 	o := &outbound{p: p, snap: p.snap.Load(), src: netip.MustParseAddrPort("10.181.7.2:40000"), dst: netip.MustParseAddrPort("10.182.0.1:80"), protocol: assay.HTTP1}
 	if err := o.route(); err != nil {
@@ -146,11 +146,11 @@ func TestBusyIsNoFault(t *testing.T) {
 func TestSnapshotKeepsEndpoints(t *testing.T) {
 	d := oneService(t)
 	p := d.o.p
-	was := p.snap.Load().services["bank/web"]
+	was := p.snap.Load().services.At("bank/web")
 	svc := was.Service
 	svc.Endpoints = append(svc.Endpoints, assay.Endpoint{Workload: "x", Addrs: []netip.Addr{netip.MustParseAddr("10.181.7.4")}, Targets: []uint16{8080}})
 	next := p.snap.Load().withServices(link.Services{Version: 2, Upsert: []assay.Service{svc}}, p)
-	now := next.services["bank/web"]
+	now := next.services.At("bank/web")
 	if now.ports[0].memory != was.ports[0].memory || now.ports[0].v4.Endpoints()[0] != was.ports[0].v4.Endpoints()[0] {
 		t.Error("an update forgot what was learned")
 	}
@@ -158,7 +158,7 @@ func TestSnapshotKeepsEndpoints(t *testing.T) {
 	if now.ports[0].v4.Endpoints()[0] != now.ports[0].v6.Endpoints()[0] {
 		t.Error("one endpoint is two")
 	}
-	if next = next.withServices(link.Services{Version: 3, Remove: []string{"bank/web"}}, p); len(next.vips) != 0 || len(next.targets) != 0 {
+	if next = next.withServices(link.Services{Version: 3, Remove: []string{"bank/web"}}, p); next.vips.Len() != 0 || next.targets.Len() != 0 {
 		t.Error("a removed service can still be found")
 	}
 }

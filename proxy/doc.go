@@ -35,7 +35,7 @@
 // starts them and waits for all of them.
 //
 // Tour: proxy.go (life), agent.go (the link), credentials.go (certificates),
-// snapshot.go (what it knows), watch.go (requests that are told), drain.go (its end, and what its successor gets), outbound.go, inbound.go (the steps), sniff.go
+// snapshot.go (what it knows), index.go (where that is looked up), watch.go (requests that are told), drain.go (its end, and what its successor gets), outbound.go, inbound.go (the steps), sniff.go
 // (waiting for whoever speaks first), peers.go and session.go (sessions with other
 // proxies), pipe.go and splice.go (bytes), http.go (the HTTP/1 engine's two sides),
 // tables.go, decision.go, routed.go and routed2.go (rules of routes, what they say of a request,

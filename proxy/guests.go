@@ -18,7 +18,7 @@ const reasonHanded = "handed-on"
 
 // guests returns nil when no rule is for the client.
 func (i *inbound) guests() *guests {
-	if i.snap.rules(i.snap.sole[i.dst]) == nil {
+	if i.snap.rules(i.snap.sole(i.dst)) == nil {
 		return nil
 	}
 	o := i.asOutbound(assay.HTTP1)

@@ -53,10 +53,10 @@ func (i *inbound) serveGuestHTTP2() error {
 	g.session = mux.New(ends[0], true, mux.Config{}, nil)
 	server := mux.New(ends[1], false, mux.Config{}, func(st mux.Stream, _ []byte) (mux.Handler, mux.Code) {
 		o, snap := http2.Origin{Client: netip.AddrPortFrom(i.remote.Addr(), 0), Target: i.dst, Observer: observer}, p.snap.Load()
-		if sp := snap.targets[i.dst]; sp != nil {
+		if sp := snap.target(i.dst); sp != nil {
 			o.Guard = sp.care.inbound
 		}
-		if snap.certified[i.dst] {
+		if snap.certified(i.dst) {
 			o.Edit = &nobodysCert
 		}
 		return p.http2.in.Accept(st, o)
@@ -77,7 +77,7 @@ func (i *inbound) serveGuestHTTP2() error {
 
 // Plan implements http2.Planner.
 func (g *guests2) Plan(x *http2.Exchange) *http2.Plan {
-	if g.o.p.snap.Load().certified[g.o.dst] {
+	if g.o.p.snap.Load().certified(g.o.dst) {
 		// Not handed to anybody else, who would take the client for this workload.
 		return nil
 	}

@@ -352,7 +352,7 @@ func (s *session) acceptHTTP(st mux.Stream, open []byte) (mux.Handler, mux.Code)
 		s.lastCounted = &counted{p: s.p, series: s.p.rec.Series(s.key(&h))}
 	}
 	o := http1.Origin{Client: netip.AddrPortFrom(s.remote.Addr(), 0), Target: s.local, Observer: s.lastCounted, Guard: s.protection()}
-	if s.p.snap.Load().certified[s.local] {
+	if s.p.snap.Load().certified(s.local) {
 		o.Edit = s.certEdit()
 	}
 	return s.p.http.in.Accept(st, o), 0
@@ -363,7 +363,7 @@ func (s *session) acceptHTTP(st mux.Stream, open []byte) (mux.Handler, mux.Code)
 func (s *session) protection() http1.Guard {
 	if snap := s.p.snap.Load(); snap != s.lastSnap {
 		s.lastSnap, s.lastGuard = snap, nil
-		if sp := snap.targets[s.local]; sp != nil {
+		if sp := snap.target(s.local); sp != nil {
 			s.lastGuard = sp.care.inbound
 		}
 	}
@@ -387,11 +387,11 @@ func (i *inbound) serveGuestHTTP(first []byte) error {
 	c.spare.Store(i.app) // dialled for whoever speaks first
 	i.app = nil
 	origin := http1.Origin{Client: netip.AddrPortFrom(i.remote.Addr(), 0), Target: i.dst, Observer: c}
-	if sp := i.snap.targets[i.dst]; sp != nil {
+	if sp := i.snap.target(i.dst); sp != nil {
 		origin.Guard = sp.care.inbound
 	}
 	var err error
-	if i.snap.certified[i.dst] {
+	if i.snap.certified(i.dst) {
 		// Not handed to anybody else, who would take the client for this workload.
 		origin.Edit = &nobodysCert
 		err = i.p.http.in.Serve(i.ctx, i.conn, first, origin)

@@ -382,7 +382,7 @@ func (s *session) acceptHTTP2(st mux.Stream, open []byte) (mux.Handler, mux.Code
 		s.lastCounted2 = &counted2{s.p, s.p.rec.Series(s.key(&h))}
 	}
 	o := http2.Origin{Client: netip.AddrPortFrom(s.remote.Addr(), 0), Target: s.local, Observer: s.lastCounted2, Guard: s.protection()}
-	if s.p.snap.Load().certified[s.local] {
+	if s.p.snap.Load().certified(s.local) {
 		o.Edit = s.certEdit()
 	}
 	return s.p.http2.in.Accept(st, o)

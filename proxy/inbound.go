@@ -292,14 +292,14 @@ func (i *inbound) plaintext(first []byte) error {
 	}
 	i.letIn()
 	closed := i.protocol == assay.TLS
-	if sp := i.snap.targets[i.dst]; sp != nil && sp.declared != assay.Detect {
+	if sp := i.snap.target(i.dst); sp != nil && sp.declared != assay.Detect {
 		i.protocol = sp.declared
 	}
 	quiet := i.app == nil || i.quiet
-	if i.snap.certified[i.dst] && (i.protocol != assay.HTTP1 && i.protocol != assay.HTTP2 || !quiet) {
+	if i.snap.certified(i.dst) && (i.protocol != assay.HTTP1 && i.protocol != assay.HTTP2 || !quiet) {
 		return &refusal{refusedHTTP, nil} // only what is read as HTTP has the field stripped
 	}
-	if quiet && !i.snap.announced[i.dst] {
+	if quiet && !i.snap.announced(i.dst) {
 		switch i.protocol {
 		case assay.HTTP1:
 			return i.serveGuestHTTP(first)
@@ -338,7 +338,7 @@ func (i *inbound) key(reason string) assay.SignalKey {
 	key := assay.SignalKey{
 		Direction: assay.Inbound, Port: i.dst.Port(), Protocol: cmp.Or(i.protocol, assay.Opaque), Security: assay.Plaintext, Reason: reason,
 	}
-	if sp := i.snap.targets[i.dst]; sp != nil {
+	if sp := i.snap.target(i.dst); sp != nil {
 		key.Service, key.Port = sp.service, sp.port
 	}
 	return key

@@ -133,7 +133,7 @@ func (o *outbound) original() (err error) {
 // treated as anything else.
 func (o *outbound) route() error {
 	s, a := o.snap, o.dst.Addr()
-	if svc := s.vips[a]; svc != nil {
+	if svc := s.vip(a); svc != nil {
 		if o.port = svc.port(o.dst.Port()); o.port == nil {
 			return &refusal{refusedNoPort, nil}
 		}
@@ -143,18 +143,18 @@ func (o *outbound) route() error {
 		}
 		return nil
 	}
-	if sp := s.sole[o.dst]; sp != nil {
+	if sp := s.sole(o.dst); sp != nil {
 		// Its service is meant, so that nobody passes its routes by.
 		o.port, o.set, o.rules, o.names = sp, sp.endpoints(a), s.rules(sp), s.namesOf(sp)
 		return nil
 	}
 	if who, ok := s.table.Lookup(a); ok {
-		o.port = s.targets[o.dst]
+		o.port = s.target(o.dst)
 		o.direct = o.p.peers.get(peerKey{o.dst, who.Identity})
 		return nil
 	}
 	if s.own(a) {
-		o.port = s.targets[o.dst]
+		o.port = s.target(o.dst)
 		o.direct = o.p.peers.get(peerKey{o.dst, s.Identity})
 		return nil
 	}
@@ -168,7 +168,7 @@ func (o *outbound) route() error {
 		}
 		return nil
 	}
-	o.outside, o.port = true, s.targets[o.dst] // of a service whose clients choose endpoints themselves
+	o.outside, o.port = true, s.target(o.dst) // of a service whose clients choose endpoints themselves
 	return nil
 }
 

@@ -69,7 +69,7 @@ func (o *outbound) passThrough() error {
 // when the client has not spoken.
 func (o *outbound) judge(claim egress.Claim, spoken bool) error {
 	policy, addr := o.snap.egress, o.dst.Addr()
-	if o.port != nil && o.snap.listed(&o.snap.services[o.port.service].Service, o.port.port, o.dst) {
+	if o.port != nil && o.snap.listed(&o.snap.services.At(o.port.service).Service, o.port.port, o.dst) {
 		o.beyond = egress.Decision{Verdict: egress.Allow}
 		return nil
 	}

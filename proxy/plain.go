@@ -101,13 +101,13 @@ func (s *session) acceptPlain(st mux.Stream, open []byte) (mux.Handler, mux.Code
 	switch headerProtocol(open) {
 	case assay.HTTP1:
 		o := http1.Origin{Target: s.local}
-		if snap.certified[s.local] {
+		if snap.certified(s.local) {
 			o.Edit = &nobodysCert
 		}
 		return p.http.in.Accept(st, o), 0
 	case assay.HTTP2:
 		o := http2.Origin{Target: s.local}
-		if snap.certified[s.local] {
+		if snap.certified(s.local) {
 			o.Edit = &nobodysCert
 		}
 		return p.http2.in.Accept(st, o)

@@ -55,7 +55,7 @@ func TestTableForbidsPlaintext(t *testing.T) {
 	svc := assay.Service{Namespace: "bank", Name: "legacy", VIPs: []netip.Addr{netip.MustParseAddr("10.182.0.2")}, Ports: []assay.Port{{Port: 80}},
 		Endpoints: []assay.Endpoint{{Addrs: []netip.Addr{to.Addr()}, Targets: []uint16{to.Port()}}}}
 	p.snap.Store(p.snap.Load().withServices(link.Services{Version: 2, Upsert: []assay.Service{svc}}, p))
-	e := p.snap.Load().services["bank/legacy"].ports[0].v4.Endpoints()[0]
+	e := p.snap.Load().services.At("bank/legacy").ports[0].v4.Endpoints()[0]
 	pe, err := p.proven(e)
 	if err != nil || !pe.plain() {
 		t.Fatalf("not known to the table: %+v, %v", pe, err)
@@ -123,7 +123,7 @@ func TestHints(t *testing.T) {
 		}
 		s = s.withServices(link.Services{Version: 2, Upsert: []assay.Service{svc}}, p)
 		var got []string
-		for _, e := range s.services["bank/hinted"].ports[0].v4.Endpoints() {
+		for _, e := range s.services.At("bank/hinted").ports[0].v4.Endpoints() {
 			got = append(got, e.Workload)
 		}
 		if !slices.Equal(got, tc.want) {
@@ -151,14 +151,14 @@ func unmeshedService(t testing.TB) *dispatcher {
 	d := oneService(t)
 	p := d.o.p
 	p.ctx = context.Background()
-	svc := p.snap.Load().services["bank/web"].Service
+	svc := p.snap.Load().services.At("bank/web").Service
 	svc.Endpoints = []assay.Endpoint{{Addrs: []netip.Addr{netip.MustParseAddr("10.244.0.3")}, Targets: []uint16{8080}}}
 	s := p.snap.Load().withServices(link.Services{Version: 2, Upsert: []assay.Service{svc}}, p)
 	p.snap.Store(s.withTable(meshedTable(t, netip.MustParseAddr("10.244.0.1"), netip.MustParseAddr("10.244.0.9")), 2))
 	if err := d.follow(); err != nil {
 		t.Fatal(err)
 	}
-	e := p.snap.Load().services["bank/web"].ports[0].v4.Endpoints()[0]
+	e := p.snap.Load().services.At("bank/web").ports[0].v4.Endpoints()[0]
 	e.Value.(*peer).sessions.Store(&[]*session{{
 		p: p, mux: sessions(t, mux.Config{}), security: assay.Plaintext, reason: assay.ReasonUnmeshed, local: e.Addr, born: time.Now(), life: time.Hour,
 	}})

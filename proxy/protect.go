@@ -164,7 +164,7 @@ func enter(s *guard.Service) (counted bool, err error) {
 func (p *Proxy) unfit() []assay.Unfit {
 	var out []assay.Unfit
 	s := p.snap.Load()
-	for _, svc := range s.services {
+	for _, svc := range s.services.All() {
 		for _, sp := range svc.ports {
 			if why, until := sp.care.guard.Circuit.Open(); why != "" {
 				out = append(out, assay.Unfit{

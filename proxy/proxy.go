@@ -112,7 +112,7 @@ func New(conn *link.Conn, o Options) *Proxy {
 	p.http2.out.Config.Memory = http2.NewMemory(0)
 	p.http2.in = http2.NewInbound(application2{p}, http2.InboundConfig{Config: p.http2.out.Config})
 	p.agent = newAgent(p, conn, o.Notes)
-	p.names = dns.NewServer(dns.Options{Snapshot: func() *dns.Snapshot { return p.snap.Load().names }, Log: o.Log, Answered: p.known.Add})
+	p.names = dns.NewServer(dns.Options{Snapshot: func() *dns.Snapshot { return p.snap.Load().named() }, Log: o.Log, Answered: p.known.Add})
 	return p
 }
 

@@ -84,7 +84,7 @@ func TestRoutesOfHTTP2(t *testing.T) {
 	if counts["bank/web:80 answered-by-rule"] != 1 || counts["bank/web:80 refused"] != 2 {
 		t.Errorf("%v", counts)
 	}
-	for _, svc := range d.o.snap.services {
+	for _, svc := range d.o.snap.services.All() {
 		if e := svc.ports[0].v4.Endpoints()[0]; e.InFlight() != 0 {
 			t.Errorf("%s: %d in flight", svc.Key(), e.InFlight())
 		}

@@ -44,7 +44,7 @@ func routedServices(t testing.TB, dst string, routes []assay.Route, others ...st
 		}
 	}
 	p.snap.Store(p.snap.Load().withServices(d, p))
-	for _, svc := range p.snap.Load().services {
+	for _, svc := range p.snap.Load().services.All() {
 		for _, e := range svc.ports[0].v4.Endpoints() {
 			s := &session{p: p, mux: sessions(t, mux.Config{}), security: assay.MutualTLS, born: time.Now(), life: time.Hour}
 			e.Value.(*peer).sessions.Store(&[]*session{s})
@@ -124,7 +124,7 @@ func TestWeightsAmongServices(t *testing.T) {
 	if v2 := got["bank/v2:80"]; v2 < 130 || v2 > 270 || got["bank/v1:80"]+v2 != n || len(got) != 2 { // 200, deviation 13
 		t.Errorf("%v", got)
 	}
-	for _, svc := range d.o.snap.services {
+	for _, svc := range d.o.snap.services.All() {
 		if e := svc.ports[0].v4.Endpoints()[0]; e.InFlight() != 0 {
 			t.Errorf("%s: %d in flight", svc.Key(), e.InFlight())
 		}
@@ -210,19 +210,20 @@ func TestAddressMeansItsService(t *testing.T) {
 	}
 	// The same endpoint in a second service: nobody knows which is meant.
 	snap := d.o.snap
-	twin := snap.services["bank/web"].Service
+	twin := snap.services.At("bank/web").Service
 	twin.Name, twin.VIPs = "twin", nil
 	next := snap.withServices(link.Services{Version: 2, Upsert: []assay.Service{twin}}, d.o.p)
-	if len(next.sole) != 0 {
-		t.Errorf("%v", next.sole)
+	at := d.o.dst
+	if sp := next.sole(at); sp != nil {
+		t.Errorf("%v", sp.key())
 	}
 	// A headless one is never meant.
 	twin.Headless = true
-	if next = next.withServices(link.Services{Version: 3, Upsert: []assay.Service{twin}}, d.o.p); len(next.sole) == 0 {
+	if next = next.withServices(link.Services{Version: 3, Upsert: []assay.Service{twin}}, d.o.p); next.sole(at) == nil {
 		t.Error("a headless service hides another")
 	}
 	// Without routes an address is an address.
-	if next = next.withServices(link.Services{Version: 4, RemoveRoutes: []string{routes[0].Key()}}, d.o.p); len(next.sole)+len(next.tables) != 0 {
+	if next = next.withServices(link.Services{Version: 4, RemoveRoutes: []string{routes[0].Key()}}, d.o.p); next.sole(at) != nil || len(next.tables) != 0 {
 		t.Error("routes that are gone still count")
 	}
 }
@@ -241,7 +242,7 @@ func TestRoutesChange(t *testing.T) {
 	next(link.Services{Version: 2})
 	next(link.Services{Version: 3, Routes: webRoute(assay.RouteRule{Backends: []assay.RouteBackend{to("bank/v1", 1)}})})
 	table := p.snap.Load().rules(d.routed.dialled.port)
-	svc := p.snap.Load().services["bank/v1"].Service
+	svc := p.snap.Load().services.At("bank/v1").Service
 	svc.Endpoints = append(svc.Endpoints, assay.Endpoint{Workload: "x", Identity: svc.Endpoints[0].Identity, Addrs: []netip.Addr{netip.MustParseAddr("10.181.7.99")}, Targets: []uint16{0}})
 	next(link.Services{Version: 4, Upsert: []assay.Service{svc}})
 	if p.snap.Load().rules(d.routed.dialled.port) != table {
@@ -279,7 +280,7 @@ func TestSessionIsKept(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 	key, _, _ := strings.Cut(first, ":")
-	svc := d.o.snap.services[key].Service
+	svc := d.o.snap.services.At(key).Service
 	svc.Endpoints[0].Targets = []uint16{0}
 	d.o.p.snap.Store(d.o.snap.withServices(link.Services{Version: 2, Upsert: []assay.Service{svc}, Routes: webRoute(assay.RouteRule{
 		Backends: []assay.RouteBackend{to("bank/v1", 1), to("bank/v2", 1)}, Session: &assay.RouteSession{Name: "s"}}),

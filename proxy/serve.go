@@ -26,7 +26,7 @@ func (s *session) accept(st mux.Stream, open []byte) (mux.Handler, mux.Code) {
 	case assay.HTTP1, assay.HTTP2:
 		// Connections to the application are shared by requests there: nobody could be
 		// announced on one.
-		if s.p.snap.Load().announced[s.local] {
+		if s.p.snap.Load().announced(s.local) {
 			return s.refuseHeader()
 		}
 		if proto == assay.HTTP2 {
@@ -35,11 +35,11 @@ func (s *session) accept(st mux.Stream, open []byte) (mux.Handler, mux.Code) {
 		return s.acceptHTTP(st, open)
 	}
 	h, rest, err := ParseHeader(open)
-	if err != nil || len(rest) > 0 || s.p.snap.Load().certified[s.local] {
+	if err != nil || len(rest) > 0 || s.p.snap.Load().certified(s.local) {
 		return s.refuseHeader() // or an application that trusts the field would believe the client
 	}
 	var in *protection
-	if sp := s.p.snap.Load().targets[s.local]; sp != nil {
+	if sp := s.p.snap.Load().target(s.local); sp != nil {
 		if in = sp.care.inbound; !in.Connect() {
 			s.p.rec.Refusals.Inc(refusedCrowded)
 			return nil, mux.Overloaded
@@ -200,7 +200,7 @@ func (s *session) key(h *Header) assay.SignalKey {
 		Direction: assay.Inbound, Peer: s.peer.Identity, PeerArtifacts: s.peer.Artifacts,
 		Port: h.Port, Protocol: h.Protocol, Security: s.security, Reason: s.reason,
 	}
-	if s.p.snap.Load().services[h.Service] != nil {
+	if s.p.snap.Load().services.At(h.Service) != nil {
 		key.Service = h.Service
 	}
 	return key

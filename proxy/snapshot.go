@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"cmp"
-	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -21,21 +20,13 @@ import (
 // makes the next one.
 type snapshot struct {
 	link.Configure
+	index
 	settings        assay.NamespaceConfig
-	services        map[string]*service
-	vips            map[netip.Addr]*service
-	targets         map[netip.AddrPort]*servicePort // of endpoints, for those that are dialled directly
-	nodePorts       map[uint16]*servicePort         // at Configure.Nodes
-	externals       map[netip.AddrPort]*servicePort // of addresses outside, at which nobody of the mesh may be
-	routes          map[string]*assay.Route         // by Route.Key
+	routes          map[string]*assay.Route // by Route.Key
 	tables          map[tableKey]*route.Table
 	byName          map[tableKey]*route.Names
-	sole            map[netip.AddrPort]*servicePort // soleTargets
 	table           *link.AddressTable
-	names           *dns.Snapshot
 	egress          *egress.Policy
-	announced       map[netip.AddrPort]bool // where applications want to be told who comes
-	certified       map[netip.AddrPort]bool // and where in a field of HTTP
 	servicesVersion uint64
 	hasServices     bool
 	tableVersion    uint64
@@ -109,14 +100,10 @@ func (s *snapshot) withConfigure(c link.Configure, p *Proxy) *snapshot {
 	if !s.hasServices {
 		next.settings = c.Config
 	}
-	next.services = maps.Clone(s.services)
 	next.judge(s, p)
 	if c.Zone != s.Zone || c.Host != s.Host {
-		for key, svc := range next.services {
-			next.services[key] = next.newService(&svc.Service, svc, p)
-		}
+		next.renew(p, func(*service) bool { return true })
 	}
-	next.index()
 	return &next
 }
 
@@ -128,24 +115,26 @@ func (s *snapshot) withTable(t *link.AddressTable, version uint64) *snapshot {
 
 func (s *snapshot) withServices(d link.Services, p *Proxy) *snapshot {
 	next := *s
-	next.services = make(map[string]*service, len(s.services)+len(d.Upsert))
-	if !d.Full {
-		maps.Copy(next.services, s.services)
-	}
-	for _, key := range d.Remove {
-		delete(next.services, key)
-	}
 	if d.Config != nil {
 		next.settings = *d.Config
 	}
-	next.judge(s, p)
+	if d.Config != nil || s.egress == nil {
+		next.judge(s, p)
+	}
+	e := next.index.edit()
+	if d.Full {
+		e = new(index).edit()
+	}
+	for _, key := range d.Remove {
+		e.remove(key)
+	}
 	for i := range d.Upsert {
 		svc := &d.Upsert[i]
-		next.services[svc.Key()] = next.newService(svc, s.services[svc.Key()], p)
+		e.put(next.newService(svc, s.services.At(svc.Key()), p))
 	}
+	next.index = e.index()
 	next.servicesVersion, next.hasServices = d.Version, true
 	next.withRoutes(&d, s)
-	next.index()
 	return &next
 }
 
@@ -156,54 +145,42 @@ func (s *snapshot) judge(old *snapshot, p *Proxy) {
 	if s.egress.Equal(old.egress) {
 		return
 	}
-	for key, svc := range s.services {
-		if slices.ContainsFunc(svc.Endpoints, func(e assay.Endpoint) bool { return e.Identity.IsZero() }) {
-			s.services[key] = s.newService(&svc.Service, svc, p)
-		}
-	}
+	s.renew(p, func(svc *service) bool {
+		return slices.ContainsFunc(svc.Endpoints, func(e assay.Endpoint) bool { return e.Identity.IsZero() })
+	})
 }
 
-// index makes the maps that connections and names are looked up in.
-func (s *snapshot) index() {
-	s.vips = make(map[netip.Addr]*service, 2*len(s.services))
-	s.externals, s.nodePorts = map[netip.AddrPort]*servicePort{}, map[uint16]*servicePort{}
-	s.targets, s.announced, s.certified = map[netip.AddrPort]*servicePort{}, map[netip.AddrPort]bool{}, map[netip.AddrPort]bool{}
-	list := make([]*assay.Service, 0, len(s.services))
-	for _, key := range slices.Sorted(maps.Keys(s.services)) {
-		svc := s.services[key]
-		list = append(list, &svc.Service)
-		for _, a := range svc.VIPs {
-			s.vips[a.Unmap()] = svc
-		}
-		for i, sp := range svc.ports {
-			if n := svc.Ports[i].NodePort; n != 0 && s.nodePorts[n] == nil {
-				s.nodePorts[n] = sp
-			}
-			for _, a := range svc.Externals {
-				if at := netip.AddrPortFrom(a.Unmap(), sp.port); s.externals[at] == nil {
-					s.externals[at] = sp
-				}
-			}
-			for _, set := range []*balance.Set{sp.v4, sp.v6} {
-				for _, e := range set.Endpoints() {
-					if !e.Identity.IsZero() && !svc.owns(e) {
-						continue
-					}
-					if sp.announce {
-						s.announced[e.Addr] = true
-					}
-					if sp.certify {
-						s.certified[e.Addr] = true
-					}
-					if s.targets[e.Addr] == nil {
-						s.targets[e.Addr] = sp
-					}
-				}
-			}
+// renew makes those services anew that depend on something that has changed.
+func (s *snapshot) renew(p *Proxy, which func(*service) bool) {
+	e := s.index.edit()
+	for _, svc := range s.services.All() {
+		if which(svc) {
+			e.put(s.newService(&svc.Service, svc, p))
 		}
 	}
-	s.sole = s.soleTargets()
-	s.names = dns.NewSnapshot(s.settings.Namespace, s.DNS.Domain, list, s.DNS.Upstreams)
+	s.index = e.index()
+}
+
+// named is what the services are called, nil while none is known.
+func (s *snapshot) named() *dns.Snapshot {
+	if !s.hasServices {
+		return nil
+	}
+	return dns.NewSnapshot(s.settings.Namespace, s.DNS.Domain, names{s}, s.DNS.Upstreams)
+}
+
+// names are a snapshot's services as a server of names asks for them.
+type names struct{ s *snapshot }
+
+func (n names) Service(key string) *assay.Service { return n.s.services.At(key).noun() }
+
+func (n names) Owner(a netip.Addr) *assay.Service { return n.s.vip(a).noun() }
+
+func (s *service) noun() *assay.Service {
+	if s == nil {
+		return nil
+	}
+	return &s.Service
 }
 
 func (s *snapshot) newService(svc *assay.Service, old *service, p *Proxy) *service {
@@ -296,10 +273,10 @@ func merge(a, b *balance.Set) *balance.Set {
 
 // external returns the service that is meant at an address outside, nil for none.
 func (s *snapshot) external(a netip.AddrPort) *servicePort {
-	if sp := s.externals[a]; sp != nil {
+	if sp := s.first(s.externals.At(a)); sp != nil {
 		return sp
 	}
-	if sp := s.nodePorts[a.Port()]; sp != nil && slices.Contains(s.Nodes, a.Addr()) {
+	if sp := s.first(s.nodePorts.At(a.Port())); sp != nil && slices.Contains(s.Nodes, a.Addr()) {
 		return sp
 	}
 	return nil

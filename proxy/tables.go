@@ -50,7 +50,7 @@ func (s *snapshot) withRoutes(d *link.Services, old *snapshot) {
 	}
 	for i := range d.Upsert {
 		svc := &d.Upsert[i]
-		if was := old.services[svc.Key()]; was == nil || !slices.Equal(was.Ports, svc.Ports) {
+		if was := old.services.At(svc.Key()); was == nil || !slices.Equal(was.Ports, svc.Ports) {
 			changed[svc.Key()] = true
 		}
 	}
@@ -85,7 +85,7 @@ func (s *snapshot) withRoutes(d *link.Services, old *snapshot) {
 		}
 	}
 	for key, routes := range byService {
-		svc := s.services[key]
+		svc := s.services.At(key)
 		if svc == nil {
 			continue
 		}
@@ -121,54 +121,26 @@ func (s *snapshot) namesOf(sp *servicePort) *route.Names {
 	return s.byName[tableKey{sp.service, sp.port}]
 }
 
-// backend returns a port of a service by its key.
-func (s *snapshot) backend(service string, port uint16) *servicePort {
-	if svc := s.services[service]; svc != nil {
-		return svc.port(port)
-	}
-	return nil
-}
-
-// soleTargets are the endpoints of ports with routes that belong to no other service
-// which could be meant: who dials one of them means its service, whose routes count then.
-// Only a service of the workload's own namespace can be meant. Headless services are none
-// that could be; they have no routes.
-func (s *snapshot) soleTargets() map[netip.AddrPort]*servicePort {
+// sole returns the port with rules that an address of endpoints is of, if it belongs to no
+// other service which could be meant: who dials it means that service, whose routes count
+// then. Only a service of the workload's own namespace can be meant. Headless services are
+// none that could be; they have no routes.
+func (s *snapshot) sole(a netip.AddrPort) (sole *servicePort) {
 	if len(s.tables) == 0 && len(s.byName) == 0 {
 		return nil
 	}
-	sole := map[netip.AddrPort]*servicePort{}
-	each := func(svc *service, sp *servicePort, f func(netip.AddrPort)) {
-		for _, set := range []*balance.Set{sp.v4, sp.v6} {
-			for _, e := range set.Endpoints() {
-				if svc.owns(e) {
-					f(e.Addr)
-				}
-			}
-		}
-	}
-	means := func(key tableKey) {
-		if sp := s.backend(key.service, key.port); sp != nil {
-			each(s.services[key.service], sp, func(a netip.AddrPort) { sole[a] = sp })
-		}
-	}
-	for key := range s.tables {
-		means(key)
-	}
-	for key := range s.byName {
-		means(key)
-	}
-	for _, svc := range s.services {
-		if svc.Headless {
+	for svc, sp := range s.of(s.targets.At(a)) {
+		own := func(e *balance.Endpoint) bool { return e.Addr == a && svc.owns(e) }
+		if svc.Headless || !slices.ContainsFunc(sp.endpoints(a.Addr()).Endpoints(), own) {
 			continue
 		}
-		for _, sp := range svc.ports {
-			each(svc, sp, func(a netip.AddrPort) {
-				if other, ok := sole[a]; ok && other != sp {
-					delete(sole, a)
-				}
-			})
+		if sole != nil {
+			return nil
 		}
+		sole = sp
+	}
+	if s.rules(sole) == nil && s.namesOf(sole) == nil {
+		return nil
 	}
 	return sole
 }

@@ -30,8 +30,26 @@ func addrs(list ...string) (out []netip.Addr) {
 	return out
 }
 
+// list is a few services.
+type list []*assay.Service
+
+func (l list) Service(key string) *assay.Service {
+	return l.find(func(s *assay.Service) bool { return s.Key() == key })
+}
+
+func (l list) Owner(a netip.Addr) *assay.Service {
+	return l.find(func(s *assay.Service) bool { return slices.Contains(s.VIPs, a) })
+}
+
+func (l list) find(is func(*assay.Service) bool) *assay.Service {
+	if i := slices.IndexFunc(l, is); i >= 0 {
+		return l[i]
+	}
+	return nil
+}
+
 func zone(upstreams ...netip.AddrPort) *Snapshot {
-	return NewSnapshot("bank", "mesh.test", []*assay.Service{
+	return NewSnapshot("bank", "mesh.test", list{
 		{Namespace: "bank", Name: "ledger", VIPs: addrs("10.182.0.1", "fd5a:5a59:1::1"), Ports: []assay.Port{{Name: "http", Port: 80}}},
 		{Namespace: "bank", Name: "old", VIPs: addrs("10.182.0.2")},
 		{Namespace: "shop", Name: "ledger", VIPs: addrs("10.182.0.3")},
@@ -152,7 +170,7 @@ func TestSizes(t *testing.T) {
 	for i := range 100 {
 		svc.Endpoints = append(svc.Endpoints, assay.Endpoint{Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 181, 9, byte(i)})}, Targets: []uint16{1}})
 	}
-	s := server(t, NewSnapshot("bank", "", []*assay.Service{svc}, nil))
+	s := server(t, NewSnapshot("bank", "", list{svc}, nil))
 	for _, c := range []struct {
 		size int
 		udp  bool

@@ -16,31 +16,25 @@ const ttl = 5
 // maxAnswers bounds the addresses of a headless service in one answer.
 const maxAnswers = 512
 
+// Services are those that names can mean; nil for none.
+type Services interface {
+	Service(key string) *assay.Service // by Service.Key
+	Owner(vip netip.Addr) *assay.Service
+}
+
 // Snapshot is what names mean at one moment. It never changes.
 type Snapshot struct {
 	namespace string
 	suffix    string // ".svc.DOMAIN", or ""
-	services  map[string]*assay.Service
-	owners    map[netip.Addr]*assay.Service
+	services  Services
 	upstreams []netip.AddrPort
 }
 
-// NewSnapshot indexes the services for a workload in namespace.
-func NewSnapshot(namespace, domain string, services []*assay.Service, upstreams []netip.AddrPort) *Snapshot {
-	s := &Snapshot{
-		namespace: namespace,
-		services:  make(map[string]*assay.Service, len(services)),
-		owners:    make(map[netip.Addr]*assay.Service, 2*len(services)),
-		upstreams: upstreams,
-	}
+// NewSnapshot is what names mean to a workload in namespace.
+func NewSnapshot(namespace, domain string, services Services, upstreams []netip.AddrPort) *Snapshot {
+	s := &Snapshot{namespace: namespace, services: services, upstreams: upstreams}
 	if domain = strings.ToLower(strings.Trim(domain, ".")); domain != "" {
 		s.suffix = ".svc." + domain
-	}
-	for _, svc := range services {
-		s.services[svc.Key()] = svc
-		for _, a := range svc.VIPs {
-			s.owners[a.Unmap()] = svc
-		}
 	}
 	return s
 }
@@ -93,9 +87,9 @@ func (s *Snapshot) find(name string) (svc *assay.Service, ours bool) {
 	label := strings.Split(name, ".")
 	switch {
 	case len(label) == 2:
-		svc = s.services[label[1]+"/"+label[0]]
+		svc = s.services.Service(label[1] + "/" + label[0])
 	case len(label) == 1 && !full:
-		svc = s.services[s.namespace+"/"+label[0]]
+		svc = s.services.Service(s.namespace + "/" + label[0])
 	}
 	return svc, full || svc != nil
 }
@@ -185,7 +179,7 @@ func (s *Snapshot) fullName(svc *assay.Service) string {
 
 // reverse answers for our virtual addresses; others are for the upstreams.
 func (s *Snapshot) reverse(q dnsmessage.Question, a netip.Addr) answer {
-	svc := s.owners[a]
+	svc := s.services.Owner(a)
 	if svc == nil {
 		return answer{}
 	}

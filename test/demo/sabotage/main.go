@@ -44,6 +44,18 @@ import (
 var mode = "clear"
 
 // saboteur is one workload's false proxy.
+// services are what names can mean.
+type services map[string]assay.Service
+
+func (l services) Service(key string) *assay.Service {
+	if s, ok := l[key]; ok {
+		return &s
+	}
+	return nil
+}
+
+func (l services) Owner(netip.Addr) *assay.Service { return nil } // nobody asks
+
 type saboteur struct {
 	conn  *link.Conn
 	names *dns.Server
@@ -52,7 +64,7 @@ type saboteur struct {
 
 	mu       sync.Mutex
 	config   link.Configure
-	services map[string]assay.Service
+	services services
 	table    *link.AddressTable
 	ack      link.Ack
 	signals  map[assay.SignalKey]*assay.Signals
@@ -64,7 +76,7 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	s := &saboteur{conn: conn, services: map[string]assay.Service{}, signals: map[assay.SignalKey]*assay.Signals{}, started: time.Now()}
+	s := &saboteur{conn: conn, services: services{}, signals: map[assay.SignalKey]*assay.Signals{}, started: time.Now()}
 	s.names = dns.NewServer(dns.Options{Snapshot: s.zone.Load, Log: slog.New(slog.DiscardHandler)})
 	if err := s.run(); err != nil {
 		log.Fatal(err)
@@ -127,11 +139,7 @@ func (s *saboteur) handle(m *link.Message) error {
 		for _, svc := range d.Upsert {
 			s.services[svc.Key()] = svc
 		}
-		var list []*assay.Service
-		for _, svc := range s.services {
-			list = append(list, &svc)
-		}
-		s.zone.Store(dns.NewSnapshot(s.config.Identity.Namespace, s.config.DNS.Domain, list, nil))
+		s.zone.Store(dns.NewSnapshot(s.config.Identity.Namespace, s.config.DNS.Domain, maps.Clone(s.services), nil))
 		s.ack.Services = d.Version
 	case link.KindTable:
 		var t link.Table
