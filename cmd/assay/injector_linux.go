@@ -22,12 +22,14 @@ import (
 // injectorFlags are those of the webhook that puts sidecars into pods.
 type injectorFlags struct {
 	image, pullPolicy, listen, control string
+	pullSecrets                        []string
 }
 
 func (f *injectorFlags) flags(c *cobra.Command) {
 	flags := c.Flags()
 	flags.StringVar(&f.image, "injector-image", "", "with --kubernetes: put a sidecar with this image into pods that ask for one, and let them join")
 	flags.StringVar(&f.pullPolicy, "injector-pull-policy", "IfNotPresent", "of that image: Always, IfNotPresent or Never")
+	flags.StringSliceVar(&f.pullSecrets, "injector-pull-secret", nil, "Secret to pull it with, in the pod's namespace; may be repeated")
 	flags.StringVar(&f.listen, "injector-listen", ":7443", "address on which the API server asks about pods, over HTTPS")
 	flags.StringVar(&f.control, "injector-control", "", "HOST:PORT where sidecars reach control: an address, since they start before the pod's DNS can be asked")
 }
@@ -54,6 +56,8 @@ func (f *injectorFlags) check(kubernetes bool) error {
 		return wrong("--injector-image is for --kubernetes", "")
 	case !slices.Contains([]string{"Always", "IfNotPresent", "Never"}, f.pullPolicy):
 		return wrong(fmt.Sprintf("--injector-pull-policy %q", f.pullPolicy), "want Always, IfNotPresent or Never")
+	case slices.Contains(f.pullSecrets, ""):
+		return wrong("--injector-pull-secret without a name", "")
 	}
 	if _, _, err := net.SplitHostPort(f.control); err != nil {
 		return wrong("--injector-control: "+err.Error(), "name the address of control's Service, as [10.96.0.7]:7400")
@@ -63,7 +67,7 @@ func (f *injectorFlags) check(kubernetes bool) error {
 
 // serve answers the API server until ctx ends. It closes the listener.
 func (f *injectorFlags) serve(ctx context.Context, c *control.Control, l net.Listener, namespace string, log *slog.Logger) error {
-	j := &inject.Injector{Image: f.image, PullPolicy: f.pullPolicy, Control: f.control, Namespace: namespace, Version: buildVersion(),
+	j := &inject.Injector{Image: f.image, PullPolicy: f.pullPolicy, PullSecrets: f.pullSecrets, Control: f.control, Namespace: namespace, Version: buildVersion(),
 		Roots: func() []byte { return publish.PEM(c.Roots()) }}
 	server := &http.Server{
 		Handler: j.Handler(log), TLSConfig: c.WebTLS(), ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute,

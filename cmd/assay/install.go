@@ -73,7 +73,7 @@ cluster: assay check --pre. docs/kubernetes.md has the whole.`,
 	f.StringVar(&o.Namespace, "namespace", installation.DefaultNamespace, "namespace of the mesh itself")
 	f.StringVar(&o.Image, "image", "", "image with assay and assay-proxy")
 	f.StringVar(&o.PullPolicy, "image-pull-policy", "IfNotPresent", "Always, IfNotPresent or Never")
-	f.StringSliceVar(&o.PullSecrets, "image-pull-secret", nil, "Secret to pull it with; may be repeated")
+	f.StringSliceVar(&o.PullSecrets, "image-pull-secret", nil, "Secret to pull it with, in --namespace and for sidecars in the namespaces of their pods; may be repeated")
 	f.StringVar(&o.TrustDomain, "trust-domain", "cluster.local", "trust domain of a new mesh")
 	f.Int32Var(&o.Replicas, "replicas", 1, "replicas of control; more than one need --store-secret")
 	f.StringVar(&o.StoreSecret, "store-secret", "", "Secret whose key url is a PostgreSQL store, for the authority too (default: embedded)")

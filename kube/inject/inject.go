@@ -39,9 +39,12 @@ import (
 type Injector struct {
 	Image      string // with assay and assay-proxy in /usr/local/bin
 	PullPolicy string // Always, IfNotPresent or Never
-	Control    string // HOST:PORT of control; an address, since the pod's DNS may need the pod's network
-	Namespace  string // of the mesh itself, whose pods are not injected
-	Version    string // of who injects
+	// PullSecrets are names of Secrets with which the image is pulled, in the pod's own namespace: no
+	// other's can be. One that is not there is passed over by the kubelet.
+	PullSecrets []string
+	Control     string // HOST:PORT of control; an address, since the pod's DNS may need the pod's network
+	Namespace   string // of the mesh itself, whose pods are not injected
+	Version     string // of who injects
 	// Roots returns the certificates of the authority's roots in PEM, none while they are not known.
 	Roots func() []byte
 }
@@ -71,7 +74,7 @@ func (j *Injector) Patch(pod *corev1.Pod, namespace string) (patch []Operation, 
 	if len(roots) == 0 {
 		return nil, "", &assay.Error{Kind: assay.Unavailable, Op: "inject " + title(pod), Err: errors.New("control does not know the authority's roots yet"), Remedy: "try again"}
 	}
-	patch = slices.Concat(j.annotate(pod), j.containers(pod, string(roots)), volumes(pod))
+	patch = slices.Concat(j.annotate(pod), j.containers(pod, string(roots)), volumes(pod), j.pullSecrets(pod))
 	return patch, "", nil
 }
 
@@ -212,6 +215,23 @@ func volumes(pod *corev1.Pod) (patch []Operation) {
 		case !equality.Semantic.DeepEqual(w, &pod.Spec.Volumes[i]):
 			patch = append(patch, Operation{"replace", fmt.Sprintf("/spec/volumes/%d", i), w})
 		}
+	}
+	return patch
+}
+
+// pullSecrets come after those that the pod has, its account's among them.
+func (j *Injector) pullSecrets(pod *corev1.Pod) (patch []Operation) {
+	var missing []corev1.LocalObjectReference
+	for _, name := range j.PullSecrets {
+		if r := (corev1.LocalObjectReference{Name: name}); !slices.Contains(pod.Spec.ImagePullSecrets, r) && !slices.Contains(missing, r) {
+			missing = append(missing, r)
+		}
+	}
+	if pod.Spec.ImagePullSecrets == nil && missing != nil {
+		return []Operation{{"add", "/spec/imagePullSecrets", missing}}
+	}
+	for _, r := range missing {
+		patch = append(patch, Operation{"add", "/spec/imagePullSecrets/-", r})
 	}
 	return patch
 }

@@ -18,7 +18,7 @@ import (
 )
 
 func injector() *Injector {
-	return &Injector{Image: "assay.test/assay:1", PullPolicy: "IfNotPresent", Control: "[10.96.0.7]:7400", Namespace: "assay-system", Version: "1",
+	return &Injector{Image: "assay.test/assay:1", PullPolicy: "IfNotPresent", PullSecrets: []string{"mesh", "both"}, Control: "[10.96.0.7]:7400", Namespace: "assay-system", Version: "1",
 		Roots: func() []byte { return []byte("roots") }}
 }
 
@@ -121,6 +121,7 @@ func others(t testing.TB, text []byte) map[string]any {
 	spec, meta := doc["spec"].(map[string]any), doc["metadata"].(map[string]any)
 	without(spec, "initContainers", kube.SidecarContainer)
 	without(spec, "volumes", tokenVolume, stateVolume)
+	without(spec, "imagePullSecrets", "mesh", "both")
 	annotations, _ := meta["annotations"].(map[string]any)
 	if delete(annotations, kube.InjectedAnnotation); len(annotations) == 0 {
 		delete(meta, "annotations")
@@ -182,6 +183,14 @@ func random(r *rand.Rand) []byte {
 	case 1:
 		spec["volumes"] = []any{map[string]any{"name": "v", "emptyDir": map[string]any{}, "future": true}}
 	}
+	switch r.IntN(4) {
+	case 0:
+		spec["imagePullSecrets"] = []any{}
+	case 1:
+		spec["imagePullSecrets"] = []any{map[string]any{"name": "own"}, map[string]any{"name": "both"}}
+	case 2:
+		spec["imagePullSecrets"] = nil
+	}
 	meta := map[string]any{"generateName": "web-", "future": 1}
 	switch r.IntN(4) {
 	case 0:
@@ -242,6 +251,12 @@ func whole(t *testing.T, before, after []byte) {
 	}
 	for _, v := range p.Spec.Volumes {
 		names["volume "+v.Name]++
+	}
+	for _, s := range p.Spec.ImagePullSecrets {
+		names["pull secret "+s.Name]++
+	}
+	if names["pull secret mesh"]+names["pull secret both"] != 2 {
+		t.Errorf("no pull secrets:\n%s", after)
 	}
 	for name, n := range names {
 		if n > 1 {

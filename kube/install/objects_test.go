@@ -19,7 +19,7 @@ var forms = map[string]Options{
 		CRISocket: "/var/lib/rancher/containerd.sock", MetricsPort: 9999, ServiceMonitor: true, OlderGrace: "90s", KeepCertificates: "400d",
 	},
 	"several":  {Image: "assay.test/assay:4", Replicas: 3, StoreSecret: "store"},
-	"sidecars": {Image: "assay.test/assay:5", Namespace: "mesh", PullPolicy: "Never", Injector: true, NoAgent: true, Volume: EmptyDir},
+	"sidecars": {Image: "assay.test/assay:5", Namespace: "mesh", PullPolicy: "Never", Injector: true, NoAgent: true, Volume: EmptyDir, PullSecrets: []string{"pull", "other"}},
 	"both":     {Image: "assay.test/assay:6", Injector: true},
 	"try":      {Image: "assay.test/assay:3", Volume: EmptyDir, MetricsPort: -1, CRISocket: "/run/k3s/containerd.sock"},
 }

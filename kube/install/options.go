@@ -38,7 +38,7 @@ type Options struct {
 	Namespace   string   // DefaultNamespace
 	Image       string   // needed: with assay and assay-proxy in /usr/local/bin
 	PullPolicy  string   // IfNotPresent
-	PullSecrets []string // in Namespace
+	PullSecrets []string // in Namespace, and for sidecars in the namespaces of their pods
 	TrustDomain string   // cluster.local; that of an authority cannot be changed
 
 	// Replicas of control: 1. More of them serve at the same time, and need StoreSecret.

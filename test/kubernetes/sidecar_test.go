@@ -2,8 +2,8 @@ package kubernetes_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
-
 	"regexp"
 	"slices"
 	"strings"
@@ -24,6 +24,7 @@ metadata: {name: side, labels: {assay.dev/mesh: sidecar}}
 apiVersion: v1
 kind: ServiceAccount
 metadata: {name: server, namespace: side}
+imagePullSecrets: [{name: own}]
 ---
 apiVersion: apps/v1
 kind: Deployment
@@ -115,7 +116,7 @@ func TestSidecar(t *testing.T) {
 	c.Nodes[0].MustExec(t, "chmod", "0777", "/opt/assay")
 	c.Apply(t, fmt.Sprintf(lifeVolume, c.Nodes[0].Name)) // control comes and goes
 	objects, files := s.objects(t), s.files(t)
-	args := append(slices.Clone(lifeInstall), "--injector", "--no-agent")
+	args := append(slices.Clone(lifeInstall), "--injector", "--no-agent", "--image-pull-secret", "mesh")
 	out := s.must(t, "assay", args...)
 	t.Logf("install says:\n%s", out)
 	if !strings.Contains(out, "the API server asks control about pods") {
@@ -135,6 +136,7 @@ func TestSidecar(t *testing.T) {
 		{"accounts", s.accounts},
 		{"joined", s.joined},
 		{"traffic", s.traffic},
+		{"debug", s.debug},
 		{"strict", s.strict},
 		{"job", s.job},
 		{"restart", s.restart},
@@ -198,11 +200,12 @@ func (s *sides) workloadsOf(t *testing.T) map[string]api.WorkloadView {
 type sidePod struct {
 	Metadata struct{ Name, UID string }
 	Spec     struct {
-		InitContainers []struct{ Name, RestartPolicy string }
+		InitContainers   []struct{ Name, RestartPolicy string }
+		ImagePullSecrets []struct{ Name string }
 	}
 	Status struct {
-		PodIP                                    string
-		InitContainerStatuses, ContainerStatuses []struct {
+		PodIP                                                                string
+		InitContainerStatuses, ContainerStatuses, EphemeralContainerStatuses []struct {
 			Name, ImageID string
 			RestartCount  int
 			Ready         bool
@@ -233,26 +236,67 @@ func (s *sides) joined(t *testing.T) {
 		if first := p.Spec.InitContainers[0]; first.Name != "assay-proxy" || first.RestartPolicy != "Always" {
 			t.Errorf("%s has %+v", p.Metadata.Name, p.Spec.InitContainers)
 		}
-		c.Eventually(t, p.Metadata.Name+" has a certificate for what it runs", func() error {
-			w, there := s.workloadsOf(t)[p.Metadata.UID]
-			if !there || w.Serial == "" || !w.Ready {
-				return fmt.Errorf("%v %+v", there, w)
-			}
-			var want assay.ArtifactSet
-			now := s.pod(t, p.Metadata.Name)
-			for _, status := range slices.Concat(now.Status.InitContainerStatuses, now.Status.ContainerStatuses) {
-				if status.Name != "assay-proxy" {
-					want = append(want, assay.Artifact{Digest: assay.Digest(status.ImageID[strings.LastIndex(status.ImageID, "sha256:"):])})
-				}
-			}
-			if len(want) == 0 || w.ArtifactSet != want.Digest() || w.Artifacts[0].Evidence != assay.ByAPIServer {
-				return fmt.Errorf("artifacts %+v, and the pod runs %+v", w.Artifacts, want)
-			}
-			return nil
-		})
+		s.certified(t, p.Metadata.Name)
+	}
+	if got := fmt.Sprint(s.podOf(t, "server").Spec.ImagePullSecrets, s.pod(t, "caller").Spec.ImagePullSecrets); got != "[{own} {mesh}] [{mesh}]" {
+		t.Errorf("pull secrets of a pod whose account has one, and of another: %s", got)
 	}
 	if out := s.must(t, "kubectl", "assay", "get", "workloads", "-n", "side"); !strings.Contains(out, "(api-server)") {
 		t.Errorf("who says so is not shown:\n%s", out)
+	}
+}
+
+// certified waits until a pod has a certificate for what the API server says that it runs, and
+// returns its serial number and these digests.
+func (s *sides) certified(t *testing.T, pod string) (serial string, runs assay.ArtifactSet) {
+	t.Helper()
+	s.cluster.Eventually(t, pod+" has a certificate for what it runs", func() error {
+		now := s.pod(t, pod)
+		w, there := s.workloadsOf(t)[now.Metadata.UID]
+		if !there || w.Serial == "" || !w.Ready {
+			return fmt.Errorf("%v %+v", there, w)
+		}
+		serial, runs = w.Serial, nil
+		for _, status := range slices.Concat(now.Status.InitContainerStatuses, now.Status.ContainerStatuses, now.Status.EphemeralContainerStatuses) {
+			at := strings.LastIndex(status.ImageID, "sha256:")
+			if at < 0 {
+				return fmt.Errorf("what %s runs is not known yet", status.Name)
+			}
+			if status.Name != "assay-proxy" {
+				runs = append(runs, assay.Artifact{Digest: assay.Digest(status.ImageID[at:])})
+			}
+		}
+		if len(runs) == 0 || w.ArtifactSet != runs.Digest() || w.Artifacts[0].Evidence != assay.ByAPIServer {
+			return fmt.Errorf("artifacts %+v, and the pod runs %+v", w.Artifacts, runs)
+		}
+		return nil
+	})
+	return serial, runs
+}
+
+// debug: what somebody adds to a pod that runs is part of what it is judged by from then on, also when
+// it has ended, and is in the mesh.
+func (s *sides) debug(t *testing.T) {
+	c := s.cluster
+	debugger := c.Import(t, echoImage(t, "assay.test/echo:debug", "debug"))
+	serial, before := s.certified(t, "caller")
+	c.Kubectl(t, "debug", "-n", "side", "caller", "--image=assay.test/echo:debug", "--image-pull-policy=Never", "-c", "debugger", "--", "/bin/echo", "get", "http://server/debug")
+	c.Eventually(t, "the ephemeral container has asked", func() error {
+		out, err := c.TryKubectl(t.Context(), "", "logs", "-n", "side", "caller", "-c", "debugger")
+		if err != nil || !strings.Contains(out, "client="+s.pod(t, "caller").Status.PodIP+" path=/debug") {
+			return fmt.Errorf("%v %s", err, out)
+		}
+		if len(s.pod(t, "caller").Status.EphemeralContainerStatuses) == 0 {
+			return errors.New("and the API server has not heard of it")
+		}
+		return nil
+	})
+	now, after := s.certified(t, "caller")
+	is := func(a assay.Artifact) bool {
+		return slices.Contains([]string{debugger.Manifest, debugger.Config, debugger.Index}, string(a.Digest))
+	}
+	if now == serial || slices.ContainsFunc(before, is) || !slices.ContainsFunc(after, is) {
+		t.Errorf("certificate %s for %v, and with the ephemeral container %+v certificate %s for %v", serial, before, debugger, now, after)
 	}
 }
 
