@@ -44,15 +44,19 @@ type Agent struct {
 	store     *store
 
 	publishing sync.Mutex // one view after the other
-	saving     sync.Mutex // one snapshot on disk after the other
-	tableOf    uint64     // fingerprint of the table
-	routed     string     // the peers that are routed to
+	publisher  *publisher
+	saving     sync.Mutex  // one snapshot on disk after the other
+	tableOf    uint64      // fingerprint of the table
+	routed     string      // the peers that are routed to
+	routedBy   *netns.Host // and by whom
+	deltas     deltas      // of the newest view, as proxies are sent them
 
 	mu          sync.Mutex
 	state       hostState
 	host        *netns.Host
 	hostError   error
 	snapshot    *snapshot
+	news        map[string]*resource // what has changed since the last view; nil: perhaps everything
 	table       sharedTable
 	connected   bool
 	leaving     Leaving
@@ -114,7 +118,7 @@ func New(cfg Config) (*Agent, error) {
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, outbox: newOutbox(), dirty: make(chan struct{}, 1),
 		upgrading: make(chan struct{}, maxUpgrading),
-		fresh:     newLatch(), settled: newLatch(), hostReady: newLatch(), ready: newLatch(), snapshot: newSnapshot(0), inUse: map[netip.Addr]bool{},
+		fresh:     newLatch(), settled: newLatch(), hostReady: newLatch(), ready: newLatch(), publisher: newPublisher(), snapshot: newSnapshot(0), inUse: map[netip.Addr]bool{},
 	}
 	if cfg.AccessLog != nil {
 		a.accessLog = newAccessLog(cfg.AccessLog, &a.unlogged)
@@ -124,7 +128,7 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a.kubelet.port = cfg.Kubelet
 	a.workloads.m = map[string]*workload{}
-	a.view.Store(&view{})
+	a.view.Store(a.publisher.view)
 	return a, nil
 }
 

@@ -155,14 +155,14 @@ func (w *workload) countBeside(interval time.Duration) bool {
 		b.balance = &last
 		return news
 	}
-	b.take(r, w.a.view.Load(), time.Now())
+	b.take(r, w.a.publisher.owners, time.Now())
 	b.balance, b.link = balanceOf(r, before, after), before
 	b.balance.Since, b.balance.Problem, b.read = b.since, b.problem, time.Now()
 	return true
 }
 
 // take adds what flows have more than they had.
-func (b *beside) take(r *meter.Reading, v *view, now time.Time) {
+func (b *beside) take(r *meter.Reading, of *owners, now time.Time) {
 	was := b.was
 	b.was = make(map[meter.FlowKey]meter.Flow, len(r.Flows))
 	for _, f := range r.Flows {
@@ -180,7 +180,7 @@ func (b *beside) take(r *meter.Reading, v *view, now time.Time) {
 		if in.Packets+out.Packets == 0 {
 			continue
 		}
-		b.of(flowSeries(key, v), now).add(in, out, now)
+		b.of(flowSeries(key, of), now).add(in, out, now)
 	}
 	for key, s := range b.series {
 		if key.Remote != assay.Overflow {
@@ -244,12 +244,12 @@ func (b *beside) of(key assay.SignalKey, now time.Time) tally {
 }
 
 // flowSeries is what a flow is counted under. An address of the mesh is its workload.
-func flowSeries(f meter.FlowKey, v *view) assay.SignalKey {
+func flowSeries(f meter.FlowKey, of *owners) assay.SignalKey {
 	key := assay.SignalKey{Direction: assay.Outbound, Port: f.Port, Protocol: protocolOf(f.Class), Security: assay.Plaintext, Reason: string(f.Class)}
 	if f.Inbound {
 		key.Direction = assay.Inbound
 	}
-	if peer := v.owner(f.Remote); peer != nil {
+	if peer := of.owner(f.Remote); peer != nil {
 		key.Peer, key.PeerArtifacts = peer.Identity, peer.Artifacts.Digest()
 	} else {
 		key.Remote = f.Remote.String()

@@ -39,7 +39,7 @@ func (b *beside) total() (packets, over uint64) {
 func TestBesideAddsUp(t *testing.T) {
 	b := newBeside(nil, time.Now())
 	peer := &assay.Workload{Identity: assay.Identity{TrustDomain: "bank.test", Namespace: "bank", Account: "ledger"}, Addrs: []netip.Addr{netip.MustParseAddr("10.181.0.2")}}
-	v := &view{meshed: []*assay.Workload{peer}}
+	of := &owners{of: map[netip.Addr][]*assay.Workload{peer.Addrs[0]: {peer}}}
 	expect := func(what string, packets, over uint64) {
 		t.Helper()
 		if p, o := b.total(); p != packets || o != over {
@@ -47,27 +47,27 @@ func TestBesideAddsUp(t *testing.T) {
 		}
 	}
 	now := time.Now()
-	b.take(reading(udp("192.0.2.1", 53, 3), udp("10.181.0.2", 53, 4)), v, now)
+	b.take(reading(udp("192.0.2.1", 53, 3), udp("10.181.0.2", 53, 4)), of, now)
 	expect("first", 7, 0)
 	if s := b.series[assay.SignalKey{Direction: assay.Outbound, Peer: peer.Identity, PeerArtifacts: peer.Artifacts.Digest(), Port: 53, Protocol: assay.UDP, Security: assay.Plaintext, Reason: assay.ReasonUDP}]; s == nil || s.PacketsOut != 4 {
 		t.Errorf("a meshed peer is not known as one: %+v", b.series)
 	}
 	// Nothing new is nothing more.
-	b.take(reading(udp("192.0.2.1", 53, 3), udp("10.181.0.2", 53, 4)), v, now.Add(time.Second))
+	b.take(reading(udp("192.0.2.1", 53, 3), udp("10.181.0.2", 53, 4)), of, now.Add(time.Second))
 	expect("again", 7, 0)
 	// The kernel forgot one of them: the total did not.
 	r := reading(udp("10.181.0.2", 53, 4))
 	r.Exceptions[meter.UDP] = meter.Traffic{Out: meter.Count{Packets: 7, Bytes: 700}}
-	b.take(r, v, now)
+	b.take(r, of, now)
 	expect("forgotten", 7, 0)
 	// And it is back, counted from the beginning.
 	r = reading(udp("192.0.2.1", 53, 1), udp("10.181.0.2", 53, 4))
 	r.Exceptions[meter.UDP] = meter.Traffic{Out: meter.Count{Packets: 8, Bytes: 800}}
-	b.take(r, v, now)
+	b.take(r, of, now)
 	expect("back", 8, 0)
 	// What passed and was forgotten while nobody looked has no address.
 	r.Exceptions[meter.UDP] = meter.Traffic{Out: meter.Count{Packets: 10, Bytes: 1000}}
-	b.take(r, v, now)
+	b.take(r, of, now)
 	expect("unseen", 10, 2)
 	// A thousand addresses: as many as there is room for, and all in the total.
 	var many []meter.Flow
@@ -76,7 +76,7 @@ func TestBesideAddsUp(t *testing.T) {
 	}
 	r = reading(append(many, udp("192.0.2.1", 53, 1), udp("10.181.0.2", 53, 4))...)
 	r.Exceptions[meter.UDP] = meter.Traffic{Out: meter.Count{Packets: 1010, Bytes: 101_000}}
-	b.take(r, v, now)
+	b.take(r, of, now)
 	if len(b.series) > maxBeside+len(meter.Classes) {
 		t.Errorf("%d series", len(b.series))
 	}

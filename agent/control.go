@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -294,13 +294,8 @@ func (a *Agent) sendBatch(stream hostStream, b batch) error {
 // receiveUpdates takes in what control says until the stream ends.
 func (a *Agent) receiveUpdates(stream hostStream, epoch uint64) error {
 	a.mu.Lock()
-	next := a.snapshot.clone()
+	next := &news{anew: a.snapshot.epoch != epoch, epoch: epoch}
 	a.mu.Unlock()
-	if next.epoch != epoch {
-		bundle := next.bundle
-		next = newSnapshot(epoch)
-		next.bundle = bundle
-	}
 	for {
 		u, err := stream.Recv()
 		if err != nil {
@@ -312,8 +307,8 @@ func (a *Agent) receiveUpdates(stream hostStream, epoch uint64) error {
 				a.log.Error("control sent what cannot be read", "err", err)
 			}
 			if u.GetDelta().GetComplete() {
-				a.setSnapshot(next)
-				next = next.clone()
+				a.take(next)
+				next = &news{}
 				if !a.fresh.is() {
 					a.publish()
 					a.fresh.set()
@@ -330,7 +325,6 @@ func (a *Agent) receiveUpdates(stream hostStream, epoch uint64) error {
 					continue
 				}
 			}
-			next.bundle = u.GetBundle()
 			a.setBundle(u.GetBundle())
 			a.outbox.ack("", u.GetBundle().GetVersion())
 		case u.GetWatches() != nil:
@@ -348,12 +342,14 @@ func (a *Agent) receiveUpdates(stream hostStream, epoch uint64) error {
 	}
 }
 
-func (a *Agent) setSnapshot(s *snapshot) {
+// take takes in what control has said wholly.
+func (a *Agent) take(n *news) {
 	a.mu.Lock()
-	bundle := a.snapshot.bundle
-	a.snapshot = s
-	if s.bundle == nil {
-		s.bundle = bundle
+	a.snapshot.take(n)
+	if n.anew {
+		a.news = nil
+	} else if a.news != nil {
+		maps.Copy(a.news, n.pieces)
 	}
 	a.converge.changed()
 	a.mu.Unlock()
@@ -362,28 +358,7 @@ func (a *Agent) setSnapshot(s *snapshot) {
 
 func (a *Agent) setBundle(b *api.Bundle) {
 	a.mu.Lock()
-	s := *a.snapshot
-	s.bundle = b
-	a.snapshot = &s
+	a.snapshot.bundle = b
 	a.mu.Unlock()
 	a.changed()
 }
-
-// peers are the other hosts' prefixes.
-func (a *Agent) peers(s *snapshot, self string) []netns.Peer {
-	var peers []netns.Peer
-	for _, r := range s.resources {
-		if h := r.host; h != nil && h.ID != self && h.Advertise.IsValid() {
-			peers = append(peers, netns.Peer{Via: h.Advertise, Via6: h.Advertise6, Prefixes: slices.Clone(h.Prefixes)})
-		}
-	}
-	slices.SortFunc(peers, func(x, y netns.Peer) int {
-		if len(x.Prefixes) == 0 || len(y.Prefixes) == 0 {
-			return len(x.Prefixes) - len(y.Prefixes)
-		}
-		return comparePrefix(x.Prefixes[0], y.Prefixes[0])
-	})
-	return peers
-}
-
-func comparePrefix(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) }

@@ -77,19 +77,20 @@ func (w *workload) distribute(ctx context.Context) {
 			w.log.Error("capture rules of the last agent", "err", err)
 		}
 	}
-	known := w.capture.Open() // of what is open, what the proxy uses
-	var next *view            // that it has not said to use
+	var of opened
+	var next *view // that the proxy has not said to use
 	for {
 		v := w.a.view.Load()
 		w.mu.Lock()
 		s := w.session
 		w.mu.Unlock()
+		var used *view // that it has, and had not before
 		if s != nil {
 			if next != nil && s.uses(next.number) {
-				known, next = next.open, nil
+				used, next = next, nil
 			}
 			if s.uses(v.number) {
-				known, next = v.open, nil
+				used, next = v, nil
 			} else {
 				s.wakeUp()
 				if next == nil {
@@ -97,15 +98,17 @@ func (w *workload) distribute(ctx context.Context) {
 				}
 			}
 		}
-		known = both(known, v.open)
 		if rules := w.rules(v.config(namespace)); !reflect.DeepEqual(rules, installed) {
-			if err := w.installRules(rules, known); err != nil {
+			if err := w.installRules(rules, of.all(w.capture, used, v)); err != nil {
 				w.log.Error("capture rules", "err", err)
+				of = opened{}
 			} else {
 				installed = rules
+				of.are(used, v)
 			}
-		} else if err := w.capture.SetOpen(known); err != nil {
+		} else if err := of.follow(w.capture, used, v); err != nil {
 			w.log.Error("capture rules: addresses", "err", err)
+			of = opened{}
 		}
 		select {
 		case <-ctx.Done():
@@ -113,6 +116,66 @@ func (w *workload) distribute(ctx context.Context) {
 		case <-w.wake:
 		}
 	}
+}
+
+// opened is which views a workload's kernel goes by: open is what the proxy uses of the one,
+// but for what was closed up to the other. The zero value knows of none.
+type opened struct{ used, seen *view }
+
+// all is what is to be open in view v, of what the proxy uses; used is nil when that is as
+// it was.
+func (o *opened) all(c *capture.Capture, used, v *view) map[netip.AddrPort]bool {
+	switch used {
+	case v:
+		return v.open
+	case nil:
+		return both(c.Open(), v.open)
+	}
+	return both(used.open, v.open)
+}
+
+// are notes that it is.
+func (o *opened) are(used, v *view) {
+	if used != nil {
+		o.used = used
+	}
+	o.seen = v
+}
+
+// follow has the kernel go by view v, and by used unless that is nil.
+func (o *opened) follow(c *capture.Capture, used, v *view) error {
+	open, closed, known := o.changed(used, v)
+	var err error
+	if known {
+		err = c.Change(open, closed)
+	} else {
+		err = c.SetOpen(o.all(c, used, v))
+	}
+	if err == nil {
+		o.are(used, v)
+	}
+	return err
+}
+
+// changed is what the kernel opens and closes for that. The last value is false when it is not
+// known: everything is to be looked at.
+func (o *opened) changed(used, v *view) (open, closed []netip.AddrPort, known bool) {
+	from := o.seen
+	if used != nil {
+		from = o.used
+	}
+	if from == nil {
+		return nil, nil, false
+	}
+	c, known := v.since(from.number)
+	for _, at := range c.open {
+		if !v.open[at] || used != nil && !used.open[at] {
+			closed = append(closed, at)
+		} else if used != nil {
+			open = append(open, at)
+		}
+	}
+	return open, closed, known
 }
 
 // both returns what is open in a and in b; it may be one of them.

@@ -43,8 +43,9 @@
 // (a proxy's life), upgrade.go (its successor), session.go (what is said on the link),
 // push.go (down it), certify.go (certificates); owner.go (whose workload it is);
 // server.go (agent.sock); suspect.go (what a proxy may cost); runner.go and protocol.go
-// (`assay run`); control.go, outbox.go, snapshot.go (the stream); publish.go (views for
-// proxies); beside.go (what passes beside the proxy); ready.go (sockets that listen);
+// (`assay run`); control.go, outbox.go, snapshot.go (the stream); publish.go, publisher.go
+// (views for proxies, each from the one before), view.go, deltas.go (what they are told of
+// them), owners.go (whose an address is); beside.go (what passes beside the proxy); ready.go (sockets that listen);
 // resolv.go, relay.go (names); metrics.go; watch.go, accesslog.go, spans.go (single
 // requests); join.go (a host certificate); rootless.go. Sub-packages: netns, capture,
 // meter, attest.

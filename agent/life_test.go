@@ -582,7 +582,13 @@ func TestTableOfReusedAddress(t *testing.T) {
 	w := func(id string, since time.Time) assay.Workload {
 		return assay.Workload{ID: id, Identity: assay.Identity{TrustDomain: "x", Namespace: "n", Account: id}, Addrs: lab.Addrs("10.181.1.2"), MeshedSince: since}
 	}
-	f, err := buildTable(1, []assay.Workload{w("newer", old.Add(time.Minute)), w("older", old), w("unmeshed", time.Time{})})
+	all := map[string]*assay.Workload{}
+	for _, w := range []assay.Workload{w("newer", old.Add(time.Minute)), w("older", old), w("unmeshed", time.Time{})} {
+		all[w.ID] = &w
+	}
+	var of owners
+	of.reset(all)
+	f, err := buildTable(1, all, &of)
 	if err != nil {
 		t.Fatal(err)
 	}

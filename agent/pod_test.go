@@ -487,6 +487,14 @@ func TestPodThatControlRefuses(t *testing.T) {
 	through.ping(t, "afterwards")
 }
 
+// meshed reports whether anybody is known to be.
+func meshed(a *Agent) bool {
+	of := a.publisher.owners
+	of.mu.RLock()
+	defer of.mu.RUnlock()
+	return len(of.of) > 0
+}
+
 // TestLeave: a mesh that is taken out serves plaintext before it dials nothing else, before
 // anything is released; and it can be taken back.
 func TestLeave(t *testing.T) {
@@ -518,7 +526,7 @@ func TestLeave(t *testing.T) {
 		if s == nil {
 			return told{}
 		}
-		out := told{v.config("bank").Mode, v.config("bank").Egress, s.Endpoints[0].Identity, len(v.meshed) > 0, lingering{-1, -1, -1}}
+		out := told{v.config("bank").Mode, v.config("bank").Egress, s.Endpoints[0].Identity, meshed(a.Agent), lingering{-1, -1, -1}}
 		if l := a.lingering(); l != nil {
 			out.lingering = *l
 		}

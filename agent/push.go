@@ -4,7 +4,6 @@ import (
 	"context"
 	"reflect"
 
-	"assay.dev"
 	"assay.dev/link"
 	"golang.org/x/sys/unix"
 )
@@ -58,13 +57,11 @@ func (s *session) update(v *view, full bool) error {
 		}
 		s.configured = c
 	}
-	if version, fd, err := s.w.a.tableCopy(); err != nil {
+	if version, fd, err := s.w.a.tableAfter(s.table); err != nil {
 		return err
 	} else if fd >= 0 {
-		if version != s.table {
-			err = s.conn.Send(link.KindTable, 0, link.Table{Version: version}, fd)
-			s.table = version
-		}
+		err = s.conn.Send(link.KindTable, 0, link.Table{Version: version}, fd)
+		s.table = version
 		unix.Close(fd)
 		if err != nil {
 			return err
@@ -92,51 +89,23 @@ func (s *session) update(v *view, full bool) error {
 	return nil
 }
 
+// updateServices tells what is different in v from what was told last, or everything.
 func (s *session) updateServices(v *view, full bool) error {
-	delta := link.Services{Version: v.number, Full: full}
-	for key, x := range v.services {
-		if sent, ok := s.services[key]; !ok || sent != x.version {
-			delta.Upsert = append(delta.Upsert, *x.service)
-		}
-	}
-	for key := range s.services {
-		if _, there := v.services[key]; !there {
-			delta.Remove = append(delta.Remove, key)
-			delete(s.services, key)
-		}
-	}
-	namespace := s.w.noun().Namespace
-	for key, x := range v.routes {
-		if sent, ok := s.routes[key]; !ok || sent != x.version {
-			if r, here := routeFor(x.route, namespace); here {
-				delta.Routes = append(delta.Routes, r)
-			} else if ok {
-				delta.RemoveRoutes = append(delta.RemoveRoutes, key)
-			}
-		}
-	}
-	for key := range s.routes {
-		if _, there := v.routes[key]; !there {
-			delta.RemoveRoutes = append(delta.RemoveRoutes, key)
-			delete(s.routes, key)
-		}
-	}
-	if config := v.config(namespace); full || !reflect.DeepEqual(config, s.namespace) {
-		delta.Config, s.namespace = &config, config
-	}
-	if !full && len(delta.Upsert) == 0 && len(delta.Remove) == 0 && delta.Config == nil && len(delta.Routes) == 0 && len(delta.RemoveRoutes) == 0 {
-		return nil
-	}
-	s.sending(v.number, full)
-	if err := s.conn.Send(link.KindServices, 0, delta); err != nil {
+	var body any
+	if full {
+		body = v.full(s.w.noun().Namespace)
+	} else if e, err := s.w.a.deltas.between(s.told, v, s.w.noun().Namespace); err != nil {
 		return err
+	} else if e != nil {
+		body = e
 	}
-	for key, x := range v.services {
-		s.services[key] = x.version
+	if body != nil {
+		s.sending(v.number, full)
+		if err := s.conn.Send(link.KindServices, 0, body); err != nil {
+			return err
+		}
 	}
-	for key, x := range v.routes {
-		s.routes[key] = x.version
-	}
+	s.told = v
 	return nil
 }
 
@@ -149,17 +118,4 @@ func (s *session) sending(view uint64, full bool) {
 	if since := s.w.a.converge.since(s.current, view); !full && !since.IsZero() && len(s.pending) < recent {
 		s.pending = append(s.pending, delta{view, since})
 	}
-}
-
-// routeFor returns what of a route workloads of a namespace meet: a consumer's route is
-// for its own namespace alone.
-func routeFor(r *assay.Route, namespace string) (assay.Route, bool) {
-	out := *r
-	out.Parents = nil
-	for _, p := range r.Parents {
-		if r.Producer(p) || r.Namespace == namespace {
-			out.Parents = append(out.Parents, p)
-		}
-	}
-	return out, len(out.Parents) > 0
 }

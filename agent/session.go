@@ -28,9 +28,7 @@ type session struct {
 
 	// What the proxy was told, by the sender.
 	configured link.Configure
-	services   map[string]version
-	routes     map[string]version
-	namespace  assay.NamespaceConfig
+	told       *view // of its services
 	table      uint64
 	bundle     uint64
 	watches    []assay.Watch
@@ -46,7 +44,7 @@ type session struct {
 
 func newSession(w *workload, g *generation, conn *link.Conn) *session {
 	conn.Limit(maxFromProxy)
-	return &session{w: w, g: g, conn: conn, wake: make(chan struct{}, 1), services: map[string]version{}, routes: map[string]version{}, waiting: map[uint64]chan struct{}{}}
+	return &session{w: w, g: g, conn: conn, wake: make(chan struct{}, 1), waiting: map[uint64]chan struct{}{}}
 }
 
 func (s *session) wakeUp() {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 
 	"assay.dev"
@@ -15,8 +14,8 @@ import (
 )
 
 // snapshot is what control said, piece by piece. The pieces are immutable; the
-// collection is guarded by Agent.mu. A stream to control builds a new one beside it
-// until control says that it is whole, so proxies never see half of one.
+// collection is guarded by Agent.mu. A stream to control gathers news beside it until
+// control says that they are whole, so proxies never see half of them.
 type snapshot struct {
 	epoch     uint64
 	version   uint64
@@ -39,10 +38,13 @@ func newSnapshot(epoch uint64) *snapshot {
 	return &snapshot{epoch: epoch, resources: map[string]*resource{}}
 }
 
-func (s *snapshot) clone() *snapshot {
-	c := *s
-	c.resources = maps.Clone(s.resources)
-	return &c
+// news are what control says until it is whole.
+type news struct {
+	anew     bool // control counts anew: what it does not tell is not there
+	epoch    uint64
+	version  uint64
+	revision int64
+	pieces   map[string]*resource // nil: gone
 }
 
 // known is what a stream begins with.
@@ -56,10 +58,13 @@ func (s *snapshot) known() map[string]uint64 {
 
 // apply takes a delta in. A piece that is malformed is left out and reported, the
 // rest counts: one wrong record must not blind a host.
-func (s *snapshot) apply(d *api.Delta) error {
+func (n *news) apply(d *api.Delta) error {
 	var failed error
+	if n.pieces == nil {
+		n.pieces = map[string]*resource{}
+	}
 	for _, key := range d.GetRemove() {
-		delete(s.resources, key)
+		n.pieces[key] = nil
 	}
 	for _, m := range d.GetUpsert() {
 		r, err := readResource(m)
@@ -67,10 +72,31 @@ func (s *snapshot) apply(d *api.Delta) error {
 			failed = errors.Join(failed, err)
 			continue
 		}
-		s.resources[m.GetKey()] = r
+		n.pieces[m.GetKey()] = r
 	}
-	s.version, s.revision = d.GetVersion(), d.GetRevision()
+	n.version, n.revision = d.GetVersion(), d.GetRevision()
 	return failed
+}
+
+// take takes news in.
+func (s *snapshot) take(n *news) {
+	if n.anew {
+		clear(s.resources)
+		s.epoch = n.epoch
+	}
+	for key, r := range n.pieces {
+		if r == nil {
+			delete(s.resources, key)
+		} else {
+			s.resources[key] = r
+		}
+	}
+	s.version, s.revision = n.version, n.revision
+}
+
+// empty reports whether it is of a kind that this agent does not know.
+func (r *resource) empty() bool {
+	return r.workload == nil && r.service == nil && r.namespace == nil && r.host == nil && r.route == nil
 }
 
 func readResource(m *api.Resource) (*resource, error) {
@@ -120,10 +146,10 @@ func readResource(m *api.Resource) (*resource, error) {
 // hasWorkload reports whether id is published.
 func (s *snapshot) hasWorkload(id string) bool { return s.resources["workload/"+id] != nil }
 
-// encode writes the snapshot as what control would send to a host that knows
-// nothing: a welcome with the epoch, the bundle, one delta.
-func (s *snapshot) encode() ([]byte, error) {
-	d := &api.Delta{Version: s.version, Revision: s.revision, Complete: true}
+// updates are the snapshot as what control would send to a host that knows nothing: a
+// welcome with the epoch, the bundle, one delta.
+func (s *snapshot) updates() []*api.ControlUpdate {
+	d := &api.Delta{Version: s.version, Revision: s.revision, Complete: true, Upsert: make([]*api.Resource, 0, len(s.resources))}
 	for _, r := range s.resources {
 		d.Upsert = append(d.Upsert, r.message)
 	}
@@ -131,7 +157,11 @@ func (s *snapshot) encode() ([]byte, error) {
 	if s.bundle != nil {
 		updates = append(updates, &api.ControlUpdate{Update: &api.ControlUpdate_Bundle{Bundle: s.bundle}})
 	}
-	updates = append(updates, &api.ControlUpdate{Update: &api.ControlUpdate_Delta{Delta: d}})
+	return append(updates, &api.ControlUpdate{Update: &api.ControlUpdate_Delta{Delta: d}})
+}
+
+// encode writes updates for loadSnapshot.
+func encode(updates []*api.ControlUpdate) ([]byte, error) {
 	var b bytes.Buffer
 	for _, u := range updates {
 		if _, err := protodelim.MarshalTo(&b, u); err != nil {
@@ -169,9 +199,11 @@ func loadSnapshot(path string) (*snapshot, error) {
 		case u.GetBundle() != nil:
 			s.bundle = u.GetBundle()
 		case u.GetDelta() != nil:
-			if err := s.apply(u.GetDelta()); err != nil {
+			var n news
+			if err := n.apply(u.GetDelta()); err != nil {
 				return newSnapshot(0), fmt.Errorf("read %s: %w", path, err)
 			}
+			s.take(&n)
 		}
 	}
 }

@@ -30,13 +30,13 @@ func TestSettingsAreKeptFirst(t *testing.T) {
 	}
 	a.publish()
 	for i, mode := range []assay.Mode{assay.Strict, assay.Observe, assay.Strict} {
-		s := a.snapshot.clone()
+		var n news
 		c := assay.NamespaceConfig{Namespace: "bank", Mode: mode}
-		err := s.apply(&api.Delta{Upsert: []*api.Resource{{Key: "namespace/bank", Version: uint64(i), Body: &api.Resource_Namespace{Namespace: api.FromNamespaceConfig(&c)}}}})
+		err := n.apply(&api.Delta{Upsert: []*api.Resource{{Key: "namespace/bank", Version: uint64(i), Body: &api.Resource_Namespace{Namespace: api.FromNamespaceConfig(&c)}}}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		a.setSnapshot(s)
+		a.take(&n)
 		a.publish()
 		if told, kept := a.view.Load().config("bank").Mode, onDisk(); told != mode || kept != mode {
 			t.Errorf("proxies are told %q, on disk is %q; want %q", told, kept, mode)

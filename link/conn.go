@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 
@@ -95,43 +96,24 @@ func (c *Conn) Socket() *net.UnixConn { return c.unix }
 // Close closes this end; the peer's Receive returns io.EOF.
 func (c *Conn) Close() error { return c.unix.Close() }
 
-// Send sends one message: body (nil for none) as JSON, and copies of files, which
-// stay the caller's.
+// Send sends one message: body (nil for none) as JSON, or as it is Encoded, and copies of
+// files, which stay the caller's.
 func (c *Conn) Send(kind Kind, id uint64, body any, files ...int) error {
-	env := envelope{Kind: kind, ID: id}
 	if len(files) > maxFiles {
 		return fmt.Errorf("link: %s: %d descriptors, at most %d", kind, len(files), maxFiles)
 	}
-	if body != nil {
-		raw, err := json.Marshal(body)
-		if err != nil {
-			return fmt.Errorf("link: %s: %w", kind, err)
-		}
-		if len(raw) > MaxInline-256 {
-			fd, err := sealedCopy(raw)
-			if err != nil {
-				return fmt.Errorf("link: %s: %w", kind, err)
-			}
-			defer unix.Close(fd)
-			files = append(files[:len(files):len(files)], fd)
-			env.Large = true
-		} else {
-			env.Body = raw
-		}
-	}
-	packet, err := json.Marshal(env)
+	e, done, err := encoded(body)
 	if err != nil {
 		return fmt.Errorf("link: %s: %w", kind, err)
 	}
-	var rights []byte
-	if len(files) > 0 {
-		rights = unix.UnixRights(files...)
-	}
+	defer done()
+	packet, rights := e.packet(kind, id), e.rights(files)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if _, _, err := c.unix.WriteMsgUnix(packet, rights, nil); err != nil {
 		return fmt.Errorf("link: send %s: %w", kind, err)
 	}
+	runtime.KeepAlive(e)
 	return nil
 }
 

@@ -114,6 +114,38 @@ func TestSizes(t *testing.T) {
 	}
 }
 
+// TestEncodedOnce sends one body to several, within a packet and beyond.
+func TestEncodedOnce(t *testing.T) {
+	for _, n := range []int{1, MaxInline, 1 << 20} {
+		text := strings.Repeat("x", n)
+		e, err := Encode(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			a, b := pair(t)
+			r, w, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			if err := a.Send(KindServices, 3, e, int(w.Fd())); err != nil {
+				t.Fatal(err)
+			}
+			w.Close()
+			m := receive(t, b)
+			var got string
+			if err := m.Decode(&got); err != nil || got != text || m.Kind != KindServices || m.ID != 3 || len(m.Files) != 1 {
+				t.Errorf("%d bytes came as %d, %v, %s %d with %d descriptors", n, len(got), err, m.Kind, m.ID, len(m.Files))
+			}
+			m.Discard()
+		}
+	}
+	if _, err := Encode(func() {}); err == nil {
+		t.Error("what cannot be encoded is")
+	}
+}
+
 func TestTheOtherEndIsGone(t *testing.T) {
 	a, b := pair(t)
 	a.Send(KindReady, 0, nil)

@@ -168,9 +168,6 @@ func copied(open map[netip.AddrPort]bool) map[netip.AddrPort]bool {
 func (c *Capture) SetOpen(open map[netip.AddrPort]bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.open == nil {
-		return errors.New("capture: no rules installed")
-	}
 	var add, remove []netip.AddrPort
 	for a := range open {
 		if !c.open[a] {
@@ -181,6 +178,23 @@ func (c *Capture) SetOpen(open map[netip.AddrPort]bool) error {
 		if !open[a] {
 			remove = append(remove, a)
 		}
+	}
+	return c.change(add, remove)
+}
+
+// Change opens and closes virtual addresses and ports, each of which is named once, in one
+// transaction. What is so already may be among them.
+func (c *Capture) Change(open, closed []netip.AddrPort) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	add := slices.DeleteFunc(slices.Clone(open), func(a netip.AddrPort) bool { return c.open[a] })
+	remove := slices.DeleteFunc(slices.Clone(closed), func(a netip.AddrPort) bool { return !c.open[a] })
+	return c.change(add, remove)
+}
+
+func (c *Capture) change(add, remove []netip.AddrPort) error {
+	if c.open == nil {
+		return errors.New("capture: no rules installed")
 	}
 	if len(add)+len(remove) == 0 {
 		return nil
@@ -200,14 +214,22 @@ func (c *Capture) SetOpen(open map[netip.AddrPort]bool) error {
 	if err == nil {
 		err = conn.Flush()
 	}
+	open := c.open
+	if err != nil {
+		open = copied(open)
+	}
+	for _, a := range add {
+		open[a] = true
+	}
+	for _, a := range remove {
+		delete(open, a)
+	}
 	if err != nil {
 		// What the kernel has is unknown now, so all of it is written anew.
 		if again := c.install(c.rules, open); again != nil {
 			return fmt.Errorf("capture: change of open addresses: %w", errors.Join(err, again))
 		}
-		return nil
 	}
-	c.open = copied(open)
 	return nil
 }
 
