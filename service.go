@@ -2,6 +2,8 @@ package assay
 
 import (
 	"net/netip"
+	"reflect"
+	"slices"
 	"time"
 )
 
@@ -50,6 +52,13 @@ type Service struct {
 // Key returns "NAMESPACE/NAME".
 func (s *Service) Key() string { return s.Namespace + "/" + s.Name }
 
+// EqualBut reports whether two services say the same but for their endpoints.
+func (s *Service) EqualBut(o *Service) bool {
+	return s.Namespace == o.Namespace && s.Name == o.Name && s.Headless == o.Headless && s.Affinity == o.Affinity && s.Local == o.Local &&
+		slices.Equal(s.VIPs, o.VIPs) && slices.Equal(s.Externals, o.Externals) && slices.Equal(s.Ports, o.Ports) &&
+		reflect.DeepEqual(s.Policy, o.Policy)
+}
+
 // ReadyAt reports whether clients on a host, by its ID, may be sent to the i-th port of e.
 func (s *Service) ReadyAt(e *Endpoint, i int, host string) bool {
 	return i < len(e.Targets) && e.Targets[i] != 0 && len(e.Addrs) > 0 && (!s.Local || e.Host == host)
@@ -88,4 +97,10 @@ type Endpoint struct {
 	Hosts []string `json:"hosts,omitempty"`
 	// Host is the ID of the one that it is on, where that matters: of a service that is Local.
 	Host string `json:"host,omitempty"`
+}
+
+// Equal reports whether two endpoints say the same.
+func (e *Endpoint) Equal(o *Endpoint) bool {
+	return e.Workload == o.Workload && e.Identity == o.Identity && slices.Equal(e.Addrs, o.Addrs) && slices.Equal(e.Targets, o.Targets) &&
+		e.Zone == o.Zone && slices.Equal(e.Zones, o.Zones) && e.Host == o.Host && slices.Equal(e.Hosts, o.Hosts)
 }

@@ -134,11 +134,7 @@ func (c *Catalog) endpoint(d *DeclaredService, w *assay.Workload) assay.Endpoint
 }
 
 func sameService(a, b *assay.Service) bool {
-	return a.Headless == b.Headless && a.Affinity == b.Affinity && a.Local == b.Local && slices.Equal(a.Externals, b.Externals) && samePolicy(a.Policy, b.Policy) && slices.Equal(a.VIPs, b.VIPs) && slices.Equal(a.Ports, b.Ports) &&
-		slices.EqualFunc(a.Endpoints, b.Endpoints, func(x, y assay.Endpoint) bool {
-			return x.Workload == y.Workload && x.Identity == y.Identity && slices.Equal(x.Addrs, y.Addrs) && slices.Equal(x.Targets, y.Targets) &&
-				x.Zone == y.Zone && slices.Equal(x.Zones, y.Zones) && x.Host == y.Host && slices.Equal(x.Hosts, y.Hosts)
-		})
+	return a.EqualBut(b) && slices.EqualFunc(a.Endpoints, b.Endpoints, func(x, y assay.Endpoint) bool { return x.Equal(&y) })
 }
 
 // samePolicy compares what two policies say.

@@ -14,5 +14,6 @@
 // it accepts, then CSR; from then on each side speaks when it has something. The
 // socket pair is made at spawn. A proxy whose socket closes goes on serving what
 // it knows and dials the agent's path (Configure.AgentSocket) every 200 ms until
-// an agent answers: then it sends Hello again, with its listeners, and is adopted.
+// an agent answers: then it sends Hello again, with its listeners, and is adopted. So does
+// one that is sent a patch of a service that it does not know so: what it knows is as it was.
 package link

@@ -114,6 +114,9 @@ type Services struct {
 	Full    bool            `json:"full,omitempty"` // forget what is not in Upsert and Routes
 	Upsert  []assay.Service `json:"upsert,omitempty"`
 	Remove  []string        `json:"remove,omitempty"` // Service.Key
+	// Patch is what has become of services whose endpoints alone are others. It is for
+	// proxies that say that they know it.
+	Patch []Patch `json:"patch,omitempty"`
 	// Routes are those that this workload's requests may meet; the same holds for
 	// them, by Route.Key.
 	Routes       []assay.Route          `json:"routes,omitempty"`
@@ -198,6 +201,7 @@ type Hello struct {
 	Serial    string    `json:"serial,omitempty"` // of the certificate in use, hexadecimal
 	NotAfter  time.Time `json:"notAfter,omitzero"`
 	Draining  bool      `json:"draining,omitempty"`
+	Patches   bool      `json:"patches,omitempty"` // it knows Services.Patch
 }
 
 // Ack tells which versions a proxy uses now.

@@ -108,12 +108,18 @@ func (a *agent) speak(ctx context.Context, conn *link.Conn) error {
 			a.p.creds.adopted()
 			adopted = false
 		}
-		if err := a.handle(ctx, conn, &m); err != nil {
+		if err := a.handle(ctx, conn, &m); errors.Is(err, errOutOfStep) {
+			m.Discard()
+			return err // the next agent, or this one on a new link, tells everything anew
+		} else if err != nil {
 			a.p.log.Error("agent said what cannot be used; keeping what is known", "message", m.Kind, "error", err)
 		}
 		m.Discard()
 	}
 }
+
+// errOutOfStep is that the agent takes the proxy to know something else than it does.
+var errOutOfStep = errors.New("agent and proxy are out of step")
 
 // attach makes conn the one that everybody sends on, and sends what waited.
 func (a *agent) attach(conn *link.Conn) {
@@ -132,7 +138,7 @@ func (a *agent) hello(conn *link.Conn) error {
 	s := a.p.snap.Load()
 	h := link.Hello{
 		PID: os.Getpid(), Build: a.p.build, Workload: s.Workload,
-		Services: s.servicesVersion, Table: s.tableVersion,
+		Services: s.servicesVersion, Table: s.tableVersion, Patches: true,
 	}
 	status := a.p.creds.status()
 	h.Draining = a.p.isDraining()
@@ -181,6 +187,9 @@ func (a *agent) handle(ctx context.Context, conn *link.Conn, m *link.Message) er
 		}
 		if !d.Full && !old.hasServices {
 			return errors.New("services: a delta before anything that it could change")
+		}
+		if err := old.patched(&d); err != nil {
+			return fmt.Errorf("%w: %w", errOutOfStep, err)
 		}
 		p.learn(old.withServices(d, p))
 		a.ack()

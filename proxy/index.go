@@ -177,7 +177,10 @@ func (s *service) targets() map[netip.AddrPort]claims {
 	out := make(map[netip.AddrPort]claims, len(s.Endpoints))
 	for _, sp := range s.ports {
 		own := claims{sp.key()} // what they all share
-		for _, set := range []*balance.Set{sp.v4, sp.v6} {
+		for i, set := range []*balance.Set{sp.v4, sp.v6} {
+			if i > 0 && set == sp.v4 {
+				break
+			}
 			for _, e := range set.Endpoints() {
 				if !e.Identity.IsZero() && !s.owns(e) {
 					continue

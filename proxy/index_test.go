@@ -3,6 +3,7 @@ package proxy
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -296,19 +297,29 @@ func BenchmarkChange(b *testing.B) {
 			d = link.Services{}
 			runtime.GC()
 			runtime.ReadMemStats(&after)
+			// One in five is of a service with a hundred endpoints; all come and go back.
 			var changes [][]byte
-			for i := range list {
-				s := list[i]
-				s.Endpoints = append([]assay.Endpoint(nil), s.Endpoints...)
-				s.Endpoints[0].Targets = []uint16{uint16(8081)}
-				raw, _ := json.Marshal(link.Services{Version: 2, Upsert: []assay.Service{s}})
-				changes = append(changes, raw)
+			for i := range 100 {
+				was := &list[(i*7)%n]
+				if i%5 == 0 {
+					was = &list[0]
+				}
+				is := *was
+				is.Endpoints = slices.Clone(was.Endpoints)
+				is.Endpoints[i%4].Targets = []uint16{0}
+				for _, step := range [][2]*assay.Service{{was, &is}, {&is, was}} {
+					patch, _ := link.NewPatch(step[0], step[1])
+					raw, _ := json.Marshal(link.Services{Version: 2, Patch: []link.Patch{patch}})
+					changes = append(changes, raw)
+				}
 			}
 			b.ReportAllocs()
 			i := 0
 			for b.Loop() {
 				var d link.Services
-				json.Unmarshal(changes[i%len(changes)], &d)
+				if err := errors.Join(json.Unmarshal(changes[i%len(changes)], &d), p.snap.Load().patched(&d)); err != nil {
+					b.Fatal(err)
+				}
 				p.learn(p.snap.Load().withServices(d, p))
 				i++
 			}

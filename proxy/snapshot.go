@@ -49,7 +49,8 @@ type servicePort struct {
 	care     *care          // as does this
 	request  *guard.Request // what a request is allowed
 	// v4 and v6 are the ready endpoints by the family that they are dialled in: the
-	// application's own, when the endpoint has an address of it.
+	// application's own, when the endpoint has an address of it. They are the same set where
+	// all endpoints have one family.
 	v4, v6 *balance.Set
 	// unlisted are ready endpoints that are not meshed and that no Egress allows, where
 	// one must.
@@ -111,6 +112,20 @@ func (s *snapshot) withTable(t *link.AddressTable, version uint64) *snapshot {
 	next := *s
 	next.table, next.tableVersion = t, version
 	return &next
+}
+
+// patched puts what patches make of services in their place. It fails when they are not for
+// the services that are known.
+func (s *snapshot) patched(d *link.Services) error {
+	for i := range d.Patch {
+		svc, err := d.Patch[i].Apply(s.services.At(d.Patch[i].Service).noun())
+		if err != nil {
+			return err
+		}
+		d.Upsert = append(d.Upsert, svc)
+	}
+	d.Patch = nil
+	return nil
 }
 
 func (s *snapshot) withServices(d link.Services, p *Proxy) *snapshot {
@@ -197,6 +212,7 @@ func (s *snapshot) newService(svc *assay.Service, old *service, p *Proxy) *servi
 			sp.memory, sp.care = new(detect.Memory), newCare(p.decided.Of(svc.Key()))
 		}
 		var want4, want6 []balance.Want
+		dual := false // an endpoint is dialled at another address by who dialled IPv6
 		near := svc.Policy == nil || !svc.Policy.AnyZone
 		meant := s.meant(svc, i)
 		for _, e := range svc.Endpoints {
@@ -223,17 +239,20 @@ func (s *snapshot) newService(svc *assay.Service, old *service, p *Proxy) *servi
 				}
 			}
 			to4, to6 := at(true), at(false)
+			dual = dual || to4.Addr != to6.Addr
 			if e.Identity.IsZero() && !(s.listed(svc, port.Port, to4.Addr) && s.listed(svc, port.Port, to6.Addr)) {
 				sp.unlisted++
 				continue
 			}
 			want4, want6 = append(want4, to4), append(want6, to6)
 		}
-		// An endpoint that is in both sets (it has one family) is one endpoint.
 		sp.v4 = balance.New(v4, want4, p.peers.value)
-		sp.v6 = balance.New(merge(v6, sp.v4), want6, p.peers.value)
 		sp.v4.Keep(svc.Affinity, v4)
-		sp.v6.Keep(svc.Affinity, v6)
+		if sp.v6 = sp.v4; dual {
+			// An endpoint that is in both sets (it has one family) is one endpoint.
+			sp.v6 = balance.New(merge(v6, sp.v4), want6, p.peers.value)
+			sp.v6.Keep(svc.Affinity, v6)
+		}
 		sp.care.configure(svc.Policy)
 		sp.care.group.Consist(time.Now(), sp.v4, sp.v6)
 		if svc.Policy != nil {

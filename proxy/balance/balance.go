@@ -183,25 +183,21 @@ type Want struct {
 // New makes a set, taking from old (which may be nil) the endpoints that are in
 // both. value makes Endpoint.Value for the new ones.
 func New(old *Set, want []Want, value func(Want) any) *Set {
-	known := map[Want]*Endpoint{}
-	if old != nil {
-		for _, e := range old.list {
-			known[Want{e.Addr, e.Identity, e.Workload, false}] = e
-		}
+	known := make(map[netip.AddrPort]*Endpoint, old.Len())
+	for _, e := range old.Endpoints() {
+		known[e.Addr] = e
 	}
 	s := &Set{list: make([]*Endpoint, 0, len(want))}
 	for _, w := range want {
-		near := w.Near
-		w.Near = false
-		e := known[w]
-		if e == nil {
+		e := known[w.Addr]
+		if e == nil || e.Identity != w.Identity || e.Workload != w.Workload {
 			e = &Endpoint{Addr: w.Addr, Identity: w.Identity, Workload: w.Workload}
 			if value != nil {
 				e.Value = value(w)
 			}
 		}
 		s.list = append(s.list, e)
-		if near {
+		if w.Near {
 			last := len(s.list) - 1
 			s.list[s.near], s.list[last] = e, s.list[s.near]
 			s.near++
