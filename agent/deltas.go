@@ -14,10 +14,12 @@ type deltas struct {
 	list map[deltaKey]*sharedDelta
 }
 
-// deltaKey is which view a proxy was told of, and its namespace where that matters.
+// deltaKey is which view a proxy was told of, its namespace where that matters, and whether
+// it knows patches.
 type deltaKey struct {
 	from      uint64
 	namespace string
+	patches   bool
 }
 
 type sharedDelta struct {
@@ -28,7 +30,7 @@ type sharedDelta struct {
 
 // between returns what a proxy in a namespace that was told of one view is sent to know
 // another, or nil when that is nothing.
-func (d *deltas) between(from, to *view, namespace string) (*link.Encoded, error) {
+func (d *deltas) between(from, to *view, namespace string, patches bool) (*link.Encoded, error) {
 	if from.number == to.number {
 		return nil, nil
 	}
@@ -36,13 +38,13 @@ func (d *deltas) between(from, to *view, namespace string) (*link.Encoded, error
 	if !known {
 		c = to.compared(from)
 	}
-	key := deltaKey{from: from.number}
+	key := deltaKey{from: from.number, patches: patches}
 	if c.settings || len(c.routes) > 0 {
 		key.namespace = namespace
 	}
 	shared := d.of(to.number, key)
 	shared.once.Do(func() {
-		if s, news := to.delta(from, c, namespace); news {
+		if s, news := to.delta(from, c, namespace, patches); news {
 			shared.body, shared.err = link.Encode(s)
 		}
 	})

@@ -46,6 +46,9 @@ func (m *mesh) piece() *api.Resource {
 		r.Key, r.Body = "workload/"+w.ID, &api.Resource_Workload{Workload: api.FromWorkload(&w)}
 	case 1, 2:
 		s := assay.Service{Namespace: m.one("a", "b"), Name: fmt.Sprint("s", n), VIPs: []netip.Addr{addr(2)}, Ports: []assay.Port{{Port: 80}, {Port: 81}}, Local: m.IntN(4) == 0}
+		if m.IntN(2) == 0 { // as it is most of the time, but for its endpoints
+			s.Namespace, s.VIPs, s.Local = "a", []netip.Addr{netip.AddrFrom4([4]byte{10, 2, 0, byte(n)})}, false
+		}
 		for range m.IntN(3) {
 			s.Endpoints = append(s.Endpoints, assay.Endpoint{Workload: "w1", Identity: id(), Host: m.one("h1", "h2"), Addrs: []netip.Addr{addr(1)}, Targets: []uint16{uint16(m.IntN(2)), uint16(m.IntN(2))}})
 		}
@@ -119,6 +122,7 @@ type told struct {
 	routes    map[string]assay.Route
 	config    assay.NamespaceConfig
 	version   uint64
+	patches   int
 }
 
 func newTold(t *testing.T, a *Agent, namespace string) *told {
@@ -170,6 +174,15 @@ func (p *told) follow(t *testing.T, v *view, full bool) {
 		for _, s := range d.Upsert {
 			p.services[s.Key()] = s
 		}
+		for _, patch := range d.Patch {
+			was, there := p.services[patch.Service]
+			is, err := patch.Apply(&was)
+			if err != nil || !there || !p.s.patches {
+				t.Fatalf("view %d: a patch of %s: %v", v.number, patch.Service, err)
+			}
+			p.services[patch.Service] = is
+			p.patches++
+		}
 		for _, key := range d.RemoveRoutes {
 			delete(p.routes, key)
 		}
@@ -197,8 +210,9 @@ func TestChangesAddUp(t *testing.T) {
 	defer a.store.Close()
 	a.publish()
 	var proxies []*told
-	for _, namespace := range []string{"a", "a", "b", "c"} {
+	for i, namespace := range []string{"a", "a", "b", "c"} {
 		proxies = append(proxies, newTold(t, a, namespace))
+		proxies[i].s.patches = i > 0 // the first one is older
 	}
 	var made, anew int
 	for i := range rounds {
@@ -245,6 +259,9 @@ func TestChangesAddUp(t *testing.T) {
 	}
 	if made < rounds/2 || anew == 0 || anew > made/4 {
 		t.Errorf("of %d views %d were made anew", made, anew)
+	}
+	if patches := proxies[1].patches; patches < 50 {
+		t.Errorf("%d patches were sent", patches)
 	}
 }
 
@@ -398,6 +415,7 @@ func BenchmarkChange(b *testing.B) {
 				go drain(ctx, far)
 				w := a.newWorkload(record{Workload: assay.Workload{ID: fmt.Sprint("w-", i), Namespace: fmt.Sprint("team-", i%20)}}, nil)
 				s := newSession(w, newGeneration(nil, "", ""), near)
+				s.patches = true
 				if err := s.updateServices(a.view.Load(), true); err != nil {
 					b.Fatal(err)
 				}

@@ -94,7 +94,7 @@ func (s *session) updateServices(v *view, full bool) error {
 	var body any
 	if full {
 		body = v.full(s.w.noun().Namespace)
-	} else if e, err := s.w.a.deltas.between(s.told, v, s.w.noun().Namespace); err != nil {
+	} else if e, err := s.w.a.deltas.between(s.told, v, s.w.noun().Namespace, s.patches); err != nil {
 		return err
 	} else if e != nil {
 		body = e

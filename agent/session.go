@@ -24,7 +24,8 @@ type session struct {
 	conn *link.Conn
 	wake chan struct{}
 
-	knows bool // the proxy has a snapshot already, from an agent before this one
+	knows   bool // the proxy has a snapshot already, from an agent before this one
+	patches bool // it takes patches of services
 
 	// What the proxy was told, by the sender.
 	configured link.Configure
@@ -119,7 +120,7 @@ func (s *session) greet(m link.Message) error {
 	if h.Workload != "" && h.Workload != w.id {
 		return fmt.Errorf("proxy %d is of %s", h.PID, h.Workload)
 	}
-	s.knows = h.Services > 0
+	s.knows, s.patches = h.Services > 0, h.Patches
 	w.mu.Lock()
 	back := &listeners{roles: h.Listeners, fds: m.Files}
 	switch {

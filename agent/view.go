@@ -137,16 +137,24 @@ func (v *view) full(namespace string) link.Services {
 	return s
 }
 
-// delta is what v says otherwise than from, where only c may be different. The second value
-// is false when that is nothing.
-func (v *view) delta(from *view, c changes, namespace string) (link.Services, bool) {
+// delta is what v says otherwise than from, where only c may be different, to a proxy that
+// knows patches or not. The second value is false when that is nothing.
+func (v *view) delta(from *view, c changes, namespace string, patches bool) (link.Services, bool) {
 	s := link.Services{Version: v.number}
 	for _, key := range c.services {
 		was, before := from.services[key]
 		is, after := v.services[key]
-		if after && (!before || was.version != is.version) {
+		switch {
+		case after && before && was.version == is.version:
+		case after:
+			if before && patches {
+				if p, ok := link.NewPatch(was.service, is.service); ok {
+					s.Patch = append(s.Patch, p)
+					continue
+				}
+			}
 			s.Upsert = append(s.Upsert, *is.service)
-		} else if before && !after {
+		case before:
 			s.Remove = append(s.Remove, key)
 		}
 	}
@@ -171,7 +179,7 @@ func (v *view) delta(from *view, c changes, namespace string) (link.Services, bo
 	if config := v.config(namespace); c.settings && !reflect.DeepEqual(config, from.config(namespace)) {
 		s.Config = &config
 	}
-	return s, len(s.Upsert)+len(s.Remove)+len(s.Routes)+len(s.RemoveRoutes) > 0 || s.Config != nil
+	return s, len(s.Upsert)+len(s.Patch)+len(s.Remove)+len(s.Routes)+len(s.RemoveRoutes) > 0 || s.Config != nil
 }
 
 // sameSettings reports whether namespaces are as they were. What changes is on disk before

@@ -21,6 +21,8 @@ const redialEvery = 200 * time.Millisecond
 type agent struct {
 	p     *Proxy
 	notes []string
+	// missed is that a delta of services could not be used: others may be of what it said.
+	missed bool
 
 	mu       sync.Mutex
 	conn     *link.Conn // nil while there is no agent
@@ -181,17 +183,9 @@ func (a *agent) handle(ctx context.Context, conn *link.Conn, m *link.Message) er
 			return conn.Send(link.KindReady, 0, nil)
 		}
 	case link.KindServices:
-		var d link.Services
-		if err := m.Decode(&d); err != nil {
+		if err := a.takeServices(old, m); err != nil {
 			return err
 		}
-		if !d.Full && !old.hasServices {
-			return errors.New("services: a delta before anything that it could change")
-		}
-		if err := old.patched(&d); err != nil {
-			return fmt.Errorf("%w: %w", errOutOfStep, err)
-		}
-		p.learn(old.withServices(d, p))
 		a.ack()
 	case link.KindTable:
 		var t link.Table
@@ -272,6 +266,28 @@ func (a *agent) handle(ctx context.Context, conn *link.Conn, m *link.Message) er
 	if !was && p.accepting.Load() {
 		return conn.Send(link.KindReady, 0, nil)
 	}
+	return nil
+}
+
+// takeServices makes what is known what a delta says.
+func (a *agent) takeServices(old *snapshot, m *link.Message) error {
+	missed := a.missed
+	a.missed = true
+	var d link.Services
+	if err := m.Decode(&d); err != nil {
+		return err
+	}
+	if !d.Full && !old.hasServices {
+		return errors.New("services: a delta before anything that it could change")
+	}
+	if missed && len(d.Patch) > 0 {
+		return fmt.Errorf("%w: patches of what could not be used", errOutOfStep)
+	}
+	if err := old.patched(&d); err != nil {
+		return fmt.Errorf("%w: %w", errOutOfStep, err)
+	}
+	a.missed = missed && !d.Full
+	a.p.learn(old.withServices(d, a.p))
 	return nil
 }
 

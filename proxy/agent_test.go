@@ -47,4 +47,23 @@ func TestPatchedService(t *testing.T) {
 	if err := p.agent.handle(t.Context(), p.agent.conn, m); !errors.Is(err, errOutOfStep) || p.snap.Load() != s {
 		t.Errorf("the same patch again: %v", err)
 	}
+	// Nor is it known what a patch is of when something before it could not be used.
+	broken := servicesMessage(t, link.Services{Version: 3})
+	broken.Body = append(broken.Body, '}')
+	if err := p.agent.handle(t.Context(), p.agent.conn, broken); err == nil || errors.Is(err, errOutOfStep) {
+		t.Errorf("not JSON: %v", err)
+	}
+	if patch, ok = link.NewPatch(&next, &was.Service); !ok {
+		t.Fatal("no patch")
+	}
+	m = servicesMessage(t, link.Services{Version: 4, Patch: []link.Patch{patch}})
+	if err := p.agent.handle(t.Context(), p.agent.conn, m); !errors.Is(err, errOutOfStep) {
+		t.Errorf("a patch after it: %v", err)
+	}
+	full := servicesMessage(t, link.Services{Version: 5, Full: true, Upsert: []assay.Service{next}})
+	for _, m := range []*link.Message{full, m} {
+		if err := p.agent.handle(t.Context(), p.agent.conn, m); err != nil {
+			t.Errorf("when everything was told anew: %v", err)
+		}
+	}
 }
