@@ -88,10 +88,12 @@ const (
 // ReasonEgress is why a connection to outside that a rule allows is not under mutual
 // TLS; ReasonOutside that of one that no rule mentions, or from outside; ReasonUnmeshed
 // that of one to an endpoint of a service that is not meshed; ReasonProbe that of the
-// kubelet's questions whether a pod lives; ReasonTransition that of a client in the mesh
-// which has not heard yet that a pod has joined it, or has left it.
+// kubelet's questions whether a pod lives; ReasonMetrics that of who reads the metrics of a
+// pod's sidecar; ReasonTransition that of a client in the mesh which has not heard yet that a pod
+// has joined it, or has left it.
 const (
 	ReasonProbe      = "probe"
+	ReasonMetrics    = "metrics"
 	ReasonOutside    = "outside"
 	ReasonEgress     = "egress"
 	ReasonUnmeshed   = "unmeshed-endpoint"

@@ -27,6 +27,9 @@ type Own struct {
 	// Memory is what a proxy may use, in bytes, before it must collect garbage more often; 0:
 	// as much as it likes.
 	Memory int64
+	// Metrics is the port of Config.Metrics, which is one of the pod's: who is not in the mesh reads it in
+	// plaintext, in a strict namespace, too. 0: none, or only from within.
+	Metrics uint16
 }
 
 // environment is a proxy's.

@@ -196,6 +196,9 @@ func (w *workload) configuration(withListeners bool) (link.Configure, []int, err
 	if cfg.Last {
 		c.AgentSocket = ""
 	}
+	if cfg.Own != nil {
+		c.Metrics = cfg.Own.Metrics
+	}
 	if !withListeners {
 		return c, nil, nil
 	}

@@ -232,6 +232,11 @@ func (m *model) checkNodes() (out []assay.Finding) {
 	return out
 }
 
+// meant reports whether plaintext was meant to pass: what an Egress allows, probes, and metrics.
+func meant(reason string) bool {
+	return reason == assay.ReasonEgress || reason == assay.ReasonProbe || reason == assay.ReasonMetrics
+}
+
 // checkPlaintext has a finding for each edge in plaintext of the last hour; one for all
 // endpoints of a service that are not meshed.
 func checkPlaintext(edges []assay.Edge, now time.Time) []assay.Finding {
@@ -240,8 +245,8 @@ func checkPlaintext(edges []assay.Edge, now time.Time) []assay.Finding {
 	endpoints, opened, first := map[to]int{}, map[to]uint64{}, map[to]int{}
 	for i := range edges {
 		e := &edges[i]
-		// What was refused did not pass, and what an Egress allows was meant to, as were probes.
-		if e.Security != assay.Plaintext || assay.Beside(e.Reason) || e.Reason == assay.ReasonEgress || e.Reason == assay.ReasonProbe || e.Opened+e.Requests <= e.Failures || now.Sub(e.LastSeen) >= time.Hour {
+		// What was refused did not pass.
+		if e.Security != assay.Plaintext || assay.Beside(e.Reason) || meant(e.Reason) || e.Opened+e.Requests <= e.Failures || now.Sub(e.LastSeen) >= time.Hour {
 			continue
 		}
 		f := assay.Finding{Time: e.LastSeen, Kind: "plaintext", Subject: end(e.Client, e.Remote) + " -> " + cmp.Or(e.Service, end(e.Server, e.Remote)),

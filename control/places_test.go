@@ -198,6 +198,7 @@ func TestUnmeshedEndpointsAreOneFinding(t *testing.T) {
 		plain("", "192.0.2.2", assay.ReasonOutside, 1, 0),
 		plain("", "192.0.2.3", assay.ReasonEgress, 1, 0),
 		plain("", "192.0.2.4", assay.ReasonProbe, 1, 0),
+		plain("", "192.0.2.5", assay.ReasonMetrics, 1, 0),
 	}, now)
 	var text []string
 	for _, f := range got {

@@ -81,7 +81,10 @@ type Configure struct {
 	// Probes are the workload's ports at which the host's kubelet asks in plaintext
 	// whether it lives.
 	Probes []uint16 `json:"probes,omitempty"`
-	DNS    DNS      `json:"dns"`
+	// Metrics is the workload's port at which its agent itself serves metrics, to whoever is not in the mesh
+	// in plaintext; 0: none.
+	Metrics uint16 `json:"metrics,omitempty"`
+	DNS     DNS    `json:"dns"`
 	// Zone is where the workload's host is; endpoints in the same one are preferred.
 	Zone string `json:"zone,omitempty"`
 	// Nodes are the addresses of nodes, at which services have ports, too.

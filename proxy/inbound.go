@@ -70,6 +70,9 @@ func (i *inbound) serve() error {
 	if i.mayProbe() && i.p.isProbe(i.ctx, i.remote, i.dst) {
 		return i.pass(assay.ReasonProbe)
 	}
+	if i.readsMetrics() {
+		return i.pass(assay.ReasonMetrics)
+	}
 	mesh, err := i.sniff()
 	switch {
 	case err != nil:
@@ -78,6 +81,12 @@ func (i *inbound) serve() error {
 		return i.mesh()
 	}
 	return i.plaintext(nil)
+}
+
+// readsMetrics reports whether somebody from outside the mesh asks the agent itself, which is in this
+// pod.
+func (i *inbound) readsMetrics() bool {
+	return i.dst.Port() == i.snap.Metrics && !i.meshed && !i.strange
 }
 
 // identify learns who is asking for what.

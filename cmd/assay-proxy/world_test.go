@@ -94,6 +94,7 @@ type workload struct {
 	transition bool
 	olderGrace time.Duration
 	probes     []uint16
+	metrics    uint16
 	nodes      []netip.Addr
 	kubelet    func(link.Probe) bool
 	// published, when set, is who the mesh believes to be at its addresses.
@@ -372,7 +373,7 @@ func (m *workload) configure(conn *link.Conn, first bool) {
 	c := link.Configure{
 		Workload: m.ID, Identity: m.Identity, Addrs: m.Addrs, AgentSocket: m.sock.Addr().String(),
 		OwnMark: ownMark, ReturnMark: returnMark, MeshPrefixes: m.w.mesh, DNS: link.DNS{Domain: "mesh.test"},
-		Probes: m.probes, Gateways: m.nodes, Transition: m.transition, OlderGrace: m.olderGrace, Host: m.Host, Zone: m.Zone, Nodes: []netip.Addr{netip.MustParseAddr("203.0.113.9")},
+		Probes: m.probes, Metrics: m.metrics, Gateways: m.nodes, Transition: m.transition, OlderGrace: m.olderGrace, Host: m.Host, Zone: m.Zone, Nodes: []netip.Addr{netip.MustParseAddr("203.0.113.9")},
 	}
 	m.w.mu.Lock()
 	c.Config = m.w.settings

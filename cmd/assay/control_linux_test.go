@@ -72,6 +72,7 @@ func TestInjectorFlags(t *testing.T) {
 	for want, args := range map[string][]string{
 		"is for --kubernetes":  {"--injector-image", "a"},
 		"want Always":          {"--kubernetes", "--injector-image", "a", "--injector-pull-policy", "Sometimes"},
+		"or 0 for none":        {"--kubernetes", "--injector-image", "a", "--injector-metrics-port", "70000"},
 		"without a name":       {"--kubernetes", "--injector-image", "a", "--injector-pull-secret", "b,"},
 		"name the address of":  {"--kubernetes", "--injector-image", "a", "--injector-control", "10.96.0.7"},
 		"missing port in addr": {"--kubernetes", "--injector-image", "a"},

@@ -23,6 +23,7 @@ import (
 type injectorFlags struct {
 	image, pullPolicy, listen, control string
 	pullSecrets                        []string
+	metrics                            int32
 }
 
 func (f *injectorFlags) flags(c *cobra.Command) {
@@ -30,6 +31,7 @@ func (f *injectorFlags) flags(c *cobra.Command) {
 	flags.StringVar(&f.image, "injector-image", "", "with --kubernetes: put a sidecar with this image into pods that ask for one, and let them join")
 	flags.StringVar(&f.pullPolicy, "injector-pull-policy", "IfNotPresent", "of that image: Always, IfNotPresent or Never")
 	flags.StringSliceVar(&f.pullSecrets, "injector-pull-secret", nil, "Secret to pull it with, in the pod's namespace; may be repeated")
+	flags.Int32Var(&f.metrics, "injector-metrics-port", 0, "port of each such pod at which its sidecar serves Prometheus, to whoever reaches it (none)")
 	flags.StringVar(&f.listen, "injector-listen", ":7443", "address on which the API server asks about pods, over HTTPS")
 	flags.StringVar(&f.control, "injector-control", "", "HOST:PORT where sidecars reach control: an address, since they start before the pod's DNS can be asked")
 }
@@ -56,6 +58,8 @@ func (f *injectorFlags) check(kubernetes bool) error {
 		return wrong("--injector-image is for --kubernetes", "")
 	case !slices.Contains([]string{"Always", "IfNotPresent", "Never"}, f.pullPolicy):
 		return wrong(fmt.Sprintf("--injector-pull-policy %q", f.pullPolicy), "want Always, IfNotPresent or Never")
+	case f.metrics < 0 || f.metrics > 65535:
+		return wrong(fmt.Sprintf("--injector-metrics-port %d", f.metrics), "want 1 to 65535, or 0 for none")
 	case slices.Contains(f.pullSecrets, ""):
 		return wrong("--injector-pull-secret without a name", "")
 	}
@@ -67,7 +71,7 @@ func (f *injectorFlags) check(kubernetes bool) error {
 
 // serve answers the API server until ctx ends. It closes the listener.
 func (f *injectorFlags) serve(ctx context.Context, c *control.Control, l net.Listener, namespace string, log *slog.Logger) error {
-	j := &inject.Injector{Image: f.image, PullPolicy: f.pullPolicy, PullSecrets: f.pullSecrets, Control: f.control, Namespace: namespace, Version: buildVersion(),
+	j := &inject.Injector{Image: f.image, PullPolicy: f.pullPolicy, PullSecrets: f.pullSecrets, Metrics: f.metrics, Control: f.control, Namespace: namespace, Version: buildVersion(),
 		Roots: func() []byte { return publish.PEM(c.Roots()) }}
 	server := &http.Server{
 		Handler: j.Handler(log), TLSConfig: c.WebTLS(), ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute,

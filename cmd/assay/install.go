@@ -87,6 +87,8 @@ cluster: assay check --pre. docs/kubernetes.md has the whole.`,
 	f.StringVar(&o.KeepCertificates, "keep-certificates", "", "how long the store keeps certificates that have ended, as in 400d or 48h (90d)")
 	f.Int32Var(&o.MetricsPort, "metrics-port", 9181, "port of every node where Prometheus finds metrics; -1 for none")
 	f.BoolVar(&o.ServiceMonitor, "service-monitor", false, "make one for the Prometheus operator")
+	f.Int32Var(&o.SidecarMetricsPort, "sidecar-metrics-port", 0, "with --injector: port of every pod with a sidecar where Prometheus finds its metrics, as whoever reaches the pod (none)")
+	f.BoolVar(&o.PodMonitor, "pod-monitor", false, "make one for the Prometheus operator, of sidecars")
 	f.BoolVar(&o.Injector, "injector", false, "put a sidecar into pods that are labelled "+installation.MeshLabel+"=sidecar when they are made")
 	f.BoolVar(&o.NoAgent, "no-agent", false, "with --injector: install no agents, for clusters that allow no privileged pods on their nodes")
 	f.BoolVar(&dryRun, "dry-run", false, "print the objects and change nothing")

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
 
 	"assay.dev"
@@ -72,7 +73,7 @@ ends at SIGTERM, which the kubelet sends when they have ended.`,
 	f.StringVar(&o.state, "state", "/run/assay-sidecar", "the folder for state that a restart of the container goes on with")
 	f.StringVar(&o.token, "token", "/var/run/secrets/assay/token", "the file with the service account's token, which is read at each join")
 	f.StringVar(&o.proxy, "proxy", "", "the path of assay-proxy (beside this command)")
-	f.StringVar(&o.metrics, "metrics", "", "where Prometheus finds metrics; clients of this port are in the mesh, as of any other (nowhere)")
+	f.StringVar(&o.metrics, "metrics", "", "where Prometheus finds metrics, as :9181; who is not in the mesh reads them in plaintext, in a strict namespace, too (nowhere)")
 	f.StringVar(&o.otlp, "otlp", "", "the URL of a collector of spans, as in http://127.0.0.1:4318")
 	f.BoolVar(&o.ready, "ready", false, "say whether the one that runs is ready, by the exit code, and end")
 	return cmd
@@ -189,15 +190,28 @@ func runSidecar(ctx context.Context, o *sidecarOptions) error {
 		Proxy: o.proxy, OTLP: o.otlp, AccessLog: os.Stdout, CertificateWait: firstCertificate, Own: &p.own, Last: true, Build: buildVersion(), Log: log,
 	}
 	if o.metrics != "" {
-		if cfg.Metrics, err = net.Listen("tcp", o.metrics); err != nil {
-			return &assay.Error{Op: "serve metrics", Err: err, Remedy: "name another address with --metrics"}
+		if cfg.Metrics, err = listenMetrics(o.metrics); err != nil {
+			return err
 		}
+		p.own.Metrics = uint16(cfg.Metrics.Addr().(*net.TCPAddr).Port)
 	}
 	a, err := agent.New(cfg)
 	if err != nil {
 		return err
 	}
 	return serveSidecar(ctx, a, remote, p.pod, o.readySocket(), log)
+}
+
+// maxScrapes are the connections to a sidecar's metrics at once; others wait. Whoever reaches the pod may
+// make one, and the pod's memory is small.
+const maxScrapes = 16
+
+func listenMetrics(address string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, &assay.Error{Kind: assay.Conflict, Op: "serve metrics", Err: err, Remedy: "name another address with --metrics; injected pods have that of assay install --sidecar-metrics-port"}
+	}
+	return netutil.LimitListener(l, maxScrapes), nil
 }
 
 // serveSidecar runs an agent until ctx ends, which is when the pod's other containers have

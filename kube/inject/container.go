@@ -1,6 +1,8 @@
 package inject
 
 import (
+	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -29,9 +31,9 @@ var capabilities = []corev1.Capability{
 
 // container is what is injected. Everything that the API server would fill in is written out, so
 // that it can be compared.
-func (j *Injector) container(pod *corev1.Pod, roots string) *corev1.Container {
+func (j *Injector) container(pod *corev1.Pod, roots string, metrics int32) *corev1.Container {
 	always := corev1.ContainerRestartPolicyAlways
-	return &corev1.Container{
+	c := &corev1.Container{
 		Name: kube.SidecarContainer, Image: j.Image, ImagePullPolicy: corev1.PullPolicy(j.PullPolicy), RestartPolicy: &always,
 		Command: []string{program}, Args: []string{"sidecar"},
 		Env: j.env(pod, roots),
@@ -50,13 +52,18 @@ func (j *Injector) container(pod *corev1.Pod, roots string) *corev1.Container {
 		TerminationMessagePath: corev1.TerminationMessagePathDefault, TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 		VolumeMounts: []corev1.VolumeMount{{Name: tokenVolume, MountPath: tokenFolder, ReadOnly: true}, {Name: stateVolume, MountPath: stateFolder}},
 	}
+	if metrics > 0 {
+		c.Args = append(c.Args, fmt.Sprintf("--metrics=:%d", metrics))
+		c.Ports = []corev1.ContainerPort{{Name: MetricsName, ContainerPort: metrics, Protocol: corev1.ProtocolTCP}}
+	}
+	return c
 }
 
 func (j *Injector) env(pod *corev1.Pod, roots string) []corev1.EnvVar {
 	field := func(name, path string) corev1.EnvVar {
 		return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{APIVersion: "v1", FieldPath: path}}}
 	}
-	declared, probed := kube.Ports(&pod.Spec)
+	declared, probed := kube.Ports(theirs(pod))
 	return []corev1.EnvVar{
 		field("POD_NAMESPACE", "metadata.namespace"), field("POD_NAME", "metadata.name"), field("POD_UID", "metadata.uid"),
 		field("POD_IPS", "status.podIPs"), field("HOST_IPS", "status.hostIPs"), field("NODE_NAME", "spec.nodeName"),
@@ -64,6 +71,12 @@ func (j *Injector) env(pod *corev1.Pod, roots string) []corev1.EnvVar {
 		{Name: "ASSAY_CONTROL", Value: j.Control}, {Name: "ASSAY_TRUST", Value: roots},
 		{Name: "ASSAY_PORTS", Value: text(declared)}, {Name: "ASSAY_PROBES", Value: text(probed)},
 	}
+}
+
+// theirs are a pod's containers without ours.
+func theirs(pod *corev1.Pod) *corev1.PodSpec {
+	is := func(c corev1.Container) bool { return c.Name == kube.SidecarContainer }
+	return &corev1.PodSpec{InitContainers: slices.DeleteFunc(slices.Clone(pod.Spec.InitContainers), is), Containers: pod.Spec.Containers}
 }
 
 func text(ports []uint16) string {

@@ -128,7 +128,7 @@ func (j *Injector) answer(body []byte, log *slog.Logger) ([]byte, error) {
 
 // review decides about a pod.
 func (j *Injector) review(pod *corev1.Pod, namespace string) *admissionv1.AdmissionResponse {
-	patch, skipped, err := j.Patch(pod, namespace)
+	patch, warning, err := j.Patch(pod, namespace)
 	if err != nil {
 		code := int32(http.StatusConflict)
 		if assay.KindOf(err) == assay.Unavailable {
@@ -137,8 +137,8 @@ func (j *Injector) review(pod *corev1.Pod, namespace string) *admissionv1.Admiss
 		return refusal(err, code)
 	}
 	a := &admissionv1.AdmissionResponse{Allowed: true}
-	if skipped != "" {
-		a.Warnings = []string{"assay: " + skipped}
+	if warning != "" {
+		a.Warnings = []string{"assay: " + warning}
 	}
 	if len(patch) == 0 {
 		return a

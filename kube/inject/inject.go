@@ -18,14 +18,16 @@
 //
 // Goroutines: none.
 //
-// Tour: inject.go (what is done), container.go (what is added), handler.go (the webhook),
-// limit.go (what strangers can make it hold).
+// Tour: inject.go (what is done), container.go (what is added), metrics.go (who finds its metrics),
+// handler.go (the webhook), limit.go (what strangers can make it hold).
 package inject
 
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -42,9 +44,11 @@ type Injector struct {
 	// PullSecrets are names of Secrets with which the image is pulled, in the pod's own namespace: no
 	// other's can be. One that is not there is passed over by the kubelet.
 	PullSecrets []string
-	Control     string // HOST:PORT of control; an address, since the pod's DNS may need the pod's network
-	Namespace   string // of the mesh itself, whose pods are not injected
-	Version     string // of who injects
+	// Metrics is the port of the pod at which its sidecar serves Prometheus; 0: none.
+	Metrics   int32
+	Control   string // HOST:PORT of control; an address, since the pod's DNS may need the pod's network
+	Namespace string // of the mesh itself, whose pods are not injected
+	Version   string // of who injects
 	// Roots returns the certificates of the authority's roots in PEM, none while they are not known.
 	Roots func() []byte
 }
@@ -56,11 +60,11 @@ type Operation struct {
 	Value any    `json:"value,omitempty"`
 }
 
-// Patch returns what makes a pod of a namespace one of the mesh. With none, skipped says why the
-// pod stays as it is; both are empty for one that is as it should be. The error is an
-// assay.Error: Conflict for a pod that cannot have what is ours, Unavailable while the roots
-// are not known.
-func (j *Injector) Patch(pod *corev1.Pod, namespace string) (patch []Operation, skipped string, err error) {
+// Patch returns what makes a pod of a namespace one of the mesh, and for who makes it what it
+// does not get: with no patch why the pod stays as it is. Both are empty for one that is as it should
+// be. The error is an assay.Error: Conflict for a pod that cannot have what is ours, Unavailable
+// while the roots are not known.
+func (j *Injector) Patch(pod *corev1.Pod, namespace string) (patch []Operation, warning string, err error) {
 	if skipped := j.skips(pod, namespace); skipped != "" {
 		return nil, skipped, nil
 	}
@@ -74,8 +78,9 @@ func (j *Injector) Patch(pod *corev1.Pod, namespace string) (patch []Operation, 
 	if len(roots) == 0 {
 		return nil, "", &assay.Error{Kind: assay.Unavailable, Op: "inject " + title(pod), Err: errors.New("control does not know the authority's roots yet"), Remedy: "try again"}
 	}
-	patch = slices.Concat(j.annotate(pod), j.containers(pod, string(roots)), volumes(pod), j.pullSecrets(pod))
-	return patch, "", nil
+	metrics, warning := j.metrics(pod)
+	patch = slices.Concat(j.annotate(pod, metrics), j.containers(pod, string(roots), metrics), volumes(pod), j.pullSecrets(pod))
+	return patch, warning, nil
 }
 
 // skips says why a pod is never injected; "" for one that may be.
@@ -157,19 +162,25 @@ func ours(pod *corev1.Pod) int {
 	return slices.IndexFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == kube.SidecarContainer })
 }
 
-func (j *Injector) annotate(pod *corev1.Pod) []Operation {
+func (j *Injector) annotate(pod *corev1.Pod, metrics int32) (patch []Operation) {
+	want := map[string]string{kube.InjectedAnnotation: j.Version}
+	if metrics > 0 && !scraped(pod) {
+		maps.Copy(want, map[string]string{scrape + "scrape": "true", scrape + "port": strconv.Itoa(int(metrics)), scrape + "path": "/metrics"})
+	}
 	if pod.Annotations == nil {
-		return []Operation{{"add", "/metadata/annotations", map[string]string{kube.InjectedAnnotation: j.Version}}}
+		return []Operation{{"add", "/metadata/annotations", want}}
 	}
-	if pod.Annotations[kube.InjectedAnnotation] == j.Version {
-		return nil
+	for _, name := range slices.Sorted(maps.Keys(want)) {
+		if have, there := pod.Annotations[name]; !there || have != want[name] {
+			patch = append(patch, Operation{"add", "/metadata/annotations/" + strings.ReplaceAll(name, "/", "~1"), want[name]})
+		}
 	}
-	return []Operation{{"add", "/metadata/annotations/" + strings.ReplaceAll(kube.InjectedAnnotation, "/", "~1"), j.Version}}
+	return patch
 }
 
 // containers puts our container where it is the first to start.
-func (j *Injector) containers(pod *corev1.Pod, roots string) []Operation {
-	want := j.container(pod, roots)
+func (j *Injector) containers(pod *corev1.Pod, roots string, metrics int32) []Operation {
+	want := j.container(pod, roots, metrics)
 	i := ours(pod)
 	switch {
 	case pod.Spec.InitContainers == nil:

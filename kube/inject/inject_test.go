@@ -18,7 +18,7 @@ import (
 )
 
 func injector() *Injector {
-	return &Injector{Image: "assay.test/assay:1", PullPolicy: "IfNotPresent", PullSecrets: []string{"mesh", "both"}, Control: "[10.96.0.7]:7400", Namespace: "assay-system", Version: "1",
+	return &Injector{Image: "assay.test/assay:1", PullPolicy: "IfNotPresent", PullSecrets: []string{"mesh", "both"}, Metrics: 9181, Control: "[10.96.0.7]:7400", Namespace: "assay-system", Version: "1",
 		Roots: func() []byte { return []byte("roots") }}
 }
 
@@ -123,6 +123,7 @@ func others(t testing.TB, text []byte) map[string]any {
 	without(spec, "volumes", tokenVolume, stateVolume)
 	without(spec, "imagePullSecrets", "mesh", "both")
 	annotations, _ := meta["annotations"].(map[string]any)
+	maps.DeleteFunc(annotations, func(name string, _ any) bool { return strings.HasPrefix(name, scrape) })
 	if delete(annotations, kube.InjectedAnnotation); len(annotations) == 0 {
 		delete(meta, "annotations")
 	}
@@ -316,6 +317,49 @@ func TestAnotherCameFirst(t *testing.T) {
 	}
 	if !slices.ContainsFunc(c.Env, func(e corev1.EnvVar) bool { return e.Name == "ASSAY_PROBES" && e.Value == "99" }) {
 		t.Errorf("the environment: %v", c.Env)
+	}
+}
+
+// TestMetrics: a sidecar's metrics are found by its port's name, and by annotations unless the
+// application has some itself; an application that has the port keeps it.
+func TestMetrics(t *testing.T) {
+	const found = "map[assay.dev/injected:1 prometheus.io/path:/metrics prometheus.io/port:9181 prometheus.io/scrape:true]"
+	for _, c := range []struct{ annotations, container, want, annotated, warning string }{
+		{`null`, `{}`, "9181", found, ""},
+		{`{}`, `{"ports":[{"containerPort":9181,"protocol":"UDP"}]}`, "9181", found, ""},
+		{`{"prometheus.io/scrape":"false"}`, `{}`, "9181", "map[assay.dev/injected:1 prometheus.io/scrape:false]", ""},
+		{`{"prometheus.io/port":"8080"}`, `{}`, "9181", "map[assay.dev/injected:1 prometheus.io/port:8080]", ""},
+		{`null`, `{"ports":[{"containerPort":9181}]}`, "", "map[assay.dev/injected:1]", "port 9181"},
+		{`null`, `{"livenessProbe":{"httpGet":{"port":9181}}}`, "", "map[assay.dev/injected:1]", "port 9181"},
+	} {
+		text := []byte(`{"metadata":{"annotations":` + c.annotations + `},"spec":{"containers":[` + strings.Replace(c.container, "{", `{"name":"app",`, 1) + `]}}`)
+		text = []byte(strings.ReplaceAll(string(text), `"app",}`, `"app"}`))
+		j := injector()
+		patch, warning, err := j.Patch(parse(t, text), "shop")
+		if err != nil || warning == "" != (c.warning == "") || !strings.Contains(warning, c.warning) {
+			t.Fatalf("%s: %q %v", text, warning, err)
+		}
+		after := parse(t, apply(t, text, patch))
+		sidecar := after.Spec.InitContainers[0]
+		want := "[sidecar] []"
+		if c.want != "" {
+			want = "[sidecar --metrics=:" + c.want + "] [{assay-metrics 0 " + c.want + " TCP }]"
+		}
+		if got := fmt.Sprint(sidecar.Args, sidecar.Ports); got != want {
+			t.Errorf("%s: %s, want %s", text, got, want)
+		}
+		if got := fmt.Sprint(after.Annotations); got != c.annotated {
+			t.Errorf("%s: %s, want %s", text, got, c.annotated)
+		}
+		if again, _, err := j.Patch(after, "shop"); err != nil || len(again) > 0 {
+			t.Errorf("a second time: %v %v", again, err)
+		}
+	}
+	j := injector()
+	j.Metrics = 0
+	patch, _, err := j.Patch(parse(t, []byte(`{"metadata":{},"spec":{"containers":[{"name":"app"}]}}`)), "shop")
+	if text := fmt.Sprint(patch); err != nil || strings.Contains(text, "metrics") || strings.Contains(text, scrape) {
+		t.Errorf("without a port: %s %v", text, err)
 	}
 }
 

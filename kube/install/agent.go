@@ -8,7 +8,6 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
@@ -129,53 +128,6 @@ func metricsService(o *Options) *corev1.Service {
 		Spec: corev1.ServiceSpec{
 			ClusterIP: corev1.ClusterIPNone, Selector: selector("agent"),
 			Ports: []corev1.ServicePort{{Name: "metrics", Port: o.MetricsPort, TargetPort: intstr.FromString("metrics"), Protocol: corev1.ProtocolTCP}},
-		},
-	}
-}
-
-// ServiceMonitor is the Prometheus operator's kind, as far as it is needed here.
-type ServiceMonitor struct {
-	metav1.TypeMeta   `json:",inline"`
-	metav1.ObjectMeta `json:"metadata,omitempty"`
-	Spec              ServiceMonitorSpec `json:"spec"`
-}
-
-// ServiceMonitorSpec says which Services are scraped, and how.
-type ServiceMonitorSpec struct {
-	Selector  metav1.LabelSelector `json:"selector"`
-	Endpoints []MonitoredEndpoint  `json:"endpoints"`
-}
-
-// MonitoredEndpoint is a port of a Service.
-type MonitoredEndpoint struct {
-	Port        string       `json:"port"`
-	Path        string       `json:"path,omitempty"`
-	HonorLabels bool         `json:"honorLabels,omitempty"` // ours, of the workload, not the agent's
-	Relabelings []Relabeling `json:"relabelings,omitempty"`
-}
-
-// Relabeling copies a label.
-type Relabeling struct {
-	SourceLabels []string `json:"sourceLabels,omitempty"`
-	TargetLabel  string   `json:"targetLabel,omitempty"`
-}
-
-// DeepCopyObject makes it a runtime.Object.
-func (m *ServiceMonitor) DeepCopyObject() runtime.Object {
-	c := *m
-	m.ObjectMeta.DeepCopyInto(&c.ObjectMeta)
-	m.Spec.Selector.DeepCopyInto(&c.Spec.Selector)
-	return &c // endpoints are never changed
-}
-
-func serviceMonitor(o *Options) *ServiceMonitor {
-	return &ServiceMonitor{
-		TypeMeta: metav1.TypeMeta{APIVersion: "monitoring.coreos.com/v1", Kind: "ServiceMonitor"}, ObjectMeta: meta(o, AgentName, "agent"),
-		Spec: ServiceMonitorSpec{
-			Selector: metav1.LabelSelector{MatchLabels: selector("agent")},
-			Endpoints: []MonitoredEndpoint{{Port: "metrics", Path: "/metrics", HonorLabels: true, Relabelings: []Relabeling{
-				{SourceLabels: []string{"__meta_kubernetes_pod_node_name"}, TargetLabel: "node"},
-			}}},
 		},
 	}
 }

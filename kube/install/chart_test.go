@@ -49,6 +49,12 @@ func values(o *Options) map[string]any {
 	if o.MetricsPort != 0 {
 		v["metricsPort"] = o.MetricsPort
 	}
+	if o.SidecarMetricsPort != 0 {
+		v["sidecarMetricsPort"] = o.SidecarMetricsPort
+	}
+	if o.PodMonitor {
+		v["podMonitor"] = true
+	}
 	if o.Replicas != 0 {
 		v["replicas"] = o.Replicas
 	}
@@ -143,6 +149,8 @@ func TestChartRefuses(t *testing.T) {
 		"there are no metrics":            {"image": "a", "metricsPort": -1, "serviceMonitor": true},
 		"nothing would ever be meshed":    {"image": "a", "agent": false},
 		"finds the metrics of agents":     {"image": "a", "agent": false, "injector": true, "serviceMonitor": true},
+		"no pod gets a sidecar":           {"image": "a", "sidecarMetricsPort": 9181},
+		"finds the metrics of sidecars":   {"image": "a", "injector": true, "podMonitor": true},
 		"/volume":                         {"image": "a", "volume": "tape"},
 		"additional properties 'imagee'":  {"imagee": "a"},
 		"/metricsPort":                    {"image": "a", "metricsPort": 70000},

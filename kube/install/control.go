@@ -170,6 +170,9 @@ func controlContainer(o *Options) corev1.Container {
 		c.Args = append(c.Args, "--injector-image="+o.Image, "--injector-pull-policy="+o.PullPolicy, fmt.Sprintf("--injector-listen=:%d", InjectorPort),
 			// The address of control's own Service, of either family.
 			fmt.Sprintf("--injector-control=[$(ASSAY_CONTROL_SERVICE_HOST)]:%d", ControlPort))
+		if o.SidecarMetricsPort > 0 {
+			c.Args = append(c.Args, fmt.Sprintf("--injector-metrics-port=%d", o.SidecarMetricsPort))
+		}
 		for _, name := range o.PullSecrets {
 			c.Args = append(c.Args, "--injector-pull-secret="+name)
 		}

@@ -184,7 +184,7 @@ func title(u *unstructured.Unstructured) string {
 
 // everything is all that any choice of options installs.
 func everything(namespace string) ([]Object, error) {
-	all, err := Objects(Options{Namespace: namespace, Image: "none", ServiceMonitor: true, Replicas: 2, StoreSecret: "none", Injector: true})
+	all, err := Objects(Options{Namespace: namespace, Image: "none", ServiceMonitor: true, Replicas: 2, StoreSecret: "none", Injector: true, SidecarMetricsPort: 1, PodMonitor: true})
 	if err != nil {
 		return nil, err
 	}

@@ -44,6 +44,9 @@ func Objects(o Options) ([]Object, error) {
 	if o.Injector {
 		list = append(list, injector(&o))
 	}
+	if o.PodMonitor {
+		list = append(list, podMonitor(&o))
+	}
 	return list, nil
 }
 
@@ -103,6 +106,7 @@ var resources = map[string]schema.GroupVersionResource{
 	"DaemonSet":                    {Group: "apps", Version: "v1", Resource: "daemonsets"},
 	"NetworkPolicy":                {Group: "networking.k8s.io", Version: "v1", Resource: "networkpolicies"},
 	"PodDisruptionBudget":          {Group: policyv1.GroupName, Version: "v1", Resource: "poddisruptionbudgets"},
+	"PodMonitor":                   {Group: "monitoring.coreos.com", Version: "v1", Resource: "podmonitors"},
 	"ServiceMonitor":               {Group: "monitoring.coreos.com", Version: "v1", Resource: "servicemonitors"},
 	"Pod":                          {Version: "v1", Resource: "pods"},
 	"MutatingWebhookConfiguration": {Group: "admissionregistration.k8s.io", Version: "v1", Resource: "mutatingwebhookconfigurations"},

@@ -23,6 +23,7 @@ const (
 	DefaultNamespace = "assay-system"
 	ControlName      = "assay-control"       // service account, Deployment, Service, claim
 	AgentName        = "assay-agent"         // service account, DaemonSet, Service of metrics
+	SidecarName      = "assay-sidecar"       // PodMonitor
 	TrustName        = publish.TrustName     // the ConfigMap with the authority's roots
 	AuthorityName    = publish.AuthorityName // the Secret with the sealing key of a shared authority
 	InjectorName     = publish.InjectorName  // the webhooks' configuration, and control's role for it
@@ -74,6 +75,11 @@ type Options struct {
 	// MetricsPort of every node serves Prometheus; 0 is 9181, -1 none.
 	MetricsPort    int32
 	ServiceMonitor bool // one for the Prometheus operator
+
+	// SidecarMetricsPort of every pod that gets a sidecar serves Prometheus, in plaintext, also where the pod's
+	// namespace is strict; 0: none.
+	SidecarMetricsPort int32
+	PodMonitor         bool // one for the Prometheus operator, of sidecars
 }
 
 // Volumes that control can have.
@@ -129,6 +135,12 @@ func (o *Options) validate() error {
 		return wrong("ServiceMonitor", "it finds the metrics of agents, and there are none", "")
 	case o.ServiceMonitor && o.MetricsPort < 0:
 		return wrong("ServiceMonitor", "there are no metrics", "name a port with --metrics-port")
+	case o.SidecarMetricsPort < 0 || o.SidecarMetricsPort > 65535:
+		return wrong("metrics port of sidecars", fmt.Sprintf("%d is none", o.SidecarMetricsPort), "want 1 to 65535, or 0 for no metrics")
+	case o.SidecarMetricsPort > 0 && !o.Injector:
+		return wrong("metrics port of sidecars", "no pod gets a sidecar", "let pods have sidecars: --injector")
+	case o.PodMonitor && o.SidecarMetricsPort == 0:
+		return wrong("PodMonitor", "it finds the metrics of sidecars, and there are none", "name a port with --sidecar-metrics-port")
 	}
 	if _, err := resource.ParseQuantity(o.VolumeSize); err != nil {
 		return wrong("volume size "+o.VolumeSize, err.Error(), "want for instance 1Gi")

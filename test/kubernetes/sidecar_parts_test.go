@@ -17,7 +17,7 @@ func (s *sides) restart(t *testing.T) {
 	c := s.cluster
 	server := s.podOf(t, "server")
 	// The kernel ends the proxy with it: nothing passes beside.
-	c.Nodes[0].MustExec(t, "sh", "-c", `for p in $(pgrep -f "^/usr/local/bin/assay sidecar$"); do
+	c.Nodes[0].MustExec(t, "sh", "-c", `for p in $(pgrep -f "^/usr/local/bin/assay sidecar( --metrics=.*)?$"); do
 		if tr '\0' '\n' </proc/$p/environ | grep -q "^POD_UID=`+server.Metadata.UID+`$"; then kill -9 $p; fi; done`)
 	c.Eventually(t, "the sidecar is back", func() error {
 		now := s.pod(t, server.Metadata.Name)

@@ -116,7 +116,7 @@ func TestSidecar(t *testing.T) {
 	c.Nodes[0].MustExec(t, "chmod", "0777", "/opt/assay")
 	c.Apply(t, fmt.Sprintf(lifeVolume, c.Nodes[0].Name)) // control comes and goes
 	objects, files := s.objects(t), s.files(t)
-	args := append(slices.Clone(lifeInstall), "--injector", "--no-agent", "--image-pull-secret", "mesh")
+	args := append(slices.Clone(lifeInstall), "--injector", "--no-agent", "--image-pull-secret", "mesh", "--sidecar-metrics-port", "9181")
 	out := s.must(t, "assay", args...)
 	t.Logf("install says:\n%s", out)
 	if !strings.Contains(out, "the API server asks control about pods") {
@@ -198,8 +198,11 @@ func (s *sides) workloadsOf(t *testing.T) map[string]api.WorkloadView {
 
 // sidePod is what is looked at of a pod.
 type sidePod struct {
-	Metadata struct{ Name, UID string }
-	Spec     struct {
+	Metadata struct {
+		Name, UID   string
+		Annotations map[string]string
+	}
+	Spec struct {
 		InitContainers   []struct{ Name, RestartPolicy string }
 		ImagePullSecrets []struct{ Name string }
 	}
@@ -403,12 +406,36 @@ func (s *sides) strict(t *testing.T) {
 		}
 		return nil
 	})
+	s.metrics(t)
 	s.probed(t, server.Metadata.Name, "/ready", "/live")
 	now := s.pod(t, server.Metadata.Name)
 	for _, status := range now.Status.ContainerStatuses {
 		if !status.Ready || status.RestartCount > 0 {
 			t.Errorf("the server with its probes: %+v", status)
 		}
+	}
+}
+
+// metrics: in a strict namespace, too, who is outside of the mesh reads what a sidecar counts, where its pod
+// says. That is listed, and no finding.
+func (s *sides) metrics(t *testing.T) {
+	t.Helper()
+	c, server := s.cluster, s.podOf(t, "server")
+	c.Eventually(t, "a pod's metrics are read", func() error {
+		out, err := c.TryKubectl(t.Context(), "", "exec", "outsider", "--", "/bin/echo", "try", "http://"+server.Status.PodIP+":"+server.Metadata.Annotations["prometheus.io/port"]+server.Metadata.Annotations["prometheus.io/path"])
+		if err != nil || !regexp.MustCompile(`(?m)^assay_requests_total\{.*namespace="side",name="server",`).MatchString(out) {
+			return fmt.Errorf("%v %s", err, out)
+		}
+		return nil
+	})
+	c.Eventually(t, "that is listed", func() error {
+		if out := s.must(t, "kubectl", "assay", "edges", "--exceptions"); !regexp.MustCompile(`(?m):9181 .*metrics`).MatchString(out) {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+	if out, _ := s.run(t, "kubectl", "assay", "check"); strings.Contains(out, "9181") {
+		t.Errorf("check:\n%s", out)
 	}
 }
 

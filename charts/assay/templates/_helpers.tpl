@@ -44,6 +44,12 @@ imagePullPolicy: {{ .Values.imagePullPolicy }}
 {{- if and .Values.serviceMonitor (lt (int .Values.metricsPort) 0) }}
 {{- fail "serviceMonitor: there are no metrics without metricsPort" }}
 {{- end }}
+{{- if and (gt (int .Values.sidecarMetricsPort) 0) (not .Values.injector) }}
+{{- fail "sidecarMetricsPort: no pod gets a sidecar without injector" }}
+{{- end }}
+{{- if and .Values.podMonitor (eq (int .Values.sidecarMetricsPort) 0) }}
+{{- fail "podMonitor: it finds the metrics of sidecars, and there are none without sidecarMetricsPort" }}
+{{- end }}
 {{- if or (eq .Release.Namespace "default") (hasPrefix "kube-" .Release.Namespace) }}
 {{- fail "the mesh needs a namespace of its own: its agents are privileged, and none of its pods is meshed: helm install -n assay-system" }}
 {{- end }}
