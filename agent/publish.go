@@ -17,8 +17,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// coalesce is how long the publisher waits for more after something changed.
-const coalesce = 50 * time.Millisecond
+// How long the publisher waits for more after something changed: what comes after quiet goes on
+// at once. Every view wakes every proxy of the host, which costs more than what it says.
+const (
+	coalesceEach = 2 * time.Millisecond // for each workload
+	coalesce     = 50 * time.Millisecond
+	coalesceMost = 250 * time.Millisecond
+)
+
+// coalesced is how long that is on this host.
+func (a *Agent) coalesced() time.Duration {
+	return min(max(time.Duration(len(a.all()))*coalesceEach, coalesce), coalesceMost)
+}
 
 // sharedTable is the newest address table. It is replaced while others send it, so a
 // sender takes a copy of the descriptor.
@@ -57,7 +67,7 @@ func (a *Agent) publishLoop(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(coalesce):
+		case <-time.After(a.coalesced()):
 		}
 	}
 }
