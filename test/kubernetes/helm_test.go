@@ -47,6 +47,7 @@ func TestHelm(t *testing.T) {
 	if out, code := m.run(t, "assay", installArgs...); code != 1 || !strings.Contains(out, "use helm upgrade") {
 		t.Errorf("what is Helm's is changed by others: exit code %d\n%s", code, out)
 	}
+	m.helmRefuses(t, values)
 	helm(append(append([]string{"upgrade"}, values...), "--set", "olderGrace=1m")...)
 	if out := c.Kubectl(t, "get", "daemonset", "-n", install.DefaultNamespace, install.AgentName, "-o", "jsonpath={.spec.template.spec.containers[0].args}"); !strings.Contains(out, "1m") {
 		t.Errorf("the agent's arguments after the upgrade: %s", out)
@@ -61,4 +62,45 @@ func TestHelm(t *testing.T) {
 	}
 	m.leaves(t, objects)
 	m.asBefore(t, failed)
+}
+
+// helmRefuses: what would lose the authority, or pods, is refused by what is in the cluster.
+func (m *person) helmRefuses(t *testing.T, values []string) {
+	t.Helper()
+	c, namespace := m.cluster, install.DefaultNamespace
+	upgrade := func(sets ...string) (string, int) {
+		args := append([]string{"upgrade"}, values...)
+		for _, s := range sets {
+			args = append(args, "--set", s)
+		}
+		return m.run(t, "helm", append(args, "--namespace", namespace, "--dry-run=server")...)
+	}
+	if out, code := upgrade("agent=false", "injector=true"); code == 0 || !strings.Contains(out, "assay uninstall --nodes-only first") {
+		t.Errorf("agents would go and leave their nodes as they are: exit code %d\n%s", code, out)
+	}
+	several := []string{"replicas=2", "storeSecret=store"}
+	if out, code := upgrade(several...); code != 0 {
+		t.Errorf("several controls, and no authority elsewhere: exit code %d\n%s", code, out)
+	}
+	c.Apply(t, `apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: `+install.ControlName+`, namespace: `+namespace+`}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}
+`)
+	if out, code := upgrade(several...); code == 0 || !strings.Contains(out, "authority is in the volume") {
+		t.Errorf("several controls over one that has the authority in its volume: exit code %d\n%s", code, out)
+	}
+	c.Apply(t, `apiVersion: v1
+kind: Secret
+metadata:
+  name: `+install.AuthorityName+`
+  namespace: `+namespace+`
+  labels: {app.kubernetes.io/managed-by: Helm}
+  annotations: {meta.helm.sh/release-name: assay, meta.helm.sh/release-namespace: `+namespace+`}
+stringData: {key: sealing}
+`)
+	if out, code := upgrade(several...); code != 0 {
+		t.Errorf("the authority is in the store: exit code %d\n%s", code, out)
+	}
+	c.Kubectl(t, "delete", "-n", namespace, "secret/"+install.AuthorityName, "persistentvolumeclaim/"+install.ControlName, "--wait=true")
 }

@@ -50,6 +50,20 @@ imagePullPolicy: {{ .Values.imagePullPolicy }}
 {{- if and .Values.podMonitor (eq (int .Values.sidecarMetricsPort) 0) }}
 {{- fail "podMonitor: it finds the metrics of sidecars, and there are none without sidecarMetricsPort" }}
 {{- end }}
+{{- /* what is in the cluster; nothing is, for helm template */}}
+{{- if include "assay.several" . }}
+{{- $claim := lookup "v1" "PersistentVolumeClaim" .Release.Namespace "assay-control" }}
+{{- $key := lookup "v1" "Secret" .Release.Namespace "assay-authority" }}
+{{- if and $claim (not (get $key "data")) }}
+{{- fail "replicas, volume: the mesh's authority is in the volume of persistentvolumeclaim/assay-control, and not in the store yet: upgrade with storeSecret, one replica and volume=claim first, which puts it there; or delete the claim, if that mesh is over" }}
+{{- end }}
+{{- end }}
+{{- if not .Values.agent }}
+{{- $agents := lookup "apps/v1" "DaemonSet" .Release.Namespace "assay-agent" }}
+{{- if and $agents (not (dig "spec" "template" "spec" "nodeSelector" "assay.dev/uninstalled" "" $agents)) }}
+{{- fail "agent: there are agents, and only they take their pods, and the network plugin on their nodes, out of the mesh: assay uninstall --nodes-only first" }}
+{{- end }}
+{{- end }}
 {{- if or (eq .Release.Namespace "default") (hasPrefix "kube-" .Release.Namespace) }}
 {{- fail "the mesh needs a namespace of its own: its agents are privileged, and none of its pods is meshed: helm install -n assay-system" }}
 {{- end }}
