@@ -139,7 +139,7 @@ func (m *model) removePod(uid string) {
 }
 
 func (m *model) setNode(n *corev1.Node) {
-	now := Node{Name: n.Name, Zone: n.Labels[corev1.LabelTopologyZone], Agentless: agentless(n.Labels)}
+	now := Node{Name: n.Name, Zone: n.Labels[corev1.LabelTopologyZone], Agentless: kube.Agentless(n.Labels)}
 	for _, a := range n.Status.Addresses {
 		if addr, err := netip.ParseAddr(a.Address); a.Type == corev1.NodeInternalIP && err == nil {
 			now.Addrs = append(now.Addrs, addr.Unmap())
@@ -149,19 +149,6 @@ func (m *model) setNode(n *corev1.Node) {
 	if old, known := m.nodes[n.Name]; !known || !reflect.DeepEqual(old, now) {
 		m.nodes[n.Name], m.touchedNodes = now, true
 	}
-}
-
-// Labels of nodes that are none. The first is every virtual-kubelet's, the second that of EKS.
-const (
-	labelKubelet = "type"
-	labelCompute = "eks.amazonaws.com/compute-type"
-)
-
-// agentless reports whether no agent can be on a node. One that does not say what it is may
-// well be a Linux whose agent is missing.
-func agentless(labels map[string]string) bool {
-	system, said := labels[corev1.LabelOSStable]
-	return said && system != "linux" || labels[labelKubelet] == "virtual-kubelet" || labels[labelCompute] == "fargate"
 }
 
 func (m *model) removeNode(name string) {

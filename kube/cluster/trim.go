@@ -19,7 +19,7 @@ func trim(object any) (any, error) {
 	case *corev1.Node:
 		kept := &corev1.Node{ObjectMeta: trimMeta(&o.ObjectMeta, nil)}
 		kept.Labels = map[string]string{}
-		for _, label := range []string{corev1.LabelTopologyZone, corev1.LabelOSStable, labelKubelet, labelCompute} {
+		for _, label := range append(kube.AgentlessLabels(), corev1.LabelTopologyZone) {
 			if v, ok := o.Labels[label]; ok {
 				kept.Labels[label] = v
 			}

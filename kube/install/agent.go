@@ -9,6 +9,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"assay.dev/kube"
 )
 
 // tokenFolder is where an agent finds the token that control asks the API server about.
@@ -27,7 +29,7 @@ func agentObjects(o *Options) []Object {
 }
 
 // daemonSet is the agent on every node, whatever its taints: a node without one starts no
-// pod that its network plugin is asked for.
+// pod that its network plugin is asked for. What is a node in name only has none.
 func daemonSet(o *Options) *appsv1.DaemonSet {
 	template := corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels("agent", nil)}, Spec: agentPod(o)}
 	if o.metrics() {
@@ -74,6 +76,7 @@ func agentPod(o *Options) corev1.PodSpec {
 		HostNetwork:        true,
 		PriorityClassName:  "system-node-critical",
 		NodeSelector:       map[string]string{corev1.LabelOSStable: "linux"},
+		Affinity:           &corev1.Affinity{NodeAffinity: kube.AgentNodes()},
 		Tolerations:        []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
 		Containers:         []corev1.Container{c},
 		Volumes:            volumes,

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"assay.dev/kube"
 )
 
 // Status of a judgement.
@@ -81,12 +83,16 @@ func judgeVersion(f *Facts) []Judgement {
 // judgeNodes groups the nodes by what counts.
 func judgeNodes(f *Facts) (list []Judgement) {
 	kernels, runtimes := map[string][]string{}, map[string][]string{}
-	var windows []string
+	var windows, virtual []string
 	for i := range f.Nodes {
 		n := &f.Nodes[i]
 		info := n.Status.NodeInfo
 		if info.OperatingSystem == "windows" {
 			windows = append(windows, n.Name)
+			continue
+		}
+		if kube.Virtual(n.Labels) {
+			virtual = append(virtual, n.Name)
 			continue
 		}
 		kernels[info.KernelVersion] = append(kernels[info.KernelVersion], n.Name)
@@ -105,6 +111,9 @@ func judgeNodes(f *Facts) (list []Judgement) {
 	}
 	if len(windows) > 0 {
 		list = append(list, Judgement{"kernel", Warn, "Windows: " + some(windows), "pods of these nodes stay outside the mesh", ""})
+	}
+	if len(virtual) > 0 {
+		list = append(list, Judgement{"kernel", Warn, "nodes in name only: " + some(virtual), "no agent can be where their pods are, which stay outside the mesh", "keep what is to be in the mesh on other nodes"})
 	}
 	if len(f.Nodes) == 0 && !slices.Contains(f.Hidden, "nodes") {
 		list = append(list, Judgement{"kernel", Fail, "no nodes", "there is nothing to run on", "add a node"})

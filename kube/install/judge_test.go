@@ -67,6 +67,11 @@ func TestJudge(t *testing.T) {
 			w.Status.NodeInfo.OperatingSystem = "windows"
 			f.Nodes = append(f.Nodes, w)
 		}, []string{"kernel warn Windows: w"}},
+		"virtual": {func(f *Facts) {
+			v, x := node("fargate-1", "5.10.0", "containerd://1.4"), node("aci", "", "")
+			v.Labels, x.Labels = map[string]string{"eks.amazonaws.com/compute-type": "fargate"}, map[string]string{"type": "virtual-kubelet"}
+			f.Nodes = append(f.Nodes, v, x)
+		}, []string{"kernel warn nodes in name only: aci, fargate-1"}},
 		"no nodes":        {func(f *Facts) { f.Nodes = nil }, []string{"kernel fail no nodes"}},
 		"multus":          {func(f *Facts) { f.DaemonSets = append(f.DaemonSets, daemon("calico-node"), daemon("kube-multus-ds")) }, []string{"network warn Multus"}},
 		"cilium beside":   {func(f *Facts) { f.Cilium = map[string]string{"kube-proxy-replacement": "false"} }, nil},

@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"assay.dev"
+	"assay.dev/kube"
 )
 
 // parked is a node label that no node has. An agents' DaemonSet that wants it has no pods,
@@ -96,6 +97,9 @@ func (i *Installer) releaseNodes(ctx context.Context, r Removal) (left []string,
 	}
 	var pods []string
 	for n := range nodes {
+		if kube.Agentless(nodes[n].Labels) {
+			continue
+		}
 		if !nodeReady(&nodes[n]) {
 			left = append(left, fmt.Sprintf("node %s, which is not ready: its pods stay meshed and lose their identity within a day; restart it when it is back", nodes[n].Name))
 			continue
@@ -162,7 +166,7 @@ func nodeReady(n *corev1.Node) bool {
 func releasePod(agents *appsv1.DaemonSet, node string, drain time.Duration) *corev1.Pod {
 	spec := *agents.Spec.Template.Spec.DeepCopy()
 	spec.NodeName = node
-	spec.NodeSelector = nil
+	spec.NodeSelector, spec.Affinity = nil, nil
 	spec.RestartPolicy = corev1.RestartPolicyOnFailure
 	c := &spec.Containers[0]
 	c.Args = append(c.Args, "--release", "--proxy-drain="+drain.String())
