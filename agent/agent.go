@@ -46,7 +46,6 @@ type Agent struct {
 	publishing sync.Mutex // one view after the other
 	publisher  *publisher
 	saving     sync.Mutex  // one snapshot on disk after the other
-	tableOf    uint64      // fingerprint of the table
 	routed     string      // the peers that are routed to
 	routedBy   *netns.Host // and by whom
 	deltas     deltas      // of the newest view, as proxies are sent them

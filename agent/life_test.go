@@ -575,30 +575,6 @@ func TestArtifactTree(t *testing.T) {
 	})
 }
 
-// A workload of another host that claims an address that was used before wins when it
-// is newer, and never breaks the table.
-func TestTableOfReusedAddress(t *testing.T) {
-	old := time.Now().Add(-time.Hour)
-	w := func(id string, since time.Time) assay.Workload {
-		return assay.Workload{ID: id, Identity: assay.Identity{TrustDomain: "x", Namespace: "n", Account: id}, Addrs: lab.Addrs("10.181.1.2"), MeshedSince: since}
-	}
-	all := map[string]*assay.Workload{}
-	for _, w := range []assay.Workload{w("newer", old.Add(time.Minute)), w("older", old), w("unmeshed", time.Time{})} {
-		all[w.ID] = &w
-	}
-	var of owners
-	of.reset(all)
-	f, err := buildTable(1, all, &of)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
-	if err != nil || !strings.Contains(string(raw), "newer") {
-		t.Errorf("table %q, %v", raw, err)
-	}
-}
-
 var _ api.HostsClient = (*Remote)(nil)
 
 func TestMetrics(t *testing.T) {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -31,10 +32,17 @@ func newer(x, y *assay.Workload) int {
 func (o *owners) owner(a netip.Addr) *assay.Workload {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
-	if of := o.of[a]; len(of) > 0 {
+	if of := o.of[a.Unmap()]; len(of) > 0 {
 		return of[0]
 	}
 	return nil
+}
+
+// addrs are all addresses that are somebody's.
+func (o *owners) addrs() []netip.Addr {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return slices.Collect(maps.Keys(o.of))
 }
 
 // reset makes them those of all.
@@ -54,6 +62,7 @@ func (o *owners) replace(was, is *assay.Workload) {
 	defer o.mu.Unlock()
 	if was != nil {
 		for _, a := range was.Addrs {
+			a = a.Unmap()
 			of := slices.DeleteFunc(o.of[a], func(w *assay.Workload) bool { return w == was })
 			if o.of[a] = of; len(of) == 0 {
 				delete(o.of, a)
@@ -62,6 +71,7 @@ func (o *owners) replace(was, is *assay.Workload) {
 	}
 	if is != nil {
 		for _, a := range is.Addrs {
+			a = a.Unmap()
 			of := append(o.of[a], is)
 			if len(of) > 1 {
 				slices.SortFunc(of, newer)

@@ -5,13 +5,10 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net/netip"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
-	"assay.dev"
 	"assay.dev/agent/netns"
 	"assay.dev/link"
 	"golang.org/x/sys/unix"
@@ -158,10 +155,10 @@ func (a *Agent) publish() {
 // publishTable makes a new address table when what it would say is new.
 func (a *Agent) publishTable(v *view) {
 	p := a.publisher
-	if p.meshed == a.tableOf && v.table != 0 {
+	if !p.tableNew {
 		return
 	}
-	file, err := buildTable(v.number, p.workloads, p.owners)
+	fd, err := p.table.Build(v.number)
 	if err != nil {
 		a.log.Error("the address table stays old", "err", err)
 		return
@@ -170,51 +167,9 @@ func (a *Agent) publishTable(v *view) {
 	if a.table.file != nil {
 		a.table.file.Close()
 	}
-	a.table = sharedTable{version: v.number, file: file}
+	a.table = sharedTable{version: v.number, file: os.NewFile(uintptr(fd), "address table")}
 	a.mu.Unlock()
-	v.table, a.tableOf = v.number, p.meshed
-}
-
-// hashWorkload is a share in the fingerprint of the table, which changes when the table would:
-// a change of an endpoint's readiness makes a new version of a workload, too, but not of what
-// the table says of it.
-func hashWorkload(w *assay.Workload) uint64 {
-	const prime = 1099511628211 // FNV-1a
-	h := uint64(14695981039346656037)
-	add := func(s string) {
-		for i := range len(s) {
-			h = (h ^ uint64(s[i])) * prime
-		}
-		h = (h ^ 0xff) * prime
-	}
-	add(w.ID)
-	add(w.Identity.String())
-	for _, a := range w.Addrs {
-		b := a.As16()
-		add(string(b[:]))
-	}
-	return h
-}
-
-// buildTable makes the table of all meshed workloads.
-func buildTable(version uint64, workloads map[string]*assay.Workload, of *owners) (*os.File, error) {
-	list := make([]assay.Workload, 0, len(workloads))
-	for _, w := range workloads {
-		if w.MeshedSince.IsZero() {
-			continue
-		}
-		out := *w
-		others := func(at netip.Addr) bool { return of.owner(at) != w }
-		if slices.ContainsFunc(w.Addrs, others) {
-			out.Addrs = slices.DeleteFunc(slices.Clone(w.Addrs), others)
-		}
-		list = append(list, out)
-	}
-	fd, err := link.BuildTable(version, list)
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), "address table"), nil
+	v.table, p.tableNew = v.number, false
 }
 
 // tableAfter returns the newest table for sending, which the caller closes, or -1 when that

@@ -8,6 +8,7 @@ import (
 
 	"assay.dev"
 	"assay.dev/agent/netns"
+	"assay.dev/link"
 )
 
 // basis is what all of a view depends on: when it changes, a view is made anew.
@@ -27,13 +28,14 @@ type publisher struct {
 	opens     map[string][]netip.AddrPort // what each service has open
 	openers   map[netip.AddrPort]int      // how many services have it open
 	routed    map[string]map[string]bool  // the routes of each service
-	meshed    uint64                      // sum of the fingerprints of meshed workloads
 	hostsNew  bool                        // since somebody last looked
 	owners    *owners
+	table     link.TableBuilder // of addresses
+	tableNew  bool              // since somebody last looked
 }
 
 func newPublisher() *publisher {
-	return &publisher{view: &view{}, owners: &owners{}}
+	return &publisher{view: &view{}, owners: &owners{}, tableNew: true}
 }
 
 // edit is a view in the making. A map is copied before it is changed first.
@@ -58,7 +60,7 @@ func (p *publisher) next(news map[string]*resource) *view {
 
 // anew makes a view of all pieces there are.
 func (p *publisher) anew(b basis, all map[string]*resource) *view {
-	p.basis, p.meshed, p.hostsNew = b, 0, true
+	p.basis, p.hostsNew = b, true
 	p.workloads, p.hosts = map[string]*assay.Workload{}, map[string]*assay.Host{}
 	p.opens, p.openers, p.routed = map[string][]netip.AddrPort{}, map[netip.AddrPort]int{}, map[string]map[string]bool{}
 	v := &view{
@@ -68,6 +70,14 @@ func (p *publisher) anew(b basis, all map[string]*resource) *view {
 	e := &edit{p: p, v: v, fresh: true, touch: map[string]bool{}}
 	e.apply(all)
 	p.owners.reset(p.workloads)
+	addrs := p.owners.addrs()
+	slices.SortFunc(addrs, link.CompareInTable)
+	for _, at := range addrs {
+		p.place(at)
+	}
+	if p.table.Retain(func(at netip.Addr) bool { return p.owners.owner(at) != nil }) {
+		p.tableNew = true
+	}
 	return p.finish(v)
 }
 
@@ -119,20 +129,33 @@ func (e *edit) setWorkload(id string, r *resource) {
 		is = r.workload
 	}
 	was := p.workloads[id]
-	if was != nil && !was.MeshedSince.IsZero() {
-		p.meshed -= hashWorkload(was)
-	}
-	if is != nil && !is.MeshedSince.IsZero() {
-		p.meshed += hashWorkload(is)
-	}
-	if !e.fresh {
-		p.owners.replace(was, is)
-	}
 	if is == nil {
 		delete(p.workloads, id)
 	} else {
 		p.workloads[id] = is
 	}
+	if e.fresh {
+		return // all at once
+	}
+	p.owners.replace(was, is)
+	for _, w := range []*assay.Workload{was, is} {
+		if w != nil {
+			for _, at := range w.Addrs {
+				p.place(at.Unmap())
+			}
+		}
+	}
+}
+
+// place puts the owner of an address into the table. One that is not meshed yet is not there.
+func (p *publisher) place(at netip.Addr) {
+	news := false
+	if w := p.owners.owner(at); w != nil && !w.MeshedSince.IsZero() {
+		news = p.table.Set(at, link.Meshed{Identity: w.Identity, Workload: w.ID})
+	} else {
+		news = p.table.Remove(at)
+	}
+	p.tableNew = p.tableNew || news
 }
 
 func (e *edit) setService(key string, r *resource) {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"assay.dev"
+	"assay.dev/agent/internal/lab"
 	"assay.dev/api"
 	"assay.dev/link"
 )
@@ -238,7 +239,7 @@ func TestChangesAddUp(t *testing.T) {
 		}{
 			{"services", v.services, want.services}, {"routes", v.routes, want.routes}, {"settings", v.namespaces, want.namespaces},
 			{"open ports", v.open, want.open}, {"zone", v.zone, want.zone}, {"nodes", v.nodes, want.nodes},
-			{"owners", a.publisher.owners.of, p.owners.of}, {"table", a.publisher.meshed, p.meshed},
+			{"owners", a.publisher.owners.of, p.owners.of}, {"table", tabled(t, a.publisher), tabled(t, p)},
 			{"who has it open", a.publisher.openers, p.openers}, {"routes of services", a.publisher.routed, p.routed}, {"hosts", a.publisher.hosts, p.hosts},
 		} {
 			if !reflect.DeepEqual(x.got, x.want) {
@@ -325,6 +326,55 @@ func TestOpenFollows(t *testing.T) {
 	if followed < 1000 || opens < 100 {
 		t.Errorf("%d views were followed, with %d openings", followed, opens)
 	}
+}
+
+// A workload of another host that claims an address that was used before wins when it
+// is newer, and never breaks the table.
+func TestTableOfReusedAddress(t *testing.T) {
+	old := time.Now().Add(-time.Hour)
+	w := func(id string, since time.Time) assay.Workload {
+		return assay.Workload{ID: id, Identity: assay.Identity{TrustDomain: "x", Namespace: "n", Account: id}, Addrs: lab.Addrs("10.181.1.2"), MeshedSince: since}
+	}
+	p := newPublisher()
+	all := map[string]*resource{}
+	for _, w := range []assay.Workload{w("newer", old.Add(time.Minute)), w("older", old), w("unmeshed", time.Time{})} {
+		all["workload/"+w.ID] = &resource{workload: &w}
+	}
+	is := func(want string) {
+		t.Helper()
+		if got := tabled(t, p)[netip.MustParseAddr("10.181.1.2")].Workload; got != want {
+			t.Errorf("in the table is %q, want %q", got, want)
+		}
+	}
+	p.anew(basis{}, all)
+	is("newer")
+	p.next(map[string]*resource{"workload/newer": nil})
+	is("older")
+	p.next(map[string]*resource{"workload/older": nil})
+	is("")
+}
+
+// tabled is what a publisher's table says.
+func tabled(t *testing.T, p *publisher) map[netip.Addr]link.Meshed {
+	t.Helper()
+	fd, err := p.table.Build(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	table, err := link.OpenTable(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[netip.Addr]link.Meshed{}
+	for _, at := range p.owners.addrs() {
+		if m, there := table.Lookup(at); there {
+			all[at] = m
+		}
+	}
+	if len(all) != table.Len() {
+		t.Errorf("%d addresses are in the table, of which %d are somebody's", table.Len(), len(all))
+	}
+	return all
 }
 
 func byKey[T any](list []T, key func(*T) string) map[string]T {

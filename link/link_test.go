@@ -3,7 +3,9 @@ package link
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -447,5 +449,62 @@ func TestTakenDescriptors(t *testing.T) {
 	}
 	for _, fd := range taken {
 		unix.Close(fd)
+	}
+}
+
+// TestTableBuilder: a table after many changes says what one that is made at once does, and is
+// not much larger.
+func TestTableBuilder(t *testing.T) {
+	random := rand.New(rand.NewPCG(5, 6))
+	var b TableBuilder
+	lives := map[netip.Addr]Meshed{}
+	for i := range 4000 {
+		a := netip.AddrFrom4([4]byte{10, 0, 0, byte(random.IntN(64))})
+		switch m := (Meshed{Identity: assay.Identity{TrustDomain: "test", Namespace: "bank", Account: fmt.Sprint("a", random.IntN(5))}, Workload: fmt.Sprint("workload-", random.IntN(1000))}); random.IntN(4) {
+		case 0:
+			_, was := lives[a]
+			delete(lives, a)
+			if b.Remove(a) != was {
+				t.Fatalf("%s was there: %v", a, was)
+			}
+		case 1:
+			if m, was := lives[a]; was && b.Set(a, m) {
+				t.Fatalf("%s is new, and was %v", a, m)
+			}
+		default:
+			if was, there := lives[a]; b.Set(a, m) != (!there || was != m) {
+				t.Fatalf("%s was %v, is %v", a, was, m)
+			}
+			lives[a] = m
+		}
+		if i%500 == 499 {
+			gone := netip.AddrFrom4([4]byte{10, 0, 0, byte(random.IntN(64))})
+			_, was := lives[gone]
+			delete(lives, gone)
+			if b.Retain(func(a netip.Addr) bool { return a != gone }) != was {
+				t.Fatalf("%s was there: %v", gone, was)
+			}
+		}
+		if i%100 != 99 {
+			continue
+		}
+		fd, err := b.Build(uint64(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		table, err := OpenTable(fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if table.Version() != uint64(i) || table.Len() != len(lives) || b.Len() != len(lives) || len(table.text) > 200*len(lives) {
+			t.Fatalf("table %d of %d addresses, want %d; %d bytes of text", table.Version(), table.Len(), len(lives), len(table.text))
+		}
+		for n := range 64 {
+			a := netip.AddrFrom4([4]byte{10, 0, 0, byte(n)})
+			want, there := lives[a]
+			if got, found := table.Lookup(a); got != want || found != there {
+				t.Fatalf("%s is %v, %v; want %v, %v", a, got, found, want, there)
+			}
+		}
 	}
 }

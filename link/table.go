@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -49,50 +50,25 @@ type AddressTable struct {
 // BuildTable writes the table of all meshed workloads into a sealed memfd, which
 // the caller closes.
 func BuildTable(version uint64, workloads []assay.Workload) (int, error) {
-	type record struct {
-		addr         [16]byte
-		id, workload string
-	}
-	var list []record
+	owner := map[netip.Addr]*assay.Workload{}
 	for i := range workloads {
 		w := &workloads[i]
 		if w.MeshedSince.IsZero() {
 			continue
 		}
 		for _, a := range w.Addrs {
-			list = append(list, record{a.Unmap().As16(), w.Identity.String(), w.ID})
+			a = a.Unmap()
+			if old := owner[a]; old != nil {
+				return -1, fmt.Errorf("address table: %s belongs to %s and to %s", a, old.ID, w.ID)
+			}
+			owner[a] = w
 		}
 	}
-	slices.SortFunc(list, func(a, b record) int { return bytes.Compare(a.addr[:], b.addr[:]) })
-	var text []byte
-	at := map[string]uint32{}
-	place := func(s string) uint32 {
-		off, ok := at[s]
-		if !ok {
-			off = uint32(len(text))
-			at[s] = off
-			text = append(text, s...)
-		}
-		return off
+	var b TableBuilder
+	for _, a := range slices.SortedFunc(maps.Keys(owner), CompareInTable) {
+		b.Set(a, Meshed{owner[a].Identity, owner[a].ID})
 	}
-	records := make([]byte, 0, len(list)*recordSize)
-	for i, r := range list {
-		if i > 0 && r.addr == list[i-1].addr {
-			return -1, fmt.Errorf("address table: %s belongs to %s and to %s", netip.AddrFrom16(r.addr).Unmap(), list[i-1].workload, r.workload)
-		}
-		records = append(records, r.addr[:]...)
-		records = binary.LittleEndian.AppendUint32(records, place(r.id))
-		records = binary.LittleEndian.AppendUint16(records, uint16(len(r.id)))
-		records = binary.LittleEndian.AppendUint32(records, place(r.workload))
-		records = binary.LittleEndian.AppendUint16(records, uint16(len(r.workload)))
-	}
-	b := make([]byte, 0, tableHeader+len(records)+len(text))
-	b = append(b, tableMagic...)
-	b = binary.LittleEndian.AppendUint64(b, version)
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(list)))
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(text)))
-	b = append(append(b, records...), text...)
-	return sealedCopy(b)
+	return b.Build(version)
 }
 
 // OpenTable maps a table and closes fd.
