@@ -91,17 +91,17 @@ func (s *session) update(v *view, full bool) error {
 
 // updateServices tells what is different in v from what was told last, or everything.
 func (s *session) updateServices(v *view, full bool) error {
-	var body any
+	from := s.told
 	if full {
-		body = v.full(s.w.noun().Namespace)
-	} else if e, err := s.w.a.deltas.between(s.told, v, s.w.noun().Namespace, s.patches); err != nil {
-		return err
-	} else if e != nil {
-		body = e
+		from = nil
 	}
-	if body != nil {
+	delta := s.w.a.deltas.between(from, v, s.w.noun().Namespace, s.patches)
+	if delta.err != nil {
+		return delta.err
+	}
+	if delta.body != nil {
 		s.sending(v.number, full)
-		if err := s.conn.Send(link.KindServices, 0, body); err != nil {
+		if err := s.conn.Send(link.KindServices, 0, delta.body); err != nil {
 			return err
 		}
 	}
