@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"reflect"
 	"time"
@@ -194,10 +195,11 @@ func both(a, b map[netip.AddrPort]bool) map[netip.AddrPort]bool {
 
 // verifying is how a workload's capture is looked after.
 type verifying struct {
-	at         time.Time // when it was last
-	generation uint32    // of the rules, then
-	again      bool      // it could not be said whether somebody changed it
-	down       time.Time // since when lo is, as far as it was seen; zero: it is not
+	at         time.Time     // when it was last
+	every      time.Duration // how soon it is again: not all of a host at once
+	generation uint32        // of the rules, then
+	again      bool          // it could not be said whether somebody changed it
+	down       time.Time     // since when lo is, as far as it was seen; zero: it is not
 }
 
 // lookAtCapture verifies the capture now and then, and soon after rules were changed.
@@ -208,9 +210,10 @@ func (w *workload) lookAtCapture(v *verifying) {
 	}
 	// The number first: what changes from now on is looked at the next time.
 	now, err := w.capture.Generation()
-	if since > verifyEvery || v.again || err == nil && now != v.generation {
+	if since > v.every || v.again || err == nil && now != v.generation {
 		w.verifyCapture(v)
 		v.at, v.generation = time.Now(), now
+		v.every = verifyEvery - rand.N(verifyEvery/3)
 	}
 }
 

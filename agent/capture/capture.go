@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 
 	"assay.dev/agent/netns"
@@ -69,6 +70,7 @@ type Capture struct {
 	want  []listing               // as the kernel listed them after Install
 	leg   []byte                  // the rule of LegTable, as the kernel told it
 	asks  *netns.Questions        // for the counters, which are read often
+	moves uint32                  // transactions that opened and closed
 }
 
 // New returns the capture of ns, which it uses but does not close.
@@ -217,6 +219,8 @@ func (c *Capture) change(add, remove []netip.AddrPort) error {
 	open := c.open
 	if err != nil {
 		open = copied(open)
+	} else {
+		c.moves++
 	}
 	for _, a := range add {
 		open[a] = true
@@ -285,11 +289,13 @@ func (c *Capture) Refused() (Refused, error) {
 }
 
 // Generation returns a number that every change of the namespace's rules makes another one,
-// also of rules that are not the capture's.
+// also of rules that are not the capture's, but for what SetOpen and Change do. The kernel
+// counts transactions; so does the capture.
 func (c *Capture) Generation() (uint32, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.asks.Generation()
+	id, err := c.asks.Generation()
+	return id - c.moves, err
 }
 
 // Remove takes away the rules and the routes for the return mark, and puts the settings
@@ -380,11 +386,11 @@ func (c *Capture) list() ([]listing, error) {
 			return nil, fmt.Errorf("capture: list chain %s: %w", ch.Name, err)
 		}
 		for _, r := range rules {
-			text := ""
+			var text strings.Builder
 			for _, e := range r.Exprs {
-				text += fmt.Sprintf("%T%+v ", e, e)
+				fmt.Fprintf(&text, "%T%+v ", e, e)
 			}
-			l.rules = append(l.rules, text)
+			l.rules = append(l.rules, text.String())
 		}
 		list = append(list, l)
 	}

@@ -600,3 +600,46 @@ func refusedIsCounted(t *testing.T, setup func(testing.TB, ...uint16) *host) {
 	s.capture = next
 	count(capture.Refused{NoProxy: 6, NoEndpoint: 2})
 }
+
+// TestOnlyOthersChangesAreNew: what the capture opens and closes is no reason to read its rules
+// back, and what anybody else does is.
+func TestOnlyOthersChangesAreNew(t *testing.T) {
+	s := setup(t)
+	s.install(t)
+	c := s.capture.(*capture.Capture)
+	generation := func() uint32 {
+		t.Helper()
+		n, err := c.Generation()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	one, two := netip.MustParseAddrPort("10.182.0.5:80"), netip.MustParseAddrPort("10.182.0.6:80")
+	before := generation()
+	for _, err := range []error{c.SetOpen(map[netip.AddrPort]bool{one: true}), c.Change([]netip.AddrPort{one, two}, nil), c.Change(nil, []netip.AddrPort{one}), c.Change(nil, []netip.AddrPort{one})} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if now := generation(); now != before {
+		t.Errorf("what was opened and closed made generation %d of %d", now, before)
+	}
+	if err := c.Verify(); err != nil {
+		t.Error(err)
+	}
+	if open := c.Open(); len(open) != 1 || !open[two] {
+		t.Errorf("open are %v", open)
+	}
+	other := capture.New(s.workload)
+	defer other.Close()
+	if err := errors.Join(other.Adopt(), other.Change(nil, []netip.AddrPort{two})); err != nil {
+		t.Fatal(err)
+	}
+	if now := generation(); now == before {
+		t.Error("what somebody else closed was not seen")
+	}
+	if c.Verify() == nil {
+		t.Error("what somebody else closed was not found")
+	}
+}
