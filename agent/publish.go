@@ -69,8 +69,12 @@ func (a *Agent) publishLoop(ctx context.Context) {
 	}
 }
 
-// saveEvery bounds how often the snapshot is written to disk.
-const saveEvery = time.Second
+// saveEvery bounds how often the snapshot is written to disk. It is so for each half a megabyte
+// of it, up to saveMost: all of it is written each time.
+const (
+	saveEvery = time.Second
+	saveMost  = 30 * time.Second
+)
 
 // saveLoop keeps the snapshot on disk. It is apart from publishing, which no slow disk
 // may hold up.
@@ -86,15 +90,16 @@ func (a *Agent) saveLoop(ctx context.Context, unsaved <-chan struct{}) {
 			return
 		case <-unsaved:
 		}
-		a.saveSnapshot()
+		size := a.saveSnapshot()
 		select {
 		case <-ctx.Done():
-		case <-time.After(saveEvery):
+		case <-time.After(min(time.Duration(1+size>>19)*saveEvery, saveMost)):
 		}
 	}
 }
 
-func (a *Agent) saveSnapshot() {
+// saveSnapshot writes it now, and returns its size in bytes.
+func (a *Agent) saveSnapshot() int {
 	a.saving.Lock()
 	defer a.saving.Unlock()
 	a.mu.Lock()
@@ -107,6 +112,7 @@ func (a *Agent) saveSnapshot() {
 	if err != nil {
 		a.log.Error("the snapshot is not on disk", "err", err)
 	}
+	return len(b)
 }
 
 // publish makes a view of the newest snapshot and wakes everybody who waits for one.
@@ -169,7 +175,7 @@ func (a *Agent) publishTable(v *view) {
 	}
 	a.table = sharedTable{version: v.number, file: os.NewFile(uintptr(fd), "address table")}
 	a.mu.Unlock()
-	v.table, p.tableNew = v.number, false
+	p.tableNew = false
 }
 
 // tableAfter returns the newest table for sending, which the caller closes, or -1 when that

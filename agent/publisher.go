@@ -64,7 +64,7 @@ func (p *publisher) anew(b basis, all map[string]*resource) *view {
 	p.workloads, p.hosts = map[string]*assay.Workload{}, map[string]*assay.Host{}
 	p.opens, p.openers, p.routed = map[string][]netip.AddrPort{}, map[netip.AddrPort]int{}, map[string]map[string]bool{}
 	v := &view{
-		table: p.view.table, number: p.view.number, services: map[string]versioned{}, routes: map[string]versionedRoute{},
+		number: p.view.number, services: map[string]versioned{}, routes: map[string]versionedRoute{},
 		namespaces: map[string]assay.NamespaceConfig{}, open: map[netip.AddrPort]bool{},
 	}
 	e := &edit{p: p, v: v, fresh: true, touch: map[string]bool{}}

@@ -10,7 +10,8 @@ import (
 )
 
 // Listening sockets are asked for often while something changes and seldom when
-// nothing does.
+// nothing does. What a workload declares and does not listen on may come late, or never: it
+// is found after at most a twentieth of the time that it took.
 const (
 	readyFast = 200 * time.Millisecond
 	readySlow = 2 * time.Second
@@ -51,7 +52,7 @@ func (w *workload) watchReadiness(ctx context.Context) {
 		return
 	}
 	defer sockets.Close()
-	wait, rules := readyFast, verifying{at: time.Now()}
+	wait, rules, still := readyFast, verifying{at: time.Now()}, time.Now()
 	for {
 		changed := w.checkArtifacts()
 		ports, err := listening(sockets, w.addrs, w.ownPorts())
@@ -62,8 +63,10 @@ func (w *workload) watchReadiness(ctx context.Context) {
 		}
 		w.lookAtCapture(&rules)
 		wait = min(wait*3/2, readySlow)
-		if changed || !w.allListening() {
-			wait = readyFast
+		if changed {
+			wait, still = readyFast, time.Now()
+		} else if !w.allListening() {
+			wait = min(max(time.Since(still)/20, readyFast), readySlow)
 		}
 		select {
 		case <-ctx.Done():

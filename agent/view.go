@@ -19,7 +19,6 @@ type view struct {
 	namespaces map[string]assay.NamespaceConfig
 	bundle     *link.Bundle
 	open       map[netip.AddrPort]bool
-	table      uint64       // version of Agent.table
 	zone       string       // of this host, as control has it
 	nodes      []netip.Addr // all hosts' own, sorted
 

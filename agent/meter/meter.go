@@ -293,25 +293,26 @@ func (m *Meter) list(conn *nftables.Conn) ([]string, error) {
 		if ch.Table.Name != Table {
 			continue
 		}
-		text := fmt.Sprintf("%d %s %s", ch.Table.Family, ch.Name, ch.Type)
+		var text strings.Builder
+		fmt.Fprintf(&text, "%d %s %s", ch.Table.Family, ch.Name, ch.Type)
 		if ch.Hooknum != nil && ch.Priority != nil {
-			text += fmt.Sprintf(" hook %d priority %d", *ch.Hooknum, *ch.Priority)
+			fmt.Fprintf(&text, " hook %d priority %d", *ch.Hooknum, *ch.Priority)
 		}
 		rules, err := conn.GetRules(ch.Table, ch)
 		if err != nil {
 			return nil, fmt.Errorf("meter: list chain %s: %w", ch.Name, err)
 		}
 		for _, r := range rules {
-			text += "\n"
+			text.WriteByte('\n')
 			for _, e := range r.Exprs {
 				if d, ok := e.(*expr.Dynset); ok { // it has pointers inside
-					text += fmt.Sprintf("note %s %d ", d.SetName, d.SrcRegKey)
+					fmt.Fprintf(&text, "note %s %d ", d.SetName, d.SrcRegKey)
 					continue
 				}
-				text += fmt.Sprintf("%T%+v ", e, e)
+				fmt.Fprintf(&text, "%T%+v ", e, e)
 			}
 		}
-		out = append(out, text)
+		out = append(out, text.String())
 	}
 	slices.Sort(out)
 	return out, nil

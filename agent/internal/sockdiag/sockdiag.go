@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 
 	"assay.dev/agent/netns"
 	"golang.org/x/sys/unix"
@@ -80,14 +81,18 @@ func Open(ns *netns.Namespace) (*Conn, error) {
 
 func (c *Conn) Close() error { return unix.Close(c.fd) }
 
+// buffers are for answers, of which an agent with many pods asks for hundreds a second.
+var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+
 // List visits the sockets of one family that are in one of the states (1<<Listen, AllStates …).
 func (c *Conn) List(family byte, states uint32, visit func(*Socket)) error {
 	if err := c.ask(question(byFamily, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, family, states)); err != nil {
 		return err
 	}
-	buf := make([]byte, 32<<10)
+	buf := buffers.Get().(*[32 << 10]byte)
+	defer buffers.Put(buf)
 	for {
-		n, err := c.receive(buf)
+		n, err := c.receive(buf[:])
 		if err != nil {
 			return err
 		}
