@@ -67,7 +67,7 @@ func (w *workload) rules(c assay.NamespaceConfig) capture.Rules {
 // that it uses it: else a connection that the kernel took would find no endpoint.
 func (w *workload) distribute(ctx context.Context) {
 	var installed capture.Rules
-	namespace := w.noun().Namespace
+	namespace := w.namespace()
 	if w.adopted {
 		select { // what is installed is at least as new as what this agent read
 		case <-w.a.fresh.ch:
@@ -93,7 +93,9 @@ func (w *workload) distribute(ctx context.Context) {
 			if s.uses(v.number) {
 				used, next = v, nil
 			} else {
-				s.wakeUp()
+				if !s.toldOf(v.number) {
+					s.wakeUp()
+				}
 				if next == nil {
 					next = v
 				}

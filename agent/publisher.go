@@ -54,7 +54,8 @@ func (p *publisher) next(news map[string]*resource) *view {
 	v := *p.view
 	e := &edit{p: p, v: &v, touch: map[string]bool{}}
 	e.apply(news)
-	v.history = p.view.then(&e.c)
+	c := e.c // alone: the edit has the view, which has its history
+	v.history = p.view.then(&c)
 	return p.finish(&v)
 }
 

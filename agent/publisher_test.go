@@ -9,10 +9,12 @@ import (
 	"net/netip"
 	"os"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+	"weak"
 
 	"assay.dev"
 	"assay.dev/agent/internal/lab"
@@ -505,5 +507,24 @@ func drain(ctx context.Context, f *os.File) {
 			return
 		}
 		m.Discard()
+	}
+}
+
+// TestOldViewsAreGone: nobody keeps a view when there are newer ones, but for who uses it.
+func TestOldViewsAreGone(t *testing.T) {
+	p := newPublisher()
+	p.anew(basis{}, nil)
+	var old []weak.Pointer[view]
+	for range 5 {
+		p.next(map[string]*resource{"service/a/b": nil})
+		old = append(old, weak.Make(p.view))
+	}
+	for deadline := time.Now().Add(time.Minute); slices.ContainsFunc(old[:4], func(v weak.Pointer[view]) bool { return v.Value() != nil }); runtime.GC() {
+		if time.Now().After(deadline) {
+			t.Fatal("old views are kept")
+		}
+	}
+	if old[4].Value() != p.view {
+		t.Error("the newest view is another one")
 	}
 }

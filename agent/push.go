@@ -40,6 +40,13 @@ func (s *session) uses(n uint64) bool {
 	return s.current >= n && s.acked >= min(s.sent, n)
 }
 
+// toldOf reports whether the proxy was told of view number n.
+func (s *session) toldOf(n uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.current >= n
+}
+
 func (s *session) update(v *view, full bool) error {
 	c, _, err := s.w.configuration(false)
 	if err != nil {
@@ -51,7 +58,7 @@ func (s *session) update(v *view, full bool) error {
 		again := c
 		again.Listeners = nil
 		// What changes with the services, and must not go back to what it was at the beginning.
-		again.Config = v.config(s.w.noun().Namespace)
+		again.Config = v.config(s.w.namespace())
 		if err := s.conn.Send(link.KindConfigure, 0, again); err != nil {
 			return err
 		}
@@ -95,7 +102,7 @@ func (s *session) updateServices(v *view, full bool) error {
 	if full {
 		from = nil
 	}
-	delta := s.w.a.deltas.between(from, v, s.w.noun().Namespace, s.patches)
+	delta := s.w.a.deltas.between(from, v, s.w.namespace(), s.patches)
 	if delta.err != nil {
 		return delta.err
 	}

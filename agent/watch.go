@@ -62,7 +62,7 @@ func (w *workload) watches(c assay.NamespaceConfig) []assay.Watch {
 }
 
 func (s *session) updateWatches(v *view) error {
-	list := s.w.watches(v.config(s.w.noun().Namespace))
+	list := s.w.watches(v.config(s.w.namespace()))
 	if len(list) == 0 && len(s.watches) == 0 || reflect.DeepEqual(list, s.watches) {
 		return nil
 	}

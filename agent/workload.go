@@ -374,6 +374,12 @@ func (w *workload) bundleInUse() uint64 {
 	return w.bundle
 }
 
+func (w *workload) namespace() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.rec.Workload.Namespace
+}
+
 // noun is a copy of the workload as it is now.
 func (w *workload) noun() assay.Workload {
 	w.mu.Lock()
