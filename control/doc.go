@@ -39,7 +39,7 @@
 //
 // Tour: control.go (the role), model.go (what is known: admit.go, idle.go,
 // remembered.go, reports.go), publish.go, snapshot.go and delta.go (versions, and what leads to them), sync.go (a host's
-// stream), hosts.go (join, renew, issue), cluster.go (nodes and pods of a platform), access.go, peers.go and refuse.go (who calls
+// stream), hosts.go (join, renew, issue), cluster.go, nodes.go and waiting.go (nodes and pods of a platform, and what comes too early), access.go, peers.go and refuse.go (who calls
 // and may), operator.go (what people call), apply.go and folder.go (intent), list.go
 // (what people see; package api has the documents), edges.go, check.go, found.go, rotate.go
 // and ended.go (certificates over time), authority.go (where it is kept), several.go, hear.go and ask.go (other controls on the
