@@ -198,13 +198,15 @@ func both(a, b map[netip.AddrPort]bool) map[netip.AddrPort]bool {
 // verifying is how a workload's capture is looked after.
 type verifying struct {
 	at         time.Time     // when it was last
+	whole      time.Time     // when all of it was, and was right
 	every      time.Duration // how soon it is again: not all of a host at once
 	generation uint32        // of the rules, then
 	again      bool          // it could not be said whether somebody changed it
 	down       time.Time     // since when lo is, as far as it was seen; zero: it is not
 }
 
-// lookAtCapture verifies the capture now and then, and soon after rules were changed.
+// lookAtCapture verifies the capture now and then, and soon after rules were changed. Rules of
+// which the kernel says that nobody has changed them are read back seldom.
 func (w *workload) lookAtCapture(v *verifying) {
 	since := time.Since(v.at)
 	if since <= verifySoon {
@@ -212,31 +214,31 @@ func (w *workload) lookAtCapture(v *verifying) {
 	}
 	// The number first: what changes from now on is looked at the next time.
 	now, err := w.capture.Generation()
-	if since > v.every || v.again || err == nil && now != v.generation {
-		w.verifyCapture(v)
-		v.at, v.generation = time.Now(), now
-		v.every = verifyEvery - rand.N(verifyEvery/3)
+	changed := v.again || err == nil && now != v.generation
+	if !changed && since <= v.every {
+		return
 	}
+	w.verifyCapture(v, changed || err != nil || time.Since(v.whole) > verifyWhole)
+	v.at, v.generation = time.Now(), now
+	v.every = verifyEvery - rand.N(verifyEvery/3)
 }
 
 // verifyCapture repairs what somebody changed, and says so. A pod whose lo is down may be about
 // to end, which its runtime will have said soon.
-func (w *workload) verifyCapture(v *verifying) {
+func (w *workload) verifyCapture(v *verifying, whole bool) {
 	v.again = false
 	if w.capture.Open() == nil {
 		return // the last agent's, and not yet this one's
 	}
-	err := w.capture.Verify()
-	w.beside.mu.Lock()
-	metered := w.beside.installed.Link != ""
-	w.beside.mu.Unlock()
-	if err == nil && metered {
-		err = w.beside.meter.Verify()
-	}
+	err := w.verified(whole)
 	if err == nil {
 		v.down = time.Time{}
+		if whole {
+			v.whole = time.Now()
+		}
 		return
 	}
+	v.whole = time.Time{}
 	var repair error
 	if w.given && w.ns.LoopbackDown() {
 		if v.down.IsZero() {
@@ -254,4 +256,21 @@ func (w *workload) verifyCapture(v *verifying) {
 		Time: time.Now(), Workload: w.id, Kind: "capture-changed", Subject: w.id, Detail: err.Error(),
 		Remedy: "find out who holds CAP_NET_ADMIN in the workload's network namespace; the rules were written anew",
 	})
+}
+
+// verified compares what is to be there, rules or the way that they need alone, with what is.
+func (w *workload) verified(whole bool) error {
+	if !whole {
+		return w.capture.VerifyWay()
+	}
+	if err := w.capture.Verify(); err != nil {
+		return err
+	}
+	w.beside.mu.Lock()
+	metered := w.beside.installed.Link != ""
+	w.beside.mu.Unlock()
+	if metered {
+		return w.beside.meter.Verify()
+	}
+	return nil
 }

@@ -69,8 +69,8 @@ func (a *Agent) publishLoop(ctx context.Context) {
 	}
 }
 
-// saveEvery bounds how often the snapshot is written to disk. It is so for each half a megabyte
-// of it, up to saveMost: all of it is written each time.
+// saveEvery bounds how often the snapshot is written to disk. It is so for each quarter of a
+// megabyte, up to saveMost: all of it is written each time.
 const (
 	saveEvery = time.Second
 	saveMost  = 30 * time.Second
@@ -93,7 +93,7 @@ func (a *Agent) saveLoop(ctx context.Context, unsaved <-chan struct{}) {
 		size := a.saveSnapshot()
 		select {
 		case <-ctx.Done():
-		case <-time.After(min(time.Duration(1+size>>19)*saveEvery, saveMost)):
+		case <-time.After(min(time.Duration(1+size>>18)*saveEvery, saveMost)):
 		}
 	}
 }

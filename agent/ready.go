@@ -15,9 +15,10 @@ import (
 const (
 	readyFast = 200 * time.Millisecond
 	readySlow = 2 * time.Second
-	// verifyEvery is how often the capture's rules and routes are read back, verifySoon how
-	// soon they are when somebody has changed rules.
+	// verifyEvery is how often the capture's routes and settings are read back, verifyWhole how
+	// often its rules are, too, and verifySoon how soon when somebody has changed rules.
 	verifyEvery = 30 * time.Second
+	verifyWhole = 5 * time.Minute
 	verifySoon  = 2 * time.Second
 	// endsWithin is how long a pod's lo may be down before that is somebody's doing: a runtime
 	// that ends a pod begins with that link, which takes the routes along.

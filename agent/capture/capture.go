@@ -269,9 +269,28 @@ func (c *Capture) Verify() error {
 		return fmt.Errorf("capture: %d addresses are open, want %d, or they are others", len(open), len(c.open))
 	}
 	if c.rules.Tracked {
-		return errors.Join(c.verifyZone(), c.ns.Do(func() error { return verifyRoutes(c.rules.ReturnMark) }))
+		err = c.verifyZone()
 	}
-	return c.ns.Do(func() error { return errors.Join(verifySettings(), verifyRoutes(c.rules.ReturnMark)) })
+	return errors.Join(err, c.verifyWay())
+}
+
+// VerifyWay is Verify for what Generation says nothing of: routes and settings.
+func (c *Capture) VerifyWay() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.open == nil {
+		return errors.New("capture: no rules installed")
+	}
+	return c.verifyWay()
+}
+
+func (c *Capture) verifyWay() error {
+	return c.ns.Do(func() error {
+		if c.rules.Tracked {
+			return verifyRoutes(c.rules.ReturnMark)
+		}
+		return errors.Join(verifySettings(), verifyRoutes(c.rules.ReturnMark))
+	})
 }
 
 // Open returns what is open now.

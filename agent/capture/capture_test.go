@@ -643,3 +643,32 @@ func TestOnlyOthersChangesAreNew(t *testing.T) {
 		t.Error("what somebody else closed was not found")
 	}
 }
+
+// TestVerifyWay: what the rules stand on is looked at without them.
+func TestVerifyWay(t *testing.T) {
+	s := setup(t)
+	c := s.capture.(*capture.Capture)
+	if c.VerifyWay() == nil {
+		t.Error("nothing is installed, and that is right")
+	}
+	s.install(t)
+	if err := c.VerifyWay(); err != nil {
+		t.Error(err)
+	}
+	lab.In(t, s.workload, func() (any, error) {
+		return nil, os.WriteFile("/proc/sys/net/ipv4/tcp_fwmark_accept", []byte("0"), 0)
+	})
+	if c.VerifyWay() == nil {
+		t.Error("a setting that was taken back was not found")
+	}
+	s.install(t)
+	other := capture.New(s.workload)
+	defer other.Close()
+	if err := other.Remove(returnMark); err != nil {
+		t.Fatal(err)
+	}
+	s.install(t)
+	if err := c.VerifyWay(); err != nil {
+		t.Errorf("after it was installed again: %v", err)
+	}
+}
