@@ -22,20 +22,29 @@ const (
 )
 
 func (s *session) acknowledged(ack link.Ack) {
-	s.mu.Lock()
-	if ack.Services > s.acked {
-		s.acked = ack.Services
-		s.w.wakeUp()
-	}
-	for len(s.pending) > 0 && s.pending[0].version <= ack.Services {
-		s.w.a.converge.used(s.pending[0].since)
-		s.pending = s.pending[1:]
-	}
-	s.mu.Unlock()
+	s.acknowledgedServices(ack.Services)
 	s.w.mu.Lock()
 	s.g.bundle = max(s.g.bundle, ack.Bundle)
 	s.w.mu.Unlock()
 	s.w.bundlesChanged()
+}
+
+// acknowledgedServices takes in which view's services the proxy uses. Until it has what this
+// session sent first it says what another agent told it, who numbered views of its own.
+func (s *session) acknowledgedServices(version uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.first == 0 || version < s.first || version > s.sent {
+		return
+	}
+	if version > s.acked {
+		s.acked = version
+		s.w.wakeUp()
+	}
+	for len(s.pending) > 0 && s.pending[0].version <= version {
+		s.w.a.converge.used(s.pending[0].since)
+		s.pending = s.pending[1:]
+	}
 }
 
 // bundlesChanged tells control which bundle all of the workload's proxies use: a new

@@ -22,12 +22,13 @@ func (w *workload) wakeUp() {
 	}
 }
 
-// wakeOlder has proxies that drain hear of a new view: what they carry still may dial.
-func (w *workload) wakeOlder() {
+// wakeOthers has the proxies that are not the current one hear of a new view: what those that
+// drain carry still may dial, and a successor accepts with what it knows then.
+func (w *workload) wakeOthers() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, g := range w.older {
-		if g.session != nil {
+	for _, g := range w.living() {
+		if g.session != nil && g != w.current {
 			g.session.wakeUp()
 		}
 	}

@@ -128,7 +128,7 @@ func (a *Agent) publish() {
 		b.near = a.cfg.Own.Node
 	}
 	var all map[string]*resource
-	if last.number == 0 || b != p.basis || news == nil {
+	if b != p.basis || news == nil {
 		all = maps.Clone(a.snapshot.resources)
 	}
 	a.news = map[string]*resource{}
@@ -147,14 +147,14 @@ func (a *Agent) publish() {
 	if host != nil && (p.hostsNew || host != a.routedBy) {
 		p.hostsNew = !a.routePeers(host, p.peers())
 	}
-	if last.number > 0 && !sameSettings(last.namespaces, v.namespaces) {
+	if last.namespaces != nil && !sameSettings(last.namespaces, v.namespaces) {
 		a.saveSnapshot()
 	}
 	a.view.Store(v)
 	a.recertify()
 	for _, w := range a.all() {
 		w.wakeUp()
-		w.wakeOlder()
+		w.wakeOthers()
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"assay.dev"
 	"assay.dev/agent/netns"
@@ -34,8 +35,10 @@ type publisher struct {
 	tableNew  bool              // since somebody last looked
 }
 
+// newPublisher begins with a number that no view of an agent before it had: proxies that it
+// adopts still say which one they use.
 func newPublisher() *publisher {
-	return &publisher{view: &view{}, owners: &owners{}, tableNew: true}
+	return &publisher{view: &view{number: uint64(time.Now().UnixMilli())}, owners: &owners{}, tableNew: true}
 }
 
 // edit is a view in the making. A map is copied before it is changed first.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
@@ -526,5 +527,65 @@ func TestOldViewsAreGone(t *testing.T) {
 	}
 	if old[4].Value() != p.view {
 		t.Error("the newest view is another one")
+	}
+}
+
+// TestAcknowledgedByNumbersOfAnotherAgent: an adopted proxy acknowledges its new table with the
+// number of the services that the agent before told it. That is none of this agent's views.
+func TestAcknowledgedByNumbersOfAnotherAgent(t *testing.T) {
+	a, err := New(testConfig(t.TempDir(), io.Discard))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.store, err = openStore(a.cfg.DataDir); err != nil {
+		t.Fatal(err)
+	}
+	defer a.store.Close()
+	first := a.view.Load().number
+	a.publish()
+	v := a.view.Load()
+	p := newTold(t, a, "a")
+	p.s.current = v.number // as update notes
+	for _, other := range []uint64{1, 5000, first - 1, v.number - 1, v.number + 1, v.number + 5000, 1 << 60} {
+		if p.s.acknowledged(link.Ack{Services: other, Table: v.number}); p.s.uses(v.number) || p.s.uses(1) {
+			t.Fatalf("view %d counts as used by an acknowledgement of %d", v.number, other)
+		}
+	}
+	if p.s.acknowledged(link.Ack{Services: v.number}); !p.s.uses(v.number) {
+		t.Errorf("view %d is not used", v.number)
+	}
+}
+
+// TestEveryProxyHearsOfViews: those that drain, and a successor that accepts soon.
+func TestEveryProxyHearsOfViews(t *testing.T) {
+	a := &Agent{log: slog.New(slog.DiscardHandler), outbox: newOutbox()}
+	w := a.newWorkload(record{Workload: assay.Workload{ID: "web-1", Namespace: "default"}}, nil)
+	generations := map[string]*generation{}
+	for _, what := range []string{"current", "next", "older"} {
+		near, far, err := link.Pair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer near.Close()
+		defer far.Close()
+		g := newGeneration(nil, "", "")
+		g.session = newSession(w, g, near)
+		generations[what] = g
+	}
+	w.current, w.next, w.older, w.session = generations["current"], generations["next"], []*generation{generations["older"]}, generations["current"].session
+	for what, hear := range map[string]func(){
+		"of a view":                   w.wakeOthers, // the current one hears of it by distribute
+		"that its transition is over": func() { w.setTransition(false) },
+	} {
+		hear()
+		for who, g := range generations {
+			select {
+			case <-g.session.wake:
+			default:
+				if who != "current" || what != "of a view" {
+					t.Errorf("the %s proxy does not hear %s", who, what)
+				}
+			}
+		}
 	}
 }

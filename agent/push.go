@@ -122,6 +122,9 @@ func (s *session) sending(view uint64, full bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sent = view
+	if full {
+		s.first = view
+	}
 	if since := s.w.a.converge.since(s.current, view); !full && !since.IsZero() && len(s.pending) < recent {
 		s.pending = append(s.pending, delta{view, since})
 	}

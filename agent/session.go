@@ -38,7 +38,8 @@ type session struct {
 	asked   uint64 // ID of the last report-now
 	waiting map[uint64]chan struct{}
 	current uint64 // view that the proxy was told of
-	sent    uint64 // version of the services that it was sent last
+	first   uint64 // version of the services that it was sent first, all of them; 0: not yet
+	sent    uint64 // and of those that it was sent last
 	acked   uint64 // and of those that it said it uses
 	pending []delta
 }

@@ -22,6 +22,7 @@ func (w *workload) setTransition(on bool) {
 	if s != nil {
 		s.wakeUp()
 	}
+	w.wakeOthers() // a successor, too, serves plaintext no longer than that
 }
 
 // arrive ends the transition of a pod that joins, once everybody has heard of it.
