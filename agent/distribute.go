@@ -34,6 +34,17 @@ func (w *workload) wakeOthers() {
 	}
 }
 
+// wakeSessions has all proxies hear of what is no matter of views.
+func (w *workload) wakeSessions() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, g := range w.living() {
+		if g.session != nil {
+			g.session.wakeUp()
+		}
+	}
+}
+
 func (w *workload) look() {
 	select {
 	case w.lookNow <- struct{}{}:

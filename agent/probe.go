@@ -135,11 +135,7 @@ func (a *Agent) watchAddresses(ctx context.Context) {
 	tick := time.NewTicker(addressesEvery)
 	defer tick.Stop()
 	for {
-		if a.lookAtAddresses() {
-			for _, w := range a.all() {
-				w.wakeUp()
-			}
-		}
+		a.lookAtAddresses()
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -148,12 +144,12 @@ func (a *Agent) watchAddresses(ctx context.Context) {
 	}
 }
 
-// lookAtAddresses reports whether the host has other addresses than before.
-func (a *Agent) lookAtAddresses() (changed bool) {
+// lookAtAddresses tells all proxies when the host has other addresses than before.
+func (a *Agent) lookAtAddresses() {
 	list, err := netns.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		a.log.Error("the host's addresses are not known", "err", err)
-		return false
+		return
 	}
 	var addrs []netip.Addr
 	for i := range list {
@@ -163,10 +159,15 @@ func (a *Agent) lookAtAddresses() (changed bool) {
 	}
 	slices.SortFunc(addrs, netip.Addr.Compare)
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	changed = !slices.Equal(a.addresses, addrs)
+	changed := !slices.Equal(a.addresses, addrs)
 	a.addresses = addrs
-	return changed
+	a.mu.Unlock()
+	if !changed {
+		return
+	}
+	for _, w := range a.all() {
+		w.wakeSessions()
+	}
 }
 
 // probed answers a proxy whether a client is the kubelet.

@@ -573,10 +573,13 @@ func TestEveryProxyHearsOfViews(t *testing.T) {
 		generations[what] = g
 	}
 	w.current, w.next, w.older, w.session = generations["current"], generations["next"], []*generation{generations["older"]}, generations["current"].session
+	a.workloads.m = map[string]*workload{w.id: w}
 	for what, hear := range map[string]func(){
 		"of a view":                   w.wakeOthers, // the current one hears of it by distribute
 		"that its transition is over": func() { w.setTransition(false) },
+		"of the host's addresses":     a.lookAtAddresses,
 	} {
+		a.addresses = lab.Addrs("192.0.2.1") // not this host's
 		hear()
 		for who, g := range generations {
 			select {

@@ -17,12 +17,8 @@ const hearWithin = 3 * time.Second
 func (w *workload) setTransition(on bool) {
 	w.mu.Lock()
 	w.transition = on
-	s := w.session
 	w.mu.Unlock()
-	if s != nil {
-		s.wakeUp()
-	}
-	w.wakeOthers() // a successor, too, serves plaintext no longer than that
+	w.wakeSessions() // a successor's, too: it serves plaintext no longer than that
 }
 
 // arrive ends the transition of a pod that joins, once everybody has heard of it.

@@ -37,13 +37,7 @@ func (a *Agent) setTaps(m *api.Watches) {
 		return
 	}
 	for _, w := range a.all() {
-		w.mu.Lock()
-		for _, g := range w.living() {
-			if g.session != nil {
-				g.session.wakeUp()
-			}
-		}
-		w.mu.Unlock()
+		w.wakeSessions()
 	}
 }
 
