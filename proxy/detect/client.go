@@ -48,7 +48,8 @@ func clientTLS(p []byte) (assay.Protocol, bool) {
 // the version settles it, but for a method with a path or URI behind it, which
 // nobody else says and which may be as long as the client likes. Only what may still
 // become a registered method is waited for: whoever says anything else without ending
-// a line must not be held up.
+// a line must not be held up. So a request of a method that nobody has registered is
+// opaque when its first line comes in pieces.
 func clientHTTP1(p []byte) (assay.Protocol, bool) {
 	sp := bytes.IndexByte(p[:min(len(p), maxMethod+1)], ' ')
 	method := p
@@ -69,11 +70,6 @@ func clientHTTP1(p []byte) (assay.Protocol, bool) {
 	}
 	if _, ok := slices.BinarySearchFunc(methods, method, compareMethod); !ok {
 		return assay.Opaque, true
-	}
-	for _, c := range line {
-		if c < ' ' && c != '\r' || c == 0x7f {
-			return assay.Opaque, true
-		}
 	}
 	if len(line) > 0 && line[0] == '/' || len(line) > 4 && string(line[:4]) == "http" {
 		return assay.HTTP1, len(p) >= MaxFirst
