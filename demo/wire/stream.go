@@ -70,7 +70,7 @@ func (st *stream) insert(seq uint32, p []byte, texts [][]byte, found func(int)) 
 		if len(st.held[seq]) < len(p) {
 			st.held[seq] = bytes.Clone(p)
 		}
-	case int(-ahead) < len(p): // partly seen before
+	case -int(ahead) < len(p): // partly seen before
 		st.take(p[-ahead:], texts, found)
 	}
 }

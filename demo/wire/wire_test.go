@@ -310,6 +310,7 @@ func TestOtherPackets(t *testing.T) {
 func FuzzInspector(f *testing.F) {
 	f.Add(tcp(client4, server4, 1, flagSYN, ""), tcp(client4, server4, 2, flagACK, "\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00"))
 	f.Add(tcp(client6, server6, 1, flagACK, "GET /"), tcp(server6, client6, 2, flagACK, marker))
+	f.Add(tcp(client4, server4, 1<<31+1, flagACK, "x"), tcp(client4, server4, 2, flagACK, "2 GiB before what is next"))
 	hop := append([]byte{protoTCP, 0, 0, 0, 0, 0, 0, 0}, tcp(client4, server4, 1, 0, marker)[20:]...)
 	f.Add(ip(client6.Addr(), server6.Addr(), 0, hop), []byte{0x45})
 	f.Fuzz(func(t *testing.T, a, b []byte) {

@@ -322,6 +322,7 @@ func FuzzRedirect(f *testing.F) {
 	f.Add("/a/x?q=/a", "h.test:8080", "", "/b", "", uint16(0), byte(0))
 	f.Add("/a", "[::1]:81", "new.example", "", "https", uint16(8443), byte(0))
 	f.Add("/a?", "h.test", "", "/", "http", uint16(80), byte(1))
+	f.Add("/a", "[00]", "0", "", "", uint16(8443), byte(0))
 	for i, v := range hostile {
 		f.Add("/a/x", "h.test", v, "", "", uint16(i), byte(i))
 		f.Add("/a/x", "h.test", "", v, "https", uint16(0), byte(i))

@@ -2,6 +2,7 @@ package http2
 
 import (
 	"encoding/binary"
+	"net/netip"
 	"strings"
 )
 
@@ -93,17 +94,16 @@ func validPath(s string) bool {
 	}
 }
 
-// splitAuthority checks "host", "host:port" and "[IPv6]:port".
+// splitAuthority checks "host", "host:port" and "[IPv6]:port"; an IPv6 address has no zone
+// (RFC 3986 section 3.2.2).
 func splitAuthority(s string) (host, port string, ok bool) {
 	if len(s) > 0 && s[0] == '[' {
 		i := strings.IndexByte(s, ']')
 		if i < 3 || i > 46 {
 			return "", "", false
 		}
-		for _, c := range []byte(s[1:i]) {
-			if class[c]&hexByte == 0 && c != ':' && c != '.' {
-				return "", "", false
-			}
+		if a, err := netip.ParseAddr(s[1:i]); err != nil || !a.Is6() || a.Zone() != "" {
+			return "", "", false
 		}
 		host, s = s[:i+1], s[i+1:]
 		if len(s) > 0 && s[0] != ':' {
