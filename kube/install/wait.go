@@ -39,12 +39,26 @@ func (i *Installer) awaitAgents(ctx context.Context, namespace string) error {
 		if err != nil {
 			return "", err
 		}
-		s := d.Status
-		if s.ObservedGeneration >= d.Generation && s.DesiredNumberScheduled > 0 && s.UpdatedNumberScheduled == s.DesiredNumberScheduled && s.NumberAvailable == s.DesiredNumberScheduled {
-			return "", nil
+		ready, why := agentsReady(d)
+		if ready || why != "" {
+			return why, nil
 		}
+		s := d.Status
 		return i.progress(ctx, namespace, "agent", min(s.NumberAvailable, s.UpdatedNumberScheduled), s.DesiredNumberScheduled)
 	})
+}
+
+// agentsReady reports whether every node that takes an agent has the one that was applied
+// last, and says if there is no such node.
+func agentsReady(d *appsv1.DaemonSet) (ready bool, why string) {
+	s := d.Status
+	switch {
+	case s.ObservedGeneration < d.Generation:
+		return false, ""
+	case s.DesiredNumberScheduled == 0:
+		return false, "no node takes an agent: none is there yet, or all run Windows or are virtual; where no agent can be, install with --injector --no-agent"
+	}
+	return s.UpdatedNumberScheduled == s.DesiredNumberScheduled && s.NumberAvailable == s.DesiredNumberScheduled, ""
 }
 
 // progress says how many are ready, and what keeps the others.

@@ -243,10 +243,12 @@ func (l *life) clients(t *testing.T) map[string]string {
 	return list
 }
 
-// servers are the names of the servers' pods that have not been told to end.
-func (l *life) servers(t *testing.T) (list []string) {
+// servers are the names of the servers' pods that have not been told to end; of those,
+// kubectl's more select.
+func (l *life) servers(t *testing.T, more ...string) (list []string) {
 	t.Helper()
-	out := l.cluster.Kubectl(t, "get", "pods", "-n", "life", "-l", "app=server", "-o", `jsonpath={range .items[*]}{.metadata.deletionTimestamp}|{.metadata.name}{"\n"}{end}`)
+	get := []string{"get", "pods", "-n", "life", "-l", "app=server", "-o", `jsonpath={range .items[*]}{.metadata.deletionTimestamp}|{.metadata.name}{"\n"}{end}`}
+	out := l.cluster.Kubectl(t, append(get, more...)...)
 	for line := range strings.Lines(out) {
 		if at, name, _ := strings.Cut(strings.TrimSpace(line), "|"); at == "" {
 			list = append(list, name)
