@@ -94,10 +94,11 @@ func TestChaos(t *testing.T) {
 			kills["proxy"]++
 			victim := all[rnd.IntN(len(all))]
 			old := w.Mesh.Proxy(victim)
-			now := time.Now()
+			out := outage{workload: victim.Name, from: time.Now()}
 			syscall.Kill(old, syscall.SIGKILL)
+			out.to = time.Now()
 			awaitProxy(t, w, victim, old)
-			outages = append(outages, outage{victim.Name, now, now})
+			outages = append(outages, out)
 		}
 		wait(t, rnd, 1500*time.Millisecond)
 	}
@@ -143,11 +144,12 @@ func TestChaos(t *testing.T) {
 	})
 }
 
-// excusedBy: the request was in flight in the outage of one of its proxies. The
-// grace is what a closed connection needs to be noticed.
+// excusedBy: the request's connection was there in the outage of one of its proxies, which
+// breaks it; when that is noticed is the machine's affair. The grace is what a proxy needs to
+// be gone.
 func (f failure) excusedBy(o outage) bool {
 	const grace = 250 * time.Millisecond
-	return (o.workload == f.client || o.workload == f.server) && f.began.Before(o.to.Add(grace)) && f.ended.After(o.from.Add(-grace))
+	return (o.workload == f.client || o.workload == f.server) && f.dialed.Before(o.to.Add(grace)) && f.ended.After(o.from.Add(-grace))
 }
 
 func wait(t *testing.T, rnd *rand.Rand, most time.Duration) {

@@ -173,8 +173,10 @@ type load struct {
 	ended    sync.WaitGroup
 }
 
-// failure is a request that failed, and on which workloads' proxies it relied.
+// failure is a request that failed, and on which workloads' proxies it relied. The dialling
+// of its connection began at dialed.
 type failure struct {
+	dialed         time.Time
 	began, ended   time.Time
 	client, server string
 	err            error
@@ -212,14 +214,14 @@ func (l *load) finish() (done int, failures []failure) {
 	return l.done, l.failures
 }
 
-func (l *load) count(began time.Time, c caller, err error) {
+func (l *load) count(dialed, began time.Time, c caller, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err == nil {
 		l.done++
 		return
 	}
-	l.failures = append(l.failures, failure{began, time.Now(), c.client.Name, c.server, err})
+	l.failures = append(l.failures, failure{dialed, began, time.Now(), c.client.Name, c.server, err})
 }
 
 func (l *load) soFar() (done, failed int) {
@@ -232,22 +234,22 @@ func (l *load) soFar() (done, failed int) {
 func (l *load) web(ctx context.Context, c caller) {
 	defer l.ended.Done()
 	for ctx.Err() == nil {
-		began := time.Now()
+		dialed := time.Now()
 		to, err := c.to()
 		var conn net.Conn
 		if err == nil {
 			conn, err = c.client.Dial(netip.AddrPortFrom(to.Addr(), portHTTP))
 		}
 		if err != nil {
-			l.count(began, c, err)
+			l.count(dialed, dialed, c, err)
 			pause(ctx)
 			continue
 		}
 		r := bufio.NewReader(conn)
 		for range c.perC {
-			began = time.Now()
+			began := time.Now()
 			err := request(ctx, conn, r)
-			l.count(began, c, err)
+			l.count(dialed, began, c, err)
 			if err != nil || ctx.Err() != nil {
 				pause(ctx)
 				break
@@ -261,21 +263,21 @@ func (l *load) web(ctx context.Context, c caller) {
 func (l *load) talk(ctx context.Context, c caller) {
 	defer l.ended.Done()
 	for ctx.Err() == nil {
-		began := time.Now()
+		dialed := time.Now()
 		to, err := c.to()
 		var v *conversation
 		if err == nil {
 			v, err = converse(c.client, netip.AddrPortFrom(to.Addr(), portEcho))
 		}
 		if err != nil {
-			l.count(began, c, err)
+			l.count(dialed, dialed, c, err)
 			pause(ctx)
 			continue
 		}
 		for err == nil && ctx.Err() == nil {
-			began = time.Now()
+			began := time.Now()
 			err = v.say()
-			l.count(began, c, err)
+			l.count(dialed, began, c, err)
 			pause(ctx)
 		}
 		v.c.Close()

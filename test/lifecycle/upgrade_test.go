@@ -169,7 +169,7 @@ func (l *load) calls(ctx context.Context, client *lab.Workload, to netip.AddrPor
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return client.Dial(to) }))
 	if err != nil {
-		l.count(time.Now(), caller{client: client, server: "grpc"}, err)
+		l.count(time.Now(), time.Now(), caller{client: client, server: "grpc"}, err)
 		return
 	}
 	defer conn.Close()
@@ -179,7 +179,7 @@ func (l *load) calls(ctx context.Context, client *lab.Workload, to netip.AddrPor
 		one, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		_, err := check.Check(one, &healthpb.HealthCheckRequest{})
 		cancel()
-		l.count(began, caller{client: client, server: "grpc"}, err)
+		l.count(began, began, caller{client: client, server: "grpc"}, err)
 		pause(ctx)
 	}
 }
