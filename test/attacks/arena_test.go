@@ -200,7 +200,7 @@ type tallies struct{ metrics, signals tally }
 
 func takeTallies(t *testing.T, m *lab.Mesh) (both tallies) {
 	t.Helper()
-	lab.Eventually(t, 10*time.Second, "the counts can be read", func() (err error) {
+	lab.Eventually(t, 30*time.Second, "the counts can be read", func() (err error) {
 		if both.metrics, err = scraped(t, m); err == nil {
 			both.signals, err = signalled(t, m)
 		}
@@ -277,7 +277,7 @@ func (a *arena) killProxy(t *testing.T, w *lab.Workload) {
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 		t.Fatalf("kill the proxy of %s: %v", w.Name, err)
 	}
-	lab.Eventually(t, 5*time.Second, "the proxy is gone", func() error {
+	lab.Eventually(t, 30*time.Second, "the proxy is gone", func() error {
 		if a.Mesh.Proxy(w) == pid {
 			return fmt.Errorf("%d is still there", pid)
 		}

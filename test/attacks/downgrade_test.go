@@ -126,7 +126,7 @@ func serverAllDead(t *testing.T, a *arena) {
 
 func (a *arena) mustRecover(t *testing.T) {
 	t.Helper()
-	lab.Eventually(t, 10*time.Second, "the pair talks again", func() error {
+	lab.Eventually(t, 30*time.Second, "the pair talks again", func() error {
 		if _, end := a.attempt(); end != "answered" {
 			return errors.New(end)
 		}
@@ -175,7 +175,7 @@ func staleAddress(t *testing.T, a *arena) {
 func addressFreed(t *testing.T, a *arena) {
 	a.to = netip.AddrPortFrom(a.server.IPv4, port)
 	a.server.Main.Kill()
-	lab.Eventually(t, 10*time.Second, "the server is gone", func() error {
+	lab.Eventually(t, 30*time.Second, "the server is gone", func() error {
 		if pid := a.Mesh.Proxy(a.server); pid != 0 {
 			return fmt.Errorf("its proxy runs (%d)", pid)
 		}
@@ -225,7 +225,7 @@ func plaintextFromMeshed(t *testing.T, a *arena) {
 	}
 	a.nothingPassed(t)
 	a.mustBeCounted(t, a.server, "plaintext-from-meshed")
-	lab.Eventually(t, 10*time.Second, "there is a finding", func() error {
+	lab.Eventually(t, 30*time.Second, "there is a finding", func() error {
 		var list []struct {
 			Kind, Subject, Detail string
 		}

@@ -47,7 +47,7 @@ func (a *arena) snapshotFile() string {
 // the agent alone.
 func (a *arena) reboot(t *testing.T, change func(d *api.Delta)) {
 	t.Helper()
-	lab.Eventually(t, 10*time.Second, "the snapshot with the service is on disk", func() error {
+	lab.Eventually(t, 30*time.Second, "the snapshot with the service is on disk", func() error {
 		d, err := a.editSnapshot(nil)
 		if err != nil {
 			return err
@@ -129,7 +129,7 @@ func bootFromDisk(t *testing.T, a *arena) {
 	if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	lab.Eventually(t, 10*time.Second, "another proxy", func() error {
+	lab.Eventually(t, 30*time.Second, "another proxy", func() error {
 		if now := a.Mesh.Proxy(a.server); now == 0 || now == old {
 			return fmt.Errorf("%d", now)
 		}

@@ -294,7 +294,7 @@ func TestLiveKilled(t *testing.T) {
 	})
 	cmd.Process.Kill()
 	cmd.Wait()
-	lab.Eventually(t, 10*time.Second, "everything has ended", func() error {
+	lab.Eventually(t, 30*time.Second, "everything has ended", func() error {
 		if after := leftovers(t); strings.Contains(after, bin) {
 			return fmt.Errorf("%s", after)
 		}

@@ -220,7 +220,8 @@ var connections = []observation{
 			}
 			c.CloseWrite()
 			slices.Sort(took)
-			if m := took[len(took)/2]; m > 5*time.Millisecond {
+			// Whoever waits for more bytes does so each time; a busy machine does not.
+			if m := took[len(took)/10]; m > 5*time.Millisecond {
 				return fmt.Sprintf("a byte there and back takes %s", m)
 			}
 			return "a byte there and back takes under 5 ms"

@@ -132,7 +132,7 @@ func (c *Capture) Seen() (packets, found int, first string) {
 func (c *Capture) Settle(t TB) {
 	t.Helper()
 	last, empty := -1, -1 // packets seen: at the last look, and when nothing was queued
-	Eventually(t, 10*time.Second, "the capture comes to rest", func() error {
+	Eventually(t, 30*time.Second, "the capture comes to rest", func() error {
 		queued, err := unix.IoctlGetInt(c.fd, unix.SIOCINQ)
 		n, _, _ := c.Seen()
 		switch {

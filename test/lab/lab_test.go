@@ -37,7 +37,7 @@ func TestLeaksAreSeen(t *testing.T) {
 			t.Fatal(err)
 		}
 		l.MustExec(t, c.make...)
-		Eventually(t, 2*time.Second, "a leaked "+c.kind+" is seen", func() error {
+		Eventually(t, 30*time.Second, "a leaked "+c.kind+" is seen", func() error {
 			left, err := l.Leaks()
 			if err == nil && len(left) <= len(before) {
 				err = fmt.Errorf("%v", left)

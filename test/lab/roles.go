@@ -114,7 +114,7 @@ func (m *Mesh) SecondHost(t TB, name string, args ...string) *Mesh {
 	// A mount namespace with a runtime folder of its own; everything else is shared.
 	holder := node.Start(t, "unshare", "--mount", "--propagation", "private", "sh", "-c",
 		"mkdir -p "+runtimeDir+" && mount -t tmpfs tmpfs "+runtimeDir+" && echo mounted && exec sleep infinity")
-	Eventually(t, 5*time.Second, "the machine is there", func() error {
+	Eventually(t, 30*time.Second, "the machine is there", func() error {
 		if !strings.Contains(holder.Output(), "mounted") {
 			return fmt.Errorf("%s", holder.Output())
 		}

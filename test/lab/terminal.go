@@ -105,7 +105,7 @@ func (x *Terminal) Type(t TB, keys string) {
 func (x *Terminal) Expect(t TB, pattern string) (shown string) {
 	t.Helper()
 	re := regexp.MustCompile(pattern)
-	Eventually(t, 15*time.Second, "the terminal shows "+pattern, func() error {
+	Eventually(t, 30*time.Second, "the terminal shows "+pattern, func() error {
 		out := x.Output()
 		at := re.FindStringIndex(out[x.seen:])
 		if at == nil {

@@ -104,7 +104,7 @@ func TestChaos(t *testing.T) {
 	}
 	// What began before the end may still fail for a reason of before it.
 	settle := time.Now()
-	lab.Eventually(t, 15*time.Second, "the load runs without failures again", func() error {
+	lab.Eventually(t, 30*time.Second, "the load runs without failures again", func() error {
 		done, failed := l.soFar()
 		time.Sleep(300 * time.Millisecond) // a while of load is what is looked at
 		if d, f := l.soFar(); f > failed || d == done {
@@ -135,7 +135,7 @@ func TestChaos(t *testing.T) {
 	if r := w.Mesh.CLI(t, "check"); r.Code == 1 {
 		t.Errorf("assay check: %s%s", r.Stdout, r.Stderr)
 	}
-	lab.Eventually(t, 10*time.Second, "no descriptors were lost", func() error {
+	lab.Eventually(t, 30*time.Second, "no descriptors were lost", func() error {
 		now := [2]int{descriptors(w.Mesh.Control.PID), descriptors(w.Mesh.Agent.PID)}
 		if now[0] > before[0]+10 || now[1] > before[1]+10 {
 			return fmt.Errorf("control and agent had %v, have %v", before, now)
@@ -163,7 +163,7 @@ func wait(t *testing.T, rnd *rand.Rand, most time.Duration) {
 // neither proxy nor agent: a server's from the host, a client's of its own.
 func awaitListeners(t *testing.T, w *lab.World, x *lab.Workload, callers []caller) {
 	t.Helper()
-	lab.Eventually(t, 10*time.Second, x.Name+" takes connections", func() error {
+	lab.Eventually(t, 30*time.Second, x.Name+" takes connections", func() error {
 		from, to := w.Space, addrPort(x, portHTTP)
 		for _, c := range callers {
 			if c.client == x {
@@ -181,7 +181,7 @@ func awaitListeners(t *testing.T, w *lab.World, x *lab.Workload, callers []calle
 
 func awaitProxy(t *testing.T, w *lab.World, x *lab.Workload, old int) {
 	t.Helper()
-	lab.Eventually(t, 10*time.Second, "another proxy for "+x.Name, func() error {
+	lab.Eventually(t, 30*time.Second, "another proxy for "+x.Name, func() error {
 		if now := w.Mesh.Proxy(x); now == 0 || now == old {
 			return fmt.Errorf("%d", now)
 		}

@@ -52,7 +52,7 @@ func TestAskedToEnd(t *testing.T) {
 			}
 			for _, after := range []int{0, 10, 20, 40, 60, 80, 100, 150, 250, 500} {
 				p := up()
-				lab.Eventually(t, 10*time.Second, "assay up is ready", said(p, "assay is ready"))
+				lab.Eventually(t, 30*time.Second, "assay up is ready", said(p, "assay is ready"))
 				var runs []*lab.Process
 				for i := range 3 {
 					argv := append(append([]string{}, w.as...), bin, "run", "--socket", dir+"/run/agent.sock", "--service", fmt.Sprintf("w%d", i), "--", "sleep", "infinity")
@@ -98,9 +98,9 @@ func TestRootlessKilled(t *testing.T) {
 	as := who[1].as
 	for i := range 6 {
 		up := l.Start(t, append(append([]string{}, as...), bin, "up", "--data", dir+"/data", "--runtime", dir+"/run")...)
-		lab.Eventually(t, 10*time.Second, "assay up is ready", said(up, "assay is ready"))
+		lab.Eventually(t, 30*time.Second, "assay up is ready", said(up, "assay is ready"))
 		run := l.Start(t, append(append([]string{}, as...), bin, "run", "--socket", dir+"/run/agent.sock", "--service", "web", "--", "sleep", "infinity")...)
-		lab.Eventually(t, 10*time.Second, "the command runs", func() error {
+		lab.Eventually(t, 30*time.Second, "the command runs", func() error {
 			for _, p := range l.Children(run.PID) {
 				if p.Exe == "/usr/bin/sleep" {
 					return nil
@@ -114,7 +114,7 @@ func TestRootlessKilled(t *testing.T) {
 			victim = inside // the one in the namespaces
 		}
 		syscall.Kill(victim, syscall.SIGKILL)
-		lab.Eventually(t, 10*time.Second, "everything of it has ended", func() error {
+		lab.Eventually(t, 30*time.Second, "everything of it has ended", func() error {
 			for _, p := range l.Processes() {
 				// Threads of one that is not waited for yet may still hold its files.
 				if p.State == "Z" || strings.HasPrefix(p.Exe, lab.BinDir) || p.Exe == "/usr/bin/sleep" {

@@ -82,7 +82,7 @@ func firstRequest(t *testing.T, client *lab.Workload, service string) error {
 
 // untilAccepted tries until the answer is another one than "connection refused".
 func untilAccepted(t *testing.T, client *lab.Workload, service string, port int, try func(netip.AddrPort) error) (err error) {
-	lab.Eventually(t, 10*time.Second, client.Name+" is accepted by "+service, func() error {
+	lab.Eventually(t, 30*time.Second, client.Name+" is accepted by "+service, func() error {
 		addrs := client.Resolve(t, service)
 		if len(addrs) == 0 {
 			return errors.New("no such name yet")

@@ -78,7 +78,7 @@ func TestComingAndGoing(t *testing.T) {
 			first = descriptors(w.Mesh.Up.PID)
 		}
 	}
-	lab.Eventually(t, 10*time.Second, "the agent has as many descriptors as before", func() error {
+	lab.Eventually(t, 30*time.Second, "the agent has as many descriptors as before", func() error {
 		if now := descriptors(w.Mesh.Up.PID); now > first+2 {
 			return fmt.Errorf("%d after 3 workloads, %d after %d", first, now, rounds)
 		}

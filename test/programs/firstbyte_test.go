@@ -71,7 +71,7 @@ func TestFirstByte(t *testing.T) {
 func awaitReady(t *testing.T, w *lab.World, client *lab.Workload, service string, port int) netip.AddrPort {
 	t.Helper()
 	var to netip.AddrPort
-	lab.Eventually(t, 10*time.Second, service+" is ready", func() error {
+	lab.Eventually(t, 30*time.Second, service+" is ready", func() error {
 		addrs := client.Resolve(t, service)
 		if len(addrs) == 0 {
 			return fmt.Errorf("no address")

@@ -37,7 +37,7 @@ func testSilentPool(t *testing.T, w *lab.World) {
 	for range size {
 		pool = append(pool, client.MustDial(t, to))
 	}
-	lab.Eventually(t, 5*time.Second, "the server has every connection of the silent pool", func() error {
+	lab.Eventually(t, 30*time.Second, "the server has every connection of the silent pool", func() error {
 		if n := accepted.Load() - before; n < size {
 			return fmt.Errorf("%d of %d", n, size)
 		}
@@ -94,7 +94,7 @@ func testChecker(t *testing.T, w *lab.World) {
 			return nil
 		}
 	}()
-	lab.Eventually(t, 2*time.Second, "a dead port is seen as dead", to)
+	lab.Eventually(t, 30*time.Second, "a dead port is seen as dead", to)
 }
 
 // testDribble: a client that sends its request a byte at a time gets its answer.

@@ -33,7 +33,7 @@ func stages(t *testing.T, test func(t *testing.T, s *stage)) {
 			dir := s.Dir(t, "/tmp/mesh", "")
 			s.MustExec(t, "chmod", "0777", dir)
 			up := s.Start(t, s.user(bin, "up", "--data", dir+"/data", "--runtime", dir+"/run")...)
-			lab.Eventually(t, 15*time.Second, "assay up is ready", func() error {
+			lab.Eventually(t, 30*time.Second, "assay up is ready", func() error {
 				if !strings.Contains(up.Output(), "assay is ready") {
 					return &notYet{up.Output()}
 				}
@@ -122,7 +122,7 @@ func TestKeys(t *testing.T) {
 // awaitCommand waits until the command under `assay run` is what it is to be.
 func (s *stage) awaitCommand(t *testing.T, x *lab.Terminal, exe string) {
 	t.Helper()
-	lab.Eventually(t, 15*time.Second, exe+" runs", func() error {
+	lab.Eventually(t, 30*time.Second, exe+" runs", func() error {
 		for _, p := range s.Children(x.PID) {
 			if p.Exe == exe {
 				return nil
@@ -158,7 +158,7 @@ func TestJobControl(t *testing.T) {
 
 		// In the background it runs, and may not read what is typed.
 		x.Type(t, run+" cat &\n")
-		lab.Eventually(t, 15*time.Second, "the shell knows that it is stopped", func() error {
+		lab.Eventually(t, 30*time.Second, "the shell knows that it is stopped", func() error {
 			x.Type(t, "jobs; echo looked $((20+3))\n")
 			if shown := x.Expect(t, "looked 23"); !strings.Contains(shown, "Stopped") {
 				return &notYet{shown}
@@ -192,7 +192,7 @@ func TestJobControl(t *testing.T) {
 // awaitState waits until the process is stopped (T) or sleeps (S).
 func (s *stage) awaitState(t *testing.T, x *lab.Terminal, exe, state string) {
 	t.Helper()
-	lab.Eventually(t, 15*time.Second, exe+" is in state "+state, func() error {
+	lab.Eventually(t, 30*time.Second, exe+" is in state "+state, func() error {
 		for _, p := range s.Children(x.PID) {
 			if p.Exe == exe && p.State == state {
 				return nil
@@ -209,7 +209,7 @@ func TestHangUp(t *testing.T) {
 		s.awaitCommand(t, x, "/usr/bin/sleep")
 		x.HangUp()
 		ends(t, x, 129)
-		lab.Eventually(t, 10*time.Second, "nothing of it is left", func() error {
+		lab.Eventually(t, 30*time.Second, "nothing of it is left", func() error {
 			for _, p := range s.Processes() {
 				if p.Exe == "/usr/bin/sleep" || strings.HasSuffix(p.Exe, "/assay-proxy") {
 					return &notYet{p.Command}
