@@ -57,24 +57,6 @@ spec:
   containers: [{name: client, image: assay.test/echo:1, args: [sleep]}]
 `
 
-// manyManifest is an application of forty pods.
-const manyManifest = `apiVersion: v1
-kind: Namespace
-metadata: {name: many}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: many, namespace: many}
-spec:
-  replicas: 40
-  selector: {matchLabels: {app: many}}
-  template:
-    metadata: {labels: {app: many}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers: [{name: echo, image: assay.test/echo:1, args: [serve], ports: [{containerPort: 8080}]}]
-`
-
 // loadManifest is a client that never stops asking.
 const loadManifest = `apiVersion: v1
 kind: Pod
@@ -265,53 +247,6 @@ func TestNode(t *testing.T) {
 	})
 }
 
-// TestFortyPods: an application of forty pods is meshed as it runs, and leaves again.
-func TestFortyPods(t *testing.T) {
-	kubernetes.Require(t)
-	c := kubernetes.Up(t, 1)
-	c.Import(t, echoImage(t, "assay.test/echo:1", "1"))
-	c.Apply(t, manyManifest)
-	c.Rollout(t, "many", "deployment/many")
-	m := startMesh(t, c)
-	counted := func(n int) {
-		t.Helper()
-		lab.Eventually(t, 3*time.Minute, fmt.Sprintf("control has %d workloads that are attested", n), func() error {
-			list, err := m.workloads()
-			if err != nil {
-				return err
-			}
-			attested := 0
-			for _, w := range list {
-				if len(w.Artifacts) > 0 && !w.MeshedSince.IsZero() {
-					attested++
-				}
-			}
-			if attested != n {
-				return fmt.Errorf("there are %d", attested)
-			}
-			return nil
-		})
-	}
-	counted(0)
-	began := time.Now()
-	c.Kubectl(t, "label", "namespace", "many", node.MeshLabel+"="+node.Enabled)
-	counted(40)
-	t.Logf("40 pods meshed and attested in %s", time.Since(began).Round(time.Millisecond))
-	if restarts := c.Kubectl(t, "get", "pods", "-n", "many", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}"); strings.Trim(restarts, "0 ") != "" {
-		t.Errorf("pods were restarted: %s", restarts)
-	}
-	began = time.Now()
-	c.Kubectl(t, "label", "namespace", "many", node.MeshLabel+"-")
-	counted(0)
-	t.Logf("and released in %s", time.Since(began).Round(time.Millisecond))
-	lab.Eventually(t, 2*time.Minute, "no proxy is left", func() error {
-		if out, _ := m.node.Try(t.Context(), "pgrep", "-fc", "^assay-proxy "); strings.TrimSpace(out) != "0" {
-			return fmt.Errorf("there are %s", out)
-		}
-		return nil
-	})
-}
-
 // gone says what of the mesh is still in a pod that runs.
 func (m *mesh) gone(p pod) error {
 	if left := m.left(p.UID); left != "" {
@@ -322,6 +257,22 @@ func (m *mesh) gone(p pod) error {
 		err = fmt.Errorf("in the pod there is %s", out)
 	}
 	return err
+}
+
+// inPod is the number, on the node, of the one process in a pod whose command line matches.
+func (m *mesh) inPod(p pod, command string) string {
+	m.t.Helper()
+	var found []string
+	out, _ := m.node.Try(m.t.Context(), "pgrep", "-f", command)
+	for _, pid := range strings.Fields(out) {
+		if groups, _ := m.node.Try(m.t.Context(), "cat", "/proc/"+pid+"/cgroup"); strings.Contains(groups, "/pod"+p.UID+"/") {
+			found = append(found, pid)
+		}
+	}
+	if len(found) != 1 {
+		m.t.Fatalf("of %s's processes %v are %s", p.Name, found, command)
+	}
+	return found[0]
 }
 
 // confined: a pod's proxy is where it outlives the agent's container, and where it can
@@ -346,8 +297,12 @@ func confined(t *testing.T, m *mesh, p pod) {
 	if b, err := os.ReadFile(limits[0]); err != nil || strings.TrimSpace(string(b)) != fmt.Sprint(256<<20) {
 		t.Errorf("its memory is bounded by %s (%v)", b, err)
 	}
-	if score := strings.TrimSpace(m.node.MustExec(t, "cat", "/proc/"+pid+"/oom_score_adj")); score == "0" || score == "1000" || strings.HasPrefix(score, "-") {
-		t.Errorf("its oom_score_adj is %s: a burstable pod's is wanted", score)
+	score := func(pid string) string {
+		return strings.TrimSpace(m.node.MustExec(t, "cat", "/proc/"+pid+"/oom_score_adj"))
+	}
+	application := m.inPod(p, "^/bin/echo serve")
+	if own, want := score(pid), score(application); own != want || own == "0" || own == "1000" {
+		t.Errorf("its oom_score_adj is %s, and the application's, of a burstable pod, %s", own, want)
 	}
 	if mounts, first := m.node.MustExec(t, "readlink", "/proc/"+pid+"/ns/mnt"), m.node.MustExec(t, "readlink", "/proc/1/ns/mnt"); mounts != first {
 		t.Errorf("its mounts are %s, the runtime's %s", mounts, first)

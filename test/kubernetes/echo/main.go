@@ -8,8 +8,8 @@
 //	echo try URL              the same, with five seconds for it
 //	echo load URL             asks for ever, by new connections and by one that stays open,
 //	                          and prints what fails
-//	echo steady URL RAW       the same, and a connection to RAW that is held; what it says is in
-//	                          steady.go
+//	echo steady URL RAW [N]   the same, and a connection to RAW that is held, or N of them; what
+//	                          it says is in steady.go
 //	echo lookup NAME          prints the addresses of a name
 //	echo cat FILE             prints a file
 //	echo sleep                waits for its end
@@ -42,7 +42,7 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	do := func() error { return run(ctx, append(os.Args[1:], "", "")) }
+	do := func() error { return run(ctx, append(os.Args[1:], "", "", "")) }
 	if filepath.Base(os.Args[0]) == "tar" {
 		do = func() error { return pack(os.Args[1:]) }
 	}
@@ -67,8 +67,11 @@ func run(ctx context.Context, args []string) error {
 	case "load":
 		return load(ctx, args[1])
 	case "steady":
-		steady(ctx, args[1], args[2])
-		return nil
+		n, err := strconv.Atoi(cmp.Or(args[3], "1"))
+		if err == nil {
+			steady(ctx, args[1], args[2], n)
+		}
+		return err
 	case "lookup":
 		addrs, err := net.DefaultResolver.LookupHost(ctx, args[1])
 		slices.Sort(addrs)

@@ -33,15 +33,15 @@ func repeat(l net.Listener, name string) {
 // patience bounds one question.
 const patience = 20 * time.Second
 
-// steady asks url by new connections and by one that is kept, and talks over a connection
-// to raw that is held for ever. It says, each in a line:
+// steady asks url by new connections and by one that is kept, and talks over so many
+// connections to raw that are held for ever. It says, each in a line:
 //
 //	FAILED fresh: WHY          a request by a new connection that was not answered
 //	FAILED kept: WHY           one by the connection that is kept
 //	MOVED kept                 that was closed between two requests, and is another one now
-//	BROKEN held HOST: WHY      the connection that is held broke; it was HOST's
+//	BROKEN held HOST: WHY      a connection that is held broke; it was HOST's
 //	answered FRESH KEPT HELD   every second, how many answers there were
-func steady(ctx context.Context, url, raw string) {
+func steady(ctx context.Context, url, raw string, connections int) {
 	var all sync.WaitGroup
 	var fresh, kept, held atomic.Int64
 	all.Go(func() {
@@ -60,13 +60,15 @@ func steady(ctx context.Context, url, raw string) {
 		}})
 		every(ctx, 20*time.Millisecond, func() { say(ctx, &kept, "kept", ask(trace, client, url)) })
 	})
-	all.Go(func() {
-		every(ctx, 100*time.Millisecond, func() {
-			if host, err := hold(ctx, raw, &held); err != nil && ctx.Err() == nil {
-				fmt.Printf("BROKEN held %s: %v\n", host, err)
-			}
+	for range connections {
+		all.Go(func() {
+			every(ctx, 100*time.Millisecond, func() {
+				if host, err := hold(ctx, raw, &held); err != nil && ctx.Err() == nil {
+					fmt.Printf("BROKEN held %s: %v\n", host, err)
+				}
+			})
 		})
-	})
+	}
 	all.Go(func() {
 		every(ctx, time.Second, func() { fmt.Printf("answered %d %d %d\n", fresh.Load(), kept.Load(), held.Load()) })
 	})
