@@ -34,8 +34,8 @@ soak: ## every protocol on a bad network, beside clients that misbehave, for hal
 	ASSAY_E2E=1 ASSAY_SOAK=$(or $(LENGTH),30m) $(GO) test -count=1 -v -timeout 2h -run TestSoak ./test/soak
 
 .PHONY: test-kubernetes
-test-kubernetes: packages $(TOOLS)/helm ## a Kubernetes of our own in this machine, of one node and of three; compiles it the first time
-	ASSAY_E2E=1 ASSAY_KUBERNETES=1 $(GO) test -count=1 -v -timeout 60m ./test/kubernetes/...
+test-kubernetes: packages $(TOOLS)/helm ## a Kubernetes of our own in this machine, of one node and of three; compiles it the first time (AWAY=10m: without control, and without the API server, for so long)
+	ASSAY_E2E=1 ASSAY_KUBERNETES=1 $(if $(AWAY),ASSAY_AWAY=$(AWAY)) $(GO) test -count=1 -v -timeout $(or $(TIMEOUT),$(if $(AWAY),120m,60m)) $(if $(SKIP),-skip '$(SKIP)') ./test/kubernetes/...
 
 CONFORMANCE = docs/conformance/gateway-api-v1.6.3-mesh.yaml
 
@@ -74,8 +74,8 @@ bench: build ## compare the hop with nginx and HAProxy on this machine, and each
 	$(GO) run ./bench -engines
 
 .PHONY: bench-scale
-bench-scale: ## what a cluster of 1,250 to 10,000 pods costs control, and how long changes take (PODS=5000), in 11 minutes
-	$(GO) run ./bench/scale $(if $(PODS),-pods $(PODS))
+bench-scale: ## what a cluster of 1,250 to 10,000 pods costs control, and how long changes take (PODS=5000), in 11 minutes; fails when a goal is missed
+	$(GO) run ./bench/scale -check $(if $(PODS),-pods $(PODS))
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for a while (FUZZTIME=10s, or a count: 2000x)

@@ -1,5 +1,6 @@
 # Passes on, of what `go test` says, all of the tests that failed or were skipped and, with -v,
-# one line of each that passed: what failed is found without reading what did not. At the very
+# one line of each that passed, and why parts of it were skipped: what failed is found without
+# reading what did not. At the very
 # end it says once more why each failed, in as much as CI keeps of an output's end (2,000
 # characters): of each test that failed, and has no part that did, the last of what it said.
 # What a suite says "for the record" is no reason.
@@ -7,8 +8,14 @@ BEGIN { room = 1700; test = "a crash" }
 { collect() }
 /^=== RUN +[^\/]+$/ { inside = 1 }
 inside { said = said $0 "\n" }
+inside && /^ +[^ :]+\.go:[0-9]+: skipped: / { skipped = skipped $0 "\n" }
 !inside { print }
-/^--- / { if (/^--- PASS/) print; else printf "%s", said; inside = 0; said = "" }
+/^--- / {
+	if (/^--- PASS/) printf "%s%s", $0 "\n", skipped
+	else printf "%s", said
+	inside = 0
+	said = skipped = ""
+}
 { fflush() }
 END {
 	printf "%s", said # it crashed, or time was up

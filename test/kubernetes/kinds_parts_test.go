@@ -154,7 +154,7 @@ func (k *kinds) users(t *testing.T) {
 	if out, err := k.c.TryKubectl(t.Context(), "", "wait", "-n", "kinds", "pod/users", "--for=condition=Ready", "--timeout=120s"); err != nil {
 		events := k.c.Kubectl(t, "get", "events", "-n", "kinds", "--field-selector", "involvedObject.name=users", "-o", "jsonpath={.items[*].message}")
 		if why := regexp.MustCompile(`(?i)[^.;]*(user namespace|idmap|uid_map)[^.;]*`).FindString(events); why != "" {
-			t.Skipf("skipped: the kernel or the runtime has no user namespaces for pods: %s", strings.TrimSpace(why))
+			t.Skipf("skipped: this machine's kernel or runtime has no user namespaces for pods, and hostUsers is not tested here: %s", strings.TrimSpace(why))
 		}
 		t.Fatalf("%v %s\n%s", err, out, events)
 	}
