@@ -37,8 +37,11 @@ type Judgement struct {
 // capability.
 var leastKernel = release{5, 17}
 
-// tested is the release of Kubernetes that the suites run on.
+// tested is the release of Kubernetes that the suites run on, and testedKernel and
+// testedContainerd those of the kernel and of containerd.
 const tested = "v1.36"
+
+var testedKernel, testedContainerd = release{6, 18}, release{2, 4}
 
 // Judge says what the facts mean, in a fixed order: by check, then subject.
 func Judge(f *Facts) []Judgement {
@@ -63,6 +66,8 @@ func readRelease(s string) (r release, ok bool) {
 	r[1], _ = strconv.Atoi(m[2])
 	return r, true
 }
+
+func (r release) String() string { return fmt.Sprintf("%d.%d", r[0], r[1]) }
 
 func (r release) less(o release) bool { return slices.Compare(r[:], o[:]) < 0 }
 
@@ -99,10 +104,14 @@ func judgeNodes(f *Facts) (list []Judgement) {
 		runtimes[info.ContainerRuntimeVersion] = append(runtimes[info.ContainerRuntimeVersion], n.Name)
 	}
 	for _, k := range slices.Sorted(maps.Keys(kernels)) {
-		j := Judgement{Check: "kernel", Status: OK, Subject: k + ": " + some(kernels[k]), Detail: "has what capturing needs"}
-		if r, ok := readRelease(k); !ok || r.less(leastKernel) {
+		j := Judgement{Check: "kernel", Status: OK, Subject: k + ": " + some(kernels[k]), Detail: "has what capturing needs; tested"}
+		r, ok := readRelease(k)
+		switch {
+		case !ok || r.less(leastKernel):
 			j.Status, j.Detail = Fail, "before 5.17 a proxy without CAP_NET_ADMIN may not mark its own connections: no pod of these nodes can be meshed"
 			j.Remedy = "upgrade the nodes' kernel to 5.17 or later"
+		case r != testedKernel:
+			j.Detail = "has what capturing needs by its number; not tested, " + testedKernel.String() + " is"
 		}
 		list = append(list, j)
 	}
@@ -126,9 +135,13 @@ func judgeRuntime(version string, nodes []string) Judgement {
 	j := Judgement{Check: "runtime", Status: OK, Subject: version + ": " + some(nodes)}
 	switch name {
 	case "containerd":
-		j.Detail = "tells which images run, down to their manifests"
-		if r, ok := readRelease(number); !ok || r.less(release{1, 6}) {
-			j.Status, j.Detail, j.Remedy = Warn, "containerd before 1.6 is not tested", "upgrade it"
+		j.Detail = "tells which images run, down to their manifests; tested"
+		r, ok := readRelease(number)
+		switch {
+		case !ok || r.less(release{1, 6}):
+			j.Status, j.Detail, j.Remedy = Warn, "not tested, and before 1.6 nothing is expected of it", "upgrade it"
+		case r != testedContainerd:
+			j.Detail = "tells which images run, down to their manifests; not tested, " + testedContainerd.String() + " is"
 		}
 	case "cri-o":
 		j.Status, j.Detail = Warn, "not tested; the digests of what runs may stay unproven"

@@ -2,6 +2,7 @@ package install
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -121,6 +122,38 @@ func TestJudge(t *testing.T) {
 		}
 		if strings.Join(got, "\n") != strings.Join(x.want, "\n") {
 			t.Errorf("%s:\n%s\nwant:\n%s", name, strings.Join(got, "\n"), strings.Join(x.want, "\n"))
+		}
+	}
+}
+
+// TestNotTested: a kernel or a containerd of which nobody has tried the mesh is good news
+// with a remark, and of what was tried there is none.
+func TestNotTested(t *testing.T) {
+	for _, x := range []struct {
+		kernel, runtime string
+		tested          []string // checks
+	}{
+		{"6.18.5-cloud", "containerd://2.4.2", []string{"kernel", "runtime"}},
+		{"6.18.0", "containerd://1.7.27", []string{"kernel"}},
+		{"6.1.0-13-amd64", "containerd://2.4.0", []string{"runtime"}},
+		{"5.17.1", "containerd://2.14.0", nil},
+	} {
+		var got []string
+		for _, j := range Judge(&Facts{Version: "v1.36.3", Nodes: []corev1.Node{node("n1", x.kernel, x.runtime)}}) {
+			if j.Check != "kernel" && j.Check != "runtime" {
+				continue
+			}
+			if j.Status != OK {
+				t.Errorf("%+v is no good news", j)
+			}
+			if strings.HasSuffix(j.Detail, "; tested") {
+				got = append(got, j.Check)
+			} else if !strings.Contains(j.Detail, "; not tested, ") {
+				t.Errorf("%+v: tested or not?", j)
+			}
+		}
+		if !slices.Equal(got, x.tested) {
+			t.Errorf("%s, %s: tested are %v, want %v", x.kernel, x.runtime, got, x.tested)
 		}
 	}
 }
