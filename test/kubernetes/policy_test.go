@@ -3,12 +3,17 @@ package kubernetes_test
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"assay.dev/kube/install"
 )
 
 // policyManifest is a server that a policy guards, and two clients of which it admits one;
@@ -52,44 +57,124 @@ spec:
 `
 
 // enforce does in the node's network what a policy engine does: of the policies that there
-// are, with selectors of pods, it makes rules for what crosses the bridge of the node's pods.
-// What begins a connection and is not admitted is dropped; the node itself is.
+// are on what comes to pods, with selectors of pods, it makes rules for what crosses the
+// bridge of the node's pods. What begins a connection and is not admitted is dropped; the
+// node itself is.
 func (k *kinds) enforce(t *testing.T) {
 	t.Helper()
 	var policies networkingv1.NetworkPolicyList
 	if err := json.Unmarshal([]byte(k.c.Kubectl(t, "get", "networkpolicies", "-A", "-o", "json")), &policies); err != nil {
 		t.Fatal(err)
 	}
-	var rules strings.Builder
+	var accepts, drops strings.Builder
 	for i := range policies.Items {
 		p := &policies.Items[i]
-		targets := k.selected(t, p.Namespace, &p.Spec.PodSelector)
-		if targets == "" {
-			continue // of the mesh's own namespace
-		}
-		for _, in := range p.Spec.Ingress {
-			for _, from := range in.From {
-				for _, port := range in.Ports {
-					fmt.Fprintf(&rules, "ip daddr { %s } ip saddr { %s } tcp dport %s accept\n", targets, k.selected(t, p.Namespace, from.PodSelector), port.Port)
+		for _, target := range k.selected(t, p.Namespace, &p.Spec.PodSelector) {
+			at := "ip daddr " + target.Status.PodIP
+			for _, in := range p.Spec.Ingress {
+				for _, from := range k.sources(t, p.Namespace, in.From) {
+					for _, port := range ports(t, &target, in.Ports) {
+						fmt.Fprintln(&accepts, at, from, port, "accept")
+					}
 				}
 			}
+			fmt.Fprintln(&drops, at, "counter name dropped drop")
 		}
-		fmt.Fprintf(&rules, "ip daddr { %s } counter name dropped drop\n", targets)
 	}
+	rules := accepts.String() + drops.String() // whatever one policy admits is admitted
 	chain := func(hook string) string {
 		return "chain " + hook + " { type filter hook " + hook + " priority 0;\ntcp flags & (syn | ack) != syn accept\n" +
-			"ip saddr { " + k.node.IPv4.String() + ", 10.244.1.1 } accept\n" + rules.String() + "}\n"
+			"ip saddr { " + k.node.IPv4.String() + ", 10.244.1.1 } accept\n" + rules + "}\n"
 	}
 	file := "/etc/assay-test-policies.nft"
 	write(t, k.node, file, "table bridge policies {}\ndelete table bridge policies\ntable bridge policies {\ncounter dropped {}\n"+chain("forward")+chain("output")+"}\n")
 	k.node.MustExec(t, "nft", "-f", file)
 }
 
-// selected are the addresses of pods.
-func (k *kinds) selected(t *testing.T, namespace string, s *metav1.LabelSelector) string {
+// sources are matches of who may come: whoever it is, if no peer is named.
+func (k *kinds) sources(t *testing.T, namespace string, peers []networkingv1.NetworkPolicyPeer) (matches []string) {
 	t.Helper()
-	out := k.read(t, "get", "pods", "-n", namespace, "-l", metav1.FormatLabelSelector(s), "-o", "jsonpath={.items[*].status.podIP}")
-	return strings.Join(strings.Fields(out), ", ")
+	if len(peers) == 0 {
+		return []string{""}
+	}
+	for _, peer := range peers {
+		if peer.PodSelector == nil || peer.NamespaceSelector != nil || peer.IPBlock != nil {
+			t.Fatalf("a policy of %s has a peer that is not emulated: %+v", namespace, peer)
+		}
+		for _, p := range k.selected(t, namespace, peer.PodSelector) {
+			matches = append(matches, "ip saddr "+p.Status.PodIP)
+		}
+	}
+	return matches
+}
+
+// ports are matches of where to in a pod: anywhere, if no port is named. One by its name is
+// a container's.
+func ports(t *testing.T, target *corev1.Pod, list []networkingv1.NetworkPolicyPort) (matches []string) {
+	t.Helper()
+	if len(list) == 0 {
+		return []string{""}
+	}
+	for _, p := range list {
+		switch {
+		case p.Port == nil || p.EndPort != nil || p.Protocol != nil && *p.Protocol != corev1.ProtocolTCP:
+			t.Fatalf("a policy of %s has a port that is not emulated: %+v", target.Namespace, p)
+		case p.Port.Type == intstr.Int:
+			matches = append(matches, fmt.Sprintf("tcp dport %d", p.Port.IntVal))
+		}
+		for _, c := range target.Spec.Containers {
+			for _, named := range c.Ports {
+				if p.Port.Type == intstr.String && named.Name == p.Port.StrVal {
+					matches = append(matches, fmt.Sprintf("tcp dport %d", named.ContainerPort))
+				}
+			}
+		}
+	}
+	return matches
+}
+
+// selected are pods of a namespace that have an address.
+func (k *kinds) selected(t *testing.T, namespace string, s *metav1.LabelSelector) []corev1.Pod {
+	t.Helper()
+	var list corev1.PodList
+	if err := json.Unmarshal([]byte(k.c.Kubectl(t, "get", "pods", "-n", namespace, "-l", selecting(s), "-o", "json")), &list); err != nil {
+		t.Fatal(err)
+	}
+	return slices.DeleteFunc(list.Items, func(p corev1.Pod) bool { return p.Status.PodIP == "" })
+}
+
+// selecting writes a selector as kubectl takes it: one without a word selects all.
+func selecting(s *metav1.LabelSelector) string {
+	if len(s.MatchLabels)+len(s.MatchExpressions) == 0 {
+		return ""
+	}
+	return metav1.FormatLabelSelector(s)
+}
+
+// controlsPort asks control from pods, while its own policy is enforced: the port for
+// agents is open to them, and any other is closed. That somebody is there is known from
+// before.
+func (k *kinds) controlsPort(t *testing.T, at string, enforced bool) {
+	t.Helper()
+	do := func(namespace string, args ...string) (string, error) {
+		return k.c.TryKubectl(t.Context(), "", append([]string{"exec", "-n", namespace, "a", "--", "/bin/echo"}, args...)...)
+	}
+	for _, namespace := range []string{"policed", "plain"} {
+		k.c.Eventually(t, "control's port for agents is open to a pod in "+namespace, func() error {
+			_, err := do(namespace, "greet", at+":7400")
+			return err
+		})
+		if enforced {
+			if out, err := do(namespace, "try", "http://"+at+":8089/refused"); err == nil {
+				t.Errorf("a pod in %s reaches another port of control: %s", namespace, out)
+			}
+			continue
+		}
+		k.c.Eventually(t, "nobody closes the other port to a pod in "+namespace, func() error {
+			_, err := do(namespace, "try", "http://"+at+":8089/open")
+			return err
+		})
+	}
 }
 
 // policies: a policy on the ports that people know means the same in the mesh as without.
@@ -133,6 +218,12 @@ spec: {mode: strict}
 		k.c.Apply(t, fmt.Sprintf(policyManifest, namespace, meshes[namespace]))
 		k.c.Kubectl(t, "wait", "-n", namespace, "pod", "--all", "--for=condition=Ready", "--timeout=170s")
 	}
+	control := k.selected(t, install.DefaultNamespace, &metav1.LabelSelector{MatchLabels: map[string]string{"app.kubernetes.io/component": "control"}})
+	if len(control) != 1 {
+		t.Fatalf("there are %d controls", len(control))
+	}
+	k.c.Kubectl(t, "debug", "-n", install.DefaultNamespace, control[0].Name, "--image=assay.test/echo:debug", "--image-pull-policy=Never", "-c", "debugger", "--", "/bin/echo", "serve", ":8089")
+	k.controlsPort(t, control[0].Status.PodIP, false)
 	k.enforce(t)
 	defer k.node.MustExec(t, "nft", "delete", "table", "bridge", "policies")
 	for namespace := range meshes {
@@ -159,6 +250,10 @@ spec: {mode: strict}
 		}
 	}
 	all.Wait()
+	k.controlsPort(t, control[0].Status.PodIP, true)
+	if out := k.c.Kubectl(t, "logs", "-n", install.DefaultNamespace, control[0].Name, "-c", "debugger", "--tail=-1"); strings.Contains(out, "/refused") {
+		t.Errorf("control's other port was asked:\n%s", out)
+	}
 	for namespace := range meshes {
 		passes(namespace, "a", "http://guarded/admitted") // still
 		for _, c := range []string{"c", "d"} {

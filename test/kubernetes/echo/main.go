@@ -6,6 +6,7 @@
 //	echo health ADDRESS       gRPC's own health service
 //	echo get URL [TIMES]      prints the answers
 //	echo try URL              the same, with five seconds for it
+//	echo greet ADDRESS        begins TLS with a server, whoever it is, with five seconds for it
 //	echo load URL             asks for ever, by new connections and by one that stays open,
 //	                          and prints what fails
 //	echo steady URL RAW [N]   the same, and a connection to RAW that is held, or N of them; what
@@ -20,6 +21,7 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -64,6 +66,15 @@ func run(ctx context.Context, args []string) error {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
 		return get(ctx, args[1], "")
+	case "greet":
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}}
+		c, err := d.DialContext(ctx, "tcp", args[1])
+		if err == nil {
+			err = c.Close()
+		}
+		return err
 	case "load":
 		return load(ctx, args[1])
 	case "steady":
