@@ -54,6 +54,12 @@ type Artifact struct {
 	Unproven string `json:"unproven,omitempty"`
 	// Evidence is who says that it runs.
 	Evidence Evidence `json:"evidence,omitempty"`
+	// Config is the configuration that an image's manifest names, which runtimes call the
+	// image's ID, and Index what contains the manifest, where the image was named by an index;
+	// "" where nobody has said. Where the manifest is not known, Digest is Config. Both
+	// are no part of a set's digest: the same manifest runs, however it was named.
+	Config Digest `json:"config,omitempty"`
+	Index  Digest `json:"index,omitempty"`
 }
 
 // Evidence is who says that an artifact runs. It is no part of a set's digest.

@@ -220,6 +220,17 @@ func TestPod(t *testing.T) {
 		got := c.certified(id)
 		return len(got) == 1 && got[0].GetDigest() == string(image.Digest)
 	})
+	image.Config, image.Index = assay.DigestOf([]byte("config")), assay.DigestOf([]byte("index"))
+	if err := a.Attest(id, assay.ArtifactSet{image}); err != nil { // as the agent of a later release, which asks for more
+		t.Fatal(err)
+	}
+	lab.Eventually(t, "control hears what contains the manifest", func() bool {
+		got := c.workload(id).GetArtifacts()
+		return len(got) == 1 && got[0].GetConfig() == string(image.Config) && got[0].GetIndex() == string(image.Index)
+	})
+	if got := c.certified(id); got[0].GetIndex() != "" {
+		t.Error("another certificate was asked for, and the same runs")
+	}
 
 	a.stop()
 	older.ping(t, "without an agent")

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"reflect"
 	"slices"
 	"sync"
 	"syscall"
@@ -256,24 +255,24 @@ func (w *workload) letGo() {
 	w.ns.Close()
 }
 
-// setArtifacts is told what the workload runs. When that is something else than before,
-// control hears of it and the proxy gets another certificate.
+// setArtifacts is told what the workload runs. When something else is said than before,
+// control hears of it; the proxy gets another certificate when something else runs.
 func (w *workload) setArtifacts(set assay.ArtifactSet) (changed bool) {
 	w.mu.Lock()
 	again := w.attested.is()
-	same := reflect.DeepEqual(w.rec.Workload.Artifacts, set)
+	old := w.rec.Workload.Artifacts
 	w.rec.Workload.Artifacts = set
 	s := w.session
 	w.mu.Unlock()
 	w.attested.set()
-	if same {
+	if slices.Equal(old, set) {
 		return false
 	}
 	if err := w.save(); err != nil {
 		w.log.Error("the record is not on disk", "err", err)
 	}
 	w.a.outbox.workloadUp(w.id)
-	if again && s != nil {
+	if again && s != nil && old.Digest() != set.Digest() {
 		s.renew()
 	}
 	return true

@@ -1476,12 +1476,15 @@ func (x *Problem) GetRemedy() string {
 }
 
 type Artifact struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Digest        string                 `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
-	Unproven      string                 `protobuf:"bytes,4,opt,name=unproven,proto3" json:"unproven,omitempty"`
-	Evidence      string                 `protobuf:"bytes,5,opt,name=evidence,proto3" json:"evidence,omitempty"` // who says so; empty: the host's agent
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Kind     string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name     string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Digest   string                 `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	Unproven string                 `protobuf:"bytes,4,opt,name=unproven,proto3" json:"unproven,omitempty"`
+	Evidence string                 `protobuf:"bytes,5,opt,name=evidence,proto3" json:"evidence,omitempty"` // who says so; empty: the host's agent
+	// Of an image, where its host's agent has found them; see assay.Artifact.
+	Config        string `protobuf:"bytes,6,opt,name=config,proto3" json:"config,omitempty"`
+	Index         string `protobuf:"bytes,7,opt,name=index,proto3" json:"index,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1547,6 +1550,20 @@ func (x *Artifact) GetUnproven() string {
 func (x *Artifact) GetEvidence() string {
 	if x != nil {
 		return x.Evidence
+	}
+	return ""
+}
+
+func (x *Artifact) GetConfig() string {
+	if x != nil {
+		return x.Config
+	}
+	return ""
+}
+
+func (x *Artifact) GetIndex() string {
+	if x != nil {
+		return x.Index
 	}
 	return ""
 }
@@ -4336,13 +4353,15 @@ const file_assay_proto_rawDesc = "" +
 	"\aProblem\x12\x0e\n" +
 	"\x02op\x18\x01 \x01(\tR\x02op\x12\x14\n" +
 	"\x05cause\x18\x02 \x01(\tR\x05cause\x12\x16\n" +
-	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"\x82\x01\n" +
+	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"\xb0\x01\n" +
 	"\bArtifact\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x03 \x01(\tR\x06digest\x12\x1a\n" +
 	"\bunproven\x18\x04 \x01(\tR\bunproven\x12\x1a\n" +
-	"\bevidence\x18\x05 \x01(\tR\bevidence\"\xd8\x03\n" +
+	"\bevidence\x18\x05 \x01(\tR\bevidence\x12\x16\n" +
+	"\x06config\x18\x06 \x01(\tR\x06config\x12\x14\n" +
+	"\x05index\x18\a \x01(\tR\x05index\"\xd8\x03\n" +
 	"\bWorkload\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +

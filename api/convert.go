@@ -102,7 +102,8 @@ func checkLabels(labels map[string]string) error {
 func FromArtifacts(set assay.ArtifactSet) []*Artifact {
 	var out []*Artifact
 	for _, a := range set {
-		out = append(out, &Artifact{Kind: string(a.Kind), Name: a.Name, Digest: string(a.Digest), Unproven: a.Unproven, Evidence: string(a.Evidence)})
+		out = append(out, &Artifact{Kind: string(a.Kind), Name: a.Name, Digest: string(a.Digest), Unproven: a.Unproven, Evidence: string(a.Evidence),
+			Config: string(a.Config), Index: string(a.Index)})
 	}
 	return out
 }
@@ -127,9 +128,37 @@ func Artifacts(list []*Artifact) (assay.ArtifactSet, error) {
 		default:
 			return nil, fmt.Errorf("artifact %q: kind %q is none of executable, tree, image", m.GetName(), kind)
 		}
-		set = append(set, assay.Artifact{Kind: kind, Name: m.GetName(), Digest: d, Unproven: m.GetUnproven(), Evidence: assay.Evidence(m.GetEvidence())})
+		a := assay.Artifact{Kind: kind, Name: m.GetName(), Digest: d, Unproven: m.GetUnproven(), Evidence: assay.Evidence(m.GetEvidence()),
+			Config: assay.Digest(m.GetConfig()), Index: assay.Digest(m.GetIndex())}
+		if err := checkContainment(&a); err != nil {
+			return nil, fmt.Errorf("artifact %q: %w", a.Name, err)
+		}
+		set = append(set, a)
 	}
 	return set, nil
+}
+
+// checkContainment refuses what cannot be said of a manifest's configuration and index.
+// Three documents have three digests; where the manifest is not known, its configuration
+// stands for it, and says so.
+func checkContainment(a *assay.Artifact) error {
+	if a.Config == "" && a.Index == "" {
+		return nil // not an image, or nobody has told them apart
+	}
+	for _, d := range []assay.Digest{a.Config, a.Index} {
+		if _, err := assay.ParseDigest(string(d)); d != "" && err != nil {
+			return err
+		}
+	}
+	switch {
+	case a.Kind != assay.Image:
+		return fmt.Errorf("only an image has a configuration and an index, and its kind is %s", a.Kind)
+	case a.Index == a.Digest || a.Index == a.Config:
+		return fmt.Errorf("its index is said to be %s, which is its manifest or its configuration", a.Index)
+	case a.Config == a.Digest && (a.Unproven == "" || a.Index != ""):
+		return fmt.Errorf("its manifest is said to be %s, which is its configuration", a.Digest)
+	}
+	return nil
 }
 
 // FromHost writes h.

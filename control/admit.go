@@ -139,7 +139,17 @@ func (m *model) setWorkload(w *assay.Workload) {
 	if r := m.reports[w.ID]; r != nil {
 		r.workload, r.gone = w, time.Time{}
 	}
-	m.snapshot.put(workloadKey(w.ID), &api.Resource{Body: &api.Resource_Workload{Workload: api.FromWorkload(w)}})
+	m.snapshot.put(workloadKey(w.ID), &api.Resource{Body: &api.Resource_Workload{Workload: told(w)}})
+}
+
+// told is what hosts hear of a workload. They know others by the digest of what runs, and
+// have no use for what contains it.
+func told(w *assay.Workload) *api.Workload {
+	m := api.FromWorkload(w)
+	for _, a := range m.Artifacts {
+		a.Config, a.Index = "", ""
+	}
+	return m
 }
 
 // removeWorkload forgets a workload. Its numbers are shown for a while.

@@ -189,12 +189,19 @@ func TestEvidenceOfTheAPIServer(t *testing.T) {
 	// An agent's word is its own.
 	p := r.meshed(node, "plain", "10.0.2.1")
 	p.Artifacts = injected("", "", "", "app").Artifacts
+	p.Artifacts[0].Config, p.Artifacts[0].Index = assay.DigestOf([]byte("config")), assay.DigestOf([]byte("index"))
 	n.up(p)
 	n.waitAccepted("plain")
+	if x := n.waitFor("workload/plain").GetWorkload().GetArtifacts(); len(x) != 1 || x[0].GetDigest() != string(p.Artifacts[0].Digest) || x[0].GetIndex() != "" {
+		t.Errorf("every host hears of what contains the image: %v", x)
+	}
 	for _, v := range documents[api.WorkloadView](t, r.operator(t), "workloads") {
 		want := assay.ByAPIServer
 		if v.ID == "plain" {
 			want = assay.ByAgent
+			if x := v.Artifacts[0]; x.Config != p.Artifacts[0].Config || x.Index != p.Artifacts[0].Index || v.ArtifactSet != assay.DigestOf([]byte(x.Digest+"\n")) {
+				t.Errorf("what contains the image, and what it contains: %+v, set %s", x, v.ArtifactSet)
+			}
 		}
 		for _, x := range v.Artifacts {
 			if x.Evidence != want {

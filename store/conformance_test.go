@@ -273,7 +273,8 @@ func testWorkloads(t *testing.T, db *DB) {
 		Identity: assay.Identity{TrustDomain: "bank.example", Namespace: "bank", Account: "payments"},
 		Addrs:    []netip.Addr{netip.MustParseAddr("10.181.1.2"), netip.MustParseAddr("fd5a:5a59::1")},
 		Labels:   map[string]string{"v": "1"}, Ports: []uint16{80}, MeshedSince: day,
-		Artifacts: assay.ArtifactSet{{Kind: assay.Executable, Name: "/bin/true", Digest: assay.DigestOf(nil)}}}
+		Artifacts: assay.ArtifactSet{{Kind: assay.Executable, Name: "/bin/true", Digest: assay.DigestOf(nil)},
+			{Kind: assay.Image, Name: "shop:1", Digest: assay.DigestOf([]byte("manifest")), Config: assay.DigestOf([]byte("config")), Index: assay.DigestOf([]byte("index"))}}}
 	check(t, db.PutWorkloads(ctx, w, assay.Workload{ID: "w2", Host: "h1"}, assay.Workload{ID: "w3", Host: "h2"}))
 	w.Draining = true
 	check(t, db.PutWorkloads(ctx, w))

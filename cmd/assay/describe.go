@@ -250,6 +250,8 @@ func describeWorkload(w io.Writer, d api.WorkloadView, around surroundings) erro
 		col("KIND", func(a assay.Artifact) string { return string(a.Kind) }),
 		col("NAME", func(a assay.Artifact) string { return a.Name }),
 		col("DIGEST", func(a assay.Artifact) string { return string(a.Digest) }),
+		col("CONFIG", func(a assay.Artifact) string { return a.Config.Short() }),
+		col("INDEX", func(a assay.Artifact) string { return a.Index.Short() }),
 		col("EVIDENCE", func(a assay.Artifact) string { return cmp.Or(string(a.Evidence), "agent") }),
 		col("UNPROVEN", func(a assay.Artifact) string { return a.Unproven }),
 	}, d.Artifacts, around.at)

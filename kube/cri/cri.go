@@ -84,11 +84,12 @@ func (s *Sandbox) Path() string {
 	return s.NetNS
 }
 
-// Artifacts are what the pod runs, init, sidecar and ephemeral containers included.
+// Artifacts are what the pod runs, init, sidecar and ephemeral containers included, each with
+// what its manifest contains and what contains it.
 func (s *Sandbox) Artifacts() assay.ArtifactSet {
 	var set assay.ArtifactSet
 	for _, c := range s.Containers {
-		a := assay.Artifact{Kind: assay.Image, Name: c.Image.Name, Digest: c.Image.Manifest}
+		a := assay.Artifact{Kind: assay.Image, Name: c.Image.Name, Digest: c.Image.Manifest, Config: c.Image.Config, Index: c.Image.Index}
 		if a.Digest == "" {
 			a.Digest, a.Unproven = c.Image.Config, c.Image.Unknown
 		}

@@ -144,6 +144,45 @@ func TestImage(t *testing.T) {
 	}
 }
 
+// TestNamedTwice: an image that is known by its manifest's digest and by an index's is contained in
+// that index, whatever comes first; nothing that is there beside them changes what it is.
+func TestNamedTwice(t *testing.T) {
+	ours := manifestOf(config("ours"))
+	index := indexOf(listed(assay.DigestOf(ours), ours))
+	foreign := manifestOf(config("other"))
+	want := Image{Name: "shop:1", Config: config("ours"), Manifest: assay.DigestOf(ours), Index: assay.DigestOf(index)}
+	plain := want
+	plain.Index = ""
+	for name, c := range map[string]struct {
+		blobs [][]byte
+		want  Image
+	}{
+		"manifest":                          {[][]byte{ours}, plain},
+		"manifest, index":                   {[][]byte{ours, index}, want},
+		"index, manifest":                   {[][]byte{index, ours}, want},
+		"manifest, other, nonsense, index":  {[][]byte{ours, foreign, []byte("nonsense"), index}, want},
+		"manifest, index of another":        {[][]byte{ours, indexOf(listed(assay.DigestOf(foreign), foreign))}, plain},
+		"manifest, another of its manifest": {[][]byte{ours, append(ours, ' '), indexOf(object{"digest": assay.DigestOf(append(ours, ' '))})}, plain},
+	} {
+		s := newStore()
+		s.put(ours)
+		for _, b := range c.blobs {
+			s.named(s.put(b))
+		}
+		if img, err := s.serve(t).image(t.Context(), s.id); err != nil || img != c.want {
+			t.Errorf("%s: %+v, %v, want %+v", name, img, err, c.want)
+		}
+	}
+	s := newStore()
+	s.named(s.put(ours))
+	away := config("away")
+	s.named(away)
+	s.blobs[away] = func(contentapi.Content_ReadServer) error { return status.Error(codes.Unavailable, "") }
+	if img, err := s.serve(t).image(t.Context(), s.id); assay.KindOf(err) != assay.Unavailable {
+		t.Errorf("while the store is away: %+v, %v", img, err)
+	}
+}
+
 // TestHostileContent: whatever is in the store, nothing is attested that was not proven,
 // little is read for it, and it is said why.
 func TestHostileContent(t *testing.T) {

@@ -51,7 +51,7 @@ func (r *Runtime) image(ctx context.Context, id string) (Image, error) {
 		return Image{Name: img.Name, Unknown: err.Error()}, nil
 	}
 	img.Manifest, img.Index, err = r.manifest(ctx, img.Config, answer.GetImage().GetRepoDigests())
-	if code := status.Code(err); code == codes.Unavailable || code == codes.DeadlineExceeded || code == codes.Canceled {
+	if isAway(err) {
 		return Image{}, r.failed("read image "+id, err)
 	}
 	if err != nil {
@@ -95,7 +95,8 @@ type descriptor struct {
 }
 
 // manifest finds the manifest with the given configuration among what the image is known
-// by, and the index that has it.
+// by, and an index that has it: an image that was pulled by its manifest's digest and by a
+// tag is known by both.
 func (r *Runtime) manifest(ctx context.Context, config assay.Digest, names []string) (manifest, index assay.Digest, err error) {
 	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(ctx, "containerd-namespace", "k8s.io"), searchTime)
 	defer cancel()
@@ -107,13 +108,26 @@ func (r *Runtime) manifest(ctx context.Context, config assay.Digest, names []str
 		if parsed != nil {
 			continue
 		}
-		var found assay.Digest
-		if found, index, err = s.in(ctx, descriptor{Digest: string(d)}, 0); err != nil || found != "" {
-			return found, index, err
+		found, within, problem := s.in(ctx, descriptor{Digest: string(d)}, 0)
+		switch {
+		case manifest != "" && (isAway(problem) || found == manifest && within != ""):
+			return manifest, within, problem
+		case manifest != "": // that one is proven, whatever else is in the store
+		case problem != nil || within != "":
+			return found, within, problem
+		case found != "":
+			manifest, err = found, nil
+		default:
+			err = fmt.Errorf("no manifest of %s in the runtime's store has the configuration %s", d, config)
 		}
-		err = fmt.Errorf("no manifest of %s in the runtime's store has the configuration %s", d, config)
 	}
-	return "", "", err
+	return manifest, "", err
+}
+
+// isAway reports whether the runtime has not answered, so that it is to be asked again.
+func isAway(err error) bool {
+	code := status.Code(err)
+	return code == codes.Unavailable || code == codes.DeadlineExceeded || code == codes.Canceled
 }
 
 // search looks for the manifest of one configuration.

@@ -455,7 +455,7 @@ func (c *Cluster) load(ctx context.Context, m *Machine, file, name string, d Dig
 	if err := ctr("images", "import", inside); err != nil {
 		return err
 	}
-	return ctr("images", "tag", "--force", name, repository+"@"+d.Index)
+	return ctr("images", "tag", "--force", name, repository+"@"+d.Named())
 }
 
 // Close takes the cluster down and leaves nothing of it.

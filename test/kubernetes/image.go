@@ -3,6 +3,7 @@ package kubernetes
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -25,6 +26,7 @@ type Image struct {
 	Env        []string          // NAME=value
 	Labels     map[string]string //
 	User       string            // "" is root
+	Plain      bool              // its name means the manifest: no index has it
 }
 
 // File is a file in an image: a copy of one here, or a text.
@@ -41,6 +43,9 @@ type Digests struct {
 	Index, Manifest, Config, Layer string
 	Other                          string // the other platform's manifest
 }
+
+// Named is what the image's name points to.
+func (d Digests) Named() string { return cmp.Or(d.Index, d.Manifest) }
 
 type descriptor struct {
 	MediaType   string            `json:"mediaType"`
@@ -108,11 +113,14 @@ func (img Image) Write(w io.Writer) (Digests, error) {
 	l.file("oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`))
 	files := l.blob(layerType, layer)
 	manifest, config := img.manifest(l, files, runtime.GOARCH)
-	manifest2, _ := img.manifest(l, files, other)
-	index := l.json(indexType, map[string]any{
-		"schemaVersion": 2, "mediaType": indexType, "manifests": []descriptor{manifest, manifest2},
-	})
-	named := index
+	named, d := manifest, Digests{Manifest: manifest.Digest, Config: config.Digest, Layer: files.Digest}
+	if !img.Plain {
+		manifest2, _ := img.manifest(l, files, other)
+		named = l.json(indexType, map[string]any{
+			"schemaVersion": 2, "mediaType": indexType, "manifests": []descriptor{manifest, manifest2},
+		})
+		d.Index, d.Other = named.Digest, manifest2.Digest
+	}
 	named.Annotations = map[string]string{"io.containerd.image.name": img.Name}
 	top, err := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": indexType, "manifests": []descriptor{named}})
 	if err != nil {
@@ -125,7 +133,7 @@ func (img Image) Write(w io.Writer) (Digests, error) {
 	if l.err != nil {
 		return Digests{}, fmt.Errorf("image %s: %w", img.Name, l.err)
 	}
-	return Digests{Index: index.Digest, Manifest: manifest.Digest, Config: config.Digest, Layer: files.Digest, Other: manifest2.Digest}, nil
+	return d, nil
 }
 
 // manifest writes the config and the manifest for a platform.

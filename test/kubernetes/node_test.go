@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"assay.dev"
 	"assay.dev/kube/node"
 	"assay.dev/test/kubernetes"
 	"assay.dev/test/lab"
@@ -83,10 +84,11 @@ spec:
 func TestNode(t *testing.T) {
 	kubernetes.Require(t)
 	c := kubernetes.Up(t, 1)
-	digests := map[string]string{}
+	digests := map[string]kubernetes.Digests{} // by tag
 	for _, tag := range []string{"1", "init", "beside"} {
-		d := c.Import(t, echoImage(t, "assay.test/echo:"+tag, tag))
-		digests[d.Manifest] = tag
+		img := echoImage(t, "assay.test/echo:"+tag, tag)
+		img.Plain = tag == "init"
+		digests[tag] = c.Import(t, img)
 	}
 	c.Apply(t, bankManifest)
 	c.Rollout(t, "bank", "deployment/web")
@@ -124,12 +126,16 @@ func TestNode(t *testing.T) {
 		}
 	}
 	web := list[pods["web"].UID]
-	var set []string
-	for _, a := range web.Artifacts {
-		set = append(set, digests[string(a.Digest)])
+	want := assay.ArtifactSet{}
+	for tag, d := range digests { // of init there is no index
+		want = append(want, assay.Artifact{Kind: assay.Image, Name: "assay.test/echo:" + tag,
+			Digest: assay.Digest(d.Manifest), Config: assay.Digest(d.Config), Index: assay.Digest(d.Index)})
 	}
-	if slices.Sort(set); !slices.Equal(set, []string{"1", "beside", "init"}) {
-		t.Errorf("the set of web is %v: %v", set, web.Artifacts)
+	for _, set := range []assay.ArtifactSet{want, web.Artifacts} {
+		slices.SortFunc(set, func(a, b assay.Artifact) int { return strings.Compare(a.Name, b.Name) })
+	}
+	if !slices.Equal(web.Artifacts, want) {
+		t.Errorf("web runs %+v\nwant %+v", web.Artifacts, want)
 	}
 	if !strings.HasSuffix(web.Identity.String(), "/ns/bank/sa/robot") {
 		t.Errorf("web is %s", web.Identity)
