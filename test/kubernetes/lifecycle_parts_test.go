@@ -77,6 +77,16 @@ func (l *life) agent(t *testing.T) {
 	l.flows(t, "agents were restarted")
 	l.unbroken(t, "agents were restarted")
 
+	l.withoutAgents(t)
+	c.Eventually(t, "the proxies are those of before", func() error {
+		for i, n := range c.Nodes {
+			if now := l.proxies(t, n); !slices.Equal(now, before[i]) {
+				return fmt.Errorf("on %s they were %v and are %v", n.Name, before[i], now)
+			}
+		}
+		return nil
+	})
+
 	if err := c.LoadNext(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -96,6 +106,40 @@ func (l *life) agent(t *testing.T) {
 	})
 	l.flows(t, "everything was upgraded")
 	l.unbroken(t, "everything was upgraded")
+}
+
+// withoutAgents: there is none on any node. What runs goes on, and a pod that starts waits
+// for its agent and says so.
+func (l *life) withoutAgents(t *testing.T) {
+	c := l.cluster
+	daemons := []string{"patch", "daemonset", "-n", install.DefaultNamespace, install.AgentName, "--type=json", "-p"}
+	c.Kubectl(t, append(daemons, `[{"op": "add", "path": "/spec/template/spec/nodeSelector/away", "value": "yes"}]`)...)
+	c.Kubectl(t, "wait", "-n", install.DefaultNamespace, "pod", "-l", "app.kubernetes.io/component=agent", "--for=delete", "--timeout=150s")
+	c.Apply(t, lateManifest)
+	c.Eventually(t, "a pod says that it waits for its agent", func() error {
+		out := c.Kubectl(t, "get", "events", "-n", "life", "--field-selector", "involvedObject.name=late,reason=FailedCreatePodSandBox", "-o", "jsonpath={.items[*].message}")
+		if !strings.Contains(out, `plugin type="assay-cni"`) || !strings.Contains(out, "no agent runs there") {
+			return fmt.Errorf("its events are %q", out)
+		}
+		return nil
+	})
+	l.flows(t, "without agents")
+	l.unbroken(t, "agents were away")
+	if out := c.Kubectl(t, "get", "pod", "-n", "life", "late", "-o", "jsonpath={.status.phase} {.status.containerStatuses[*].started}"); out != "Pending false" {
+		t.Errorf("a pod without its agent is %q", out)
+	}
+	c.Kubectl(t, append(daemons, `[{"op": "remove", "path": "/spec/template/spec/nodeSelector/away"}]`)...)
+	c.Rollout(t, install.DefaultNamespace, "daemonset/"+install.AgentName)
+	l.joined(t)
+	c.Kubectl(t, "wait", "-n", "life", "pod/late", "--for=condition=Ready", "--timeout=170s")
+	l.meshed(t, 7)
+	c.Eventually(t, "the pod that waited is answered", func() error {
+		_, err := l.ask(t, "late")
+		return err
+	})
+	c.Kubectl(t, "delete", "pod", "-n", "life", "late", "--wait=true")
+	l.flows(t, "agents are back")
+	l.unbroken(t, "agents are back")
 }
 
 // killAgent ends an agent's process; its container is restarted.
@@ -159,9 +203,10 @@ func (l *life) control(t *testing.T) {
 	c.Kubectl(t, "wait", "-n", "life", "pod/late", "--for=condition=Ready", "--timeout=150s")
 	if out, err := l.ask(t, "late"); err == nil {
 		t.Errorf("a pod that started without control is answered: %s", out)
-	} else {
-		t.Logf("a pod that started without control hears: %v", err)
+	} else if !strings.Contains(err.Error(), "503 Service Unavailable: assay: no-certificate: ") {
+		t.Errorf("a pod that started without control is not told why it is refused: %v", err)
 	}
+	l.refused(t, "late", "no-certificate")
 	l.killAgent(t, c.Nodes[0])
 	pass(t, away(t)-time.Since(began))
 	l.flows(t, "without control")
@@ -176,6 +221,34 @@ func (l *life) control(t *testing.T) {
 	c.Kubectl(t, "delete", "pod", "-n", "life", "late", "--wait=true")
 	l.flows(t, "control is back")
 	l.unbroken(t, "control is back")
+}
+
+// refused waits until the agent of a pod's node tells that the pod was refused, and why.
+func (l *life) refused(t *testing.T, pod, reason string) {
+	t.Helper()
+	node, uid, _ := strings.Cut(l.cluster.Kubectl(t, "get", "pod", "-n", "life", pod, "-o", "jsonpath={.spec.nodeName} {.metadata.uid}"), " ")
+	i := slices.IndexFunc(l.cluster.Nodes, func(n *kubernetes.Machine) bool { return n.Name == node })
+	if i < 0 {
+		t.Fatalf("%s is on %q", pod, node)
+	}
+	n := l.cluster.Nodes[i]
+	l.cluster.Eventually(t, "on "+node+" "+pod+" is counted as refused: "+reason, func() error {
+		out, err := n.Try(t.Context(), "curl", "-sS", "--max-time", "20", "http://"+n.IPv4.String()+":9181/metrics")
+		if err != nil {
+			return err
+		}
+		var told []string
+		for line := range strings.Lines(out) {
+			if !strings.HasPrefix(line, "assay_refusals_total{") || !strings.Contains(line, `workload="`+uid+`"`) {
+				continue
+			}
+			if strings.Contains(line, `reason="`+reason+`"`) && !strings.HasSuffix(line, " 0\n") {
+				return nil
+			}
+			told = append(told, line)
+		}
+		return fmt.Errorf("its refusals are %q", told)
+	})
 }
 
 // ask asks the service from a pod.

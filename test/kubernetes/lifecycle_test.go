@@ -164,6 +164,15 @@ func (l *life) settle(t *testing.T) {
 func (l *life) install(t *testing.T) {
 	c := l.cluster
 	l.must(t, "assay", lifeInstall...)
+	for _, n := range c.Nodes { // what docs/kubernetes.md lets people wait for
+		agent := strings.TrimSpace(c.Kubectl(t, "get", "pods", "-n", install.DefaultNamespace, "-l", "app.kubernetes.io/component=agent", "--field-selector", "spec.nodeName="+n.Name, "-o", "name"))
+		c.Eventually(t, "the first agent of "+n.Name+" says that its plugin is chained", func() error {
+			if out := c.Kubectl(t, "logs", "-n", install.DefaultNamespace, agent); !strings.Contains(out, "the network plugin is chained") {
+				return fmt.Errorf("%s", out)
+			}
+			return nil
+		})
+	}
 	l.unbroken(t, "the mesh was installed")
 	c.Kubectl(t, "label", "namespace", "life", install.MeshLabel+"=enabled")
 	l.meshed(t, 6)
