@@ -5,7 +5,7 @@ import "time"
 // Balance says where everything belongs that passed a workload's link: the proxy, the
 // exceptions that edges list, control traffic of the network, or nothing that anybody
 // knows of. Numbers are of Ethernet frames, as the host's end of the link counts them,
-// which the workload cannot reach.
+// which the workload cannot reach; a pod's own end does, which CAP_NET_ADMIN in the pod can reset.
 type Balance struct {
 	Since time.Time  `json:"since"`
 	In    BalanceWay `json:"in"`  // to the workload

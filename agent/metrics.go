@@ -136,9 +136,9 @@ func writeMetrics(out io.Writer, h hostMetrics, list []*workload) {
 	p.sample("assay_access_log_dropped_total", "", float64(h.unlogged))
 	p.family("assay_spans_dropped_total", "counter", "Spans that the collector lacks.")
 	p.sample("assay_spans_dropped_total", "", float64(h.untraced))
-	p.family("assay_pod_unmeshed", "gauge", "1 for a pod that is to be meshed and cannot be.")
+	p.family("assay_pod_unmeshed", "gauge", "1 for a pod that is labelled to be meshed and cannot be, by the reason.")
 	for _, u := range h.unmeshed {
-		p.sample("assay_pod_unmeshed", labels("namespace", u.Namespace, "pod", u.Name), 1)
+		p.sample("assay_pod_unmeshed", labels("namespace", u.Namespace, "pod", u.Name, "reason", u.Reason), 1)
 	}
 
 	if l := h.lingering; l != nil {

@@ -19,15 +19,16 @@ type PodSource interface {
 	// is to be meshed. The pod needs neither addresses nor a network namespace. uid may be
 	// empty. An error means that it is not known.
 	Pod(ctx context.Context, namespace, name, uid string) (p Pod, meshed bool, err error)
-	// Unmeshed lists the pods that are to be meshed and cannot be, by namespace and name.
+	// Unmeshed lists the pods that are labelled to be meshed and cannot be, by namespace and name.
 	Unmeshed() []Unmeshed
 }
 
-// Unmeshed is a pod that is to be meshed and cannot be.
+// Unmeshed is a pod that is labelled to be meshed and cannot be.
 type Unmeshed struct {
 	Pod, Namespace, Name string    // Pod is its ID
-	Since                time.Time // it was tried first
-	Err                  error     // of the last attempt
+	Reason               string    // in a word: for metrics
+	Since                time.Time // it was tried first; zero: nobody tries, since it never can be
+	Err                  error     // of the last attempt, or why not
 }
 
 const (
@@ -37,11 +38,13 @@ const (
 	unmeshedFor = 10 * time.Second
 	// unmeshedAgain is how often it is told: control shows what was told in the last hour.
 	unmeshedAgain = 10 * time.Minute
+	// unmeshedStays is that of one that nobody tries.
+	unmeshedStays = 30 * time.Minute
 )
 
 // tellUnmeshed makes findings of pods that cannot be meshed, until ctx ends.
 func (a *Agent) tellUnmeshed(ctx context.Context) {
-	told := map[string]time.Time{}
+	t := tellings{}
 	tick := time.NewTicker(unmeshedLook)
 	defer tick.Stop()
 	for {
@@ -50,24 +53,52 @@ func (a *Agent) tellUnmeshed(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		list, now := a.cfg.Pods.Unmeshed(), time.Now()
-		for id := range told {
-			if !slices.ContainsFunc(list, func(u Unmeshed) bool { return u.Pod == id }) {
-				delete(told, id)
-			}
-		}
-		for _, u := range list {
-			if now.Sub(u.Since) < unmeshedFor || now.Sub(told[u.Pod]) < unmeshedAgain {
-				continue
-			}
-			told[u.Pod] = now
-			f := assay.Finding{Time: now, Workload: u.Pod, Kind: "pod-not-meshed", Subject: u.Namespace + "/" + u.Name, Detail: u.Err.Error()}
-			if e, ok := errors.AsType[*assay.Error](u.Err); ok {
-				f.Remedy = e.Remedy
-			}
+		now := time.Now()
+		for _, u := range t.due(a.cfg.Pods.Unmeshed(), now) {
+			f := u.finding(now)
 			a.outbox.finding(&f)
 		}
 	}
+}
+
+// tellings are of pods that were listed the last time.
+type tellings map[string]telling
+
+type telling struct{ listed, told time.Time }
+
+// due are the pods that are to be told now.
+func (t tellings) due(list []Unmeshed, now time.Time) (due []Unmeshed) {
+	for id := range t {
+		if !slices.ContainsFunc(list, func(u Unmeshed) bool { return u.Pod == id }) {
+			delete(t, id)
+		}
+	}
+	for _, u := range list {
+		x, known := t[u.Pod]
+		if !known {
+			x.listed = now
+		}
+		since, again := u.Since, unmeshedAgain
+		if since.IsZero() { // control has to hear of it, too
+			since, again = x.listed, unmeshedStays
+		}
+		if now.Sub(since) >= unmeshedFor && now.Sub(x.told) >= again {
+			x.told = now
+			due = append(due, u)
+		}
+		t[u.Pod] = x
+	}
+	return due
+}
+
+func (u *Unmeshed) finding(now time.Time) assay.Finding {
+	f := assay.Finding{Time: now, Workload: u.Pod, Kind: "pod-not-meshed", Subject: u.Namespace + "/" + u.Name, Detail: u.Err.Error()}
+	if e, ok := u.Err.(*assay.Error); ok {
+		cause := *e
+		cause.Remedy = ""
+		f.Detail, f.Remedy = cause.Error(), e.Remedy
+	}
+	return f
 }
 
 // Sandbox is the network of a pod, as a container runtime's plugin tells it.

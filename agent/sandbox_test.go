@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"assay.dev"
 	"assay.dev/agent/internal/lab"
@@ -255,5 +256,33 @@ func TestNetworkPlugin(t *testing.T) {
 	var was, is map[string]any
 	if err := errors.Join(json.Unmarshal([]byte(primary), &was), json.Unmarshal(b, &is)); err != nil || !maps.EqualFunc(was, is, func(a, b any) bool { return fmt.Sprint(a) == fmt.Sprint(b) }) {
 		t.Errorf("afterwards the configuration is %s (%v)", b, err)
+	}
+}
+
+// TestTellings: a pod that is not meshed is told when it has not been for a while, and again
+// while control would forget it; one that nobody tries, more rarely.
+func TestTellings(t *testing.T) {
+	began := time.Unix(1_700_000_000, 0)
+	failing := &assay.Error{Kind: assay.Denied, Op: "mesh pod bank/odd", Err: errors.New("its account has no name"), Remedy: "give it one"}
+	list := []Unmeshed{{Pod: "odd", Namespace: "bank", Name: "odd", Since: began, Err: failing}, {Pod: "host", Namespace: "bank", Name: "host", Err: errors.New("it has its node's network")}}
+	told := map[string][]time.Duration{}
+	x := tellings{}
+	for d := time.Duration(0); d < time.Hour; d += unmeshedLook {
+		for _, u := range x.due(list, began.Add(d)) {
+			told[u.Pod] = append(told[u.Pod], d)
+		}
+	}
+	if got := fmt.Sprint(told["odd"]); got != "[10s 10m10s 20m10s 30m10s 40m10s 50m10s]" {
+		t.Errorf("one that is tried on: %s", got)
+	}
+	if got := fmt.Sprint(told["host"]); got != "[10s 30m10s]" {
+		t.Errorf("one that is not: %s", got)
+	}
+	x.due(list[1:], began.Add(time.Hour))
+	if len(x) != 1 {
+		t.Errorf("one that is meshed now is remembered: %v", x)
+	}
+	if f := list[0].finding(began); f.Detail != "mesh pod bank/odd: its account has no name" || f.Remedy != "give it one" || f.Workload != "odd" || f.Subject != "bank/odd" {
+		t.Errorf("the finding: %+v", f)
 	}
 }

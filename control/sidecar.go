@@ -134,10 +134,12 @@ func (m *model) checkSidecars() (out []assay.Finding) {
 			f.Kind, f.Detail, f.Remedy = "pod-without-sidecar", "it was made before it was labelled, or before the injector was there, and is outside of the mesh", "restart it: kubectl rollout restart"
 		case injected && !joined && now.Sub(since) >= settleIn:
 			f.Kind, f.Detail, f.Remedy = "sidecar-not-joined", "its sidecar has not joined, or what it says of the pod is not taken: nobody in the mesh is sent there", "see what it says (kubectl logs -c assay-proxy), and restart the pod"
-		case p.Wants && !p.HostNetwork && !joined && !agents[p.Node] && (len(agents) == 0 || m.cluster.nodes[p.Node].Agentless): // else the node is named
-			f.Kind, f.Detail, f.Remedy = "pod-without-agent", "it is labelled to be meshed by its node's agent, and there is none: it is outside of the mesh", "label it assay.dev/mesh: sidecar and restart it, or install agents"
-		default:
+		case joined || !p.Wants || agents[p.Node] || len(agents) > 0 && !m.cluster.nodes[p.Node].Agentless: // an agent tells of it, or its node is named
 			continue
+		case p.HostNetwork:
+			f.Kind, f.Detail, f.Remedy = "pod-without-agent", "it is in its node's network, and stays outside of the mesh", "label it assay.dev/mesh: disabled"
+		default:
+			f.Kind, f.Detail, f.Remedy = "pod-without-agent", "it is labelled to be meshed by its node's agent, and there is none: it is outside of the mesh", "label it assay.dev/mesh: sidecar and restart it, or install agents"
 		}
 		out = append(out, f)
 	}

@@ -381,7 +381,7 @@ func TestNoAgentForPods(t *testing.T) {
 		}
 		return list
 	}
-	if got := found(); !slices.Equal(got, []string{"shop/a", "shop/v"}) {
+	if got := found(); !slices.Equal(got, []string{"shop/a", "shop/h", "shop/v"}) {
 		t.Errorf("without agents: %v", got)
 	}
 	r.joinNode(t, "node-2")

@@ -7,7 +7,7 @@
 // by class, and bounded sets with a counter for each remote address and port. It adds
 // nothing to a packet's way but these counts, drops none and changes none.
 //
-//	link counters (the host's end, which the workload cannot reach)
+//	link counters (the host's end, which the workload cannot reach; a pod's own end)
 //	  = the proxy's own packets          by mark, by ct mark, by ct status dnat
 //	  + exceptions                       by class, address and port
 //	  + control traffic                  ARP, neighbour discovery, ICMP errors, IGMP, …

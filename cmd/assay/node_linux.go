@@ -375,7 +375,7 @@ func (s nodePods) Pod(ctx context.Context, namespace, name, uid string) (agent.P
 func (s nodePods) Unmeshed() []agent.Unmeshed {
 	var list []agent.Unmeshed
 	for _, u := range s.reconciler.Unmeshed() {
-		list = append(list, agent.Unmeshed{Pod: u.UID, Namespace: u.Namespace, Name: u.Name, Since: u.Since, Err: u.Err})
+		list = append(list, agent.Unmeshed{Pod: u.UID, Namespace: u.Namespace, Name: u.Name, Reason: string(u.Reason), Since: u.Since, Err: u.Err})
 	}
 	return list
 }

@@ -242,15 +242,18 @@ var sidecars = []string{"istio-proxy", "linkerd-proxy", "kuma-sidecar", "consul-
 
 // judgePods finds the pods that are captured otherwise than one expects, or not at all.
 func judgePods(f *Facts) (list []Judgement) {
-	hostNetwork, netAdmin, others := map[string][]string{}, map[string][]string{}, map[string][]string{}
+	hostNetwork, static, netAdmin, others := map[string][]string{}, map[string][]string{}, map[string][]string{}, map[string][]string{}
 	for i := range f.Pods {
 		p := &f.Pods[i]
 		if ended(p) || p.Namespace == "kube-system" || p.Labels["app.kubernetes.io/part-of"] == "assay" {
 			continue // never meshed
 		}
+		_, mirror := p.Annotations[corev1.MirrorPodAnnotationKey]
 		switch {
 		case p.Spec.HostNetwork:
 			hostNetwork[p.Namespace] = append(hostNetwork[p.Namespace], p.Name)
+		case mirror:
+			static[p.Namespace] = append(static[p.Namespace], p.Name)
 		case mayChangeRules(p):
 			netAdmin[p.Namespace] = append(netAdmin[p.Namespace], p.Name)
 		}
@@ -265,6 +268,8 @@ func judgePods(f *Facts) (list []Judgement) {
 	}
 	add("host-network", hostNetwork, "pods with their node's network are never meshed: they are guests, served in observe and refused in strict",
 		"keep namespaces that they call in observe, or give the pods a network of their own")
+	add("static-pod", static, "static pods, which a file on their node makes, are never meshed: they are guests, served in observe and refused in strict",
+		"keep namespaces that they call in observe, or make them DaemonSets")
 	add("net-admin", netAdmin, "these containers may change the rules of their pod and leave its capture; whoever they call still wants an identity, or counts a guest",
 		"take NET_ADMIN and privileged from them, where they can do without")
 	add("other-mesh", others, "these pods have a sidecar of another mesh, which captures the same connections", "leave their namespaces unlabelled until the sidecar is gone")

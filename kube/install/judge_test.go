@@ -90,8 +90,10 @@ func TestJudge(t *testing.T) {
 		}, []string{"runtime-class warn sandboxed"}},
 		"pods": {func(f *Facts) {
 			host := func(p *corev1.Pod) { p.Spec.HostNetwork = true }
+			static := func(p *corev1.Pod) { p.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "5e8a"} }
 			f.Pods = append(f.Pods,
 				pod("kube-system", "kube-proxy", host), pod("ops", "exporter", host), pod("ops", "ended", func(p *corev1.Pod) { host(p); p.Status.Phase = corev1.PodSucceeded }),
+				pod("kube-system", "etcd", static), pod("bank", "store", static), pod("ops", "both", func(p *corev1.Pod) { host(p); static(p) }),
 				pod("bank", "vpn", capable("NET_ADMIN")), pod("bank", "plain", capable("NET_BIND_SERVICE")), pod("bank", "any", capable("CAP_ALL")),
 				pod("bank", "root", func(p *corev1.Pod) {
 					p.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: new(true)}
@@ -100,7 +102,7 @@ func TestJudge(t *testing.T) {
 					p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: "istio-proxy"})
 				}),
 				pod("assay-system", "assay-agent-x", func(p *corev1.Pod) { host(p); p.Labels = labels("agent", nil) }))
-		}, []string{"host-network warn namespace ops: exporter", "net-admin warn namespace bank: any, root, vpn", "other-mesh warn namespace old: web"}},
+		}, []string{"host-network warn namespace ops: both, exporter", "static-pod warn namespace bank: store", "net-admin warn namespace bank: any, root, vpn", "other-mesh warn namespace old: web"}},
 		"old gateway API":     {func(f *Facts) { f.Definitions = append(f.Definitions, gatewayAPI("v0.8.1")) }, []string{"gateway-api warn v0.8.1 standard"}},
 		"gateway API of 2023": {func(f *Facts) { f.Definitions = append(f.Definitions, gatewayAPI("v1.0.0")) }, []string{"gateway-api warn v1.0.0 standard"}},
 		"gateway API":         {func(f *Facts) { f.Definitions = append(f.Definitions, gatewayAPI("v1.6.3")) }, nil},

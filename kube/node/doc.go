@@ -20,7 +20,7 @@
 // attested whenever the runtime says that it changed, and what is kept of pods that are
 // gone is removed. The runtime's word decides what runs, the API server's who it is. A
 // pod that cannot be meshed is tried again, ever less often, holds up no other, and is
-// named with the reason (Unmeshed).
+// named with the reason (Unmeshed); so is one that is labelled and can never be.
 //
 // A label of Assay's own namespace takes the whole mesh out ([LeavingLabel]): every agent
 // hears of it, without control, and with no further right.

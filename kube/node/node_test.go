@@ -196,13 +196,14 @@ type node struct {
 	meshed map[string]bool
 	said   []string
 	wake   func()
+	away   error           // why the runtime cannot be asked
 	tried  map[string]bool // pods called bad: the first attempt fails at once, others take for ever
 }
 
 func (n *node) Sandboxes(context.Context) ([]cri.Sandbox, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return slices.Clone(n.list), nil
+	return slices.Clone(n.list), n.away
 }
 
 func (n *node) Events(ctx context.Context, wake func()) error {
@@ -323,7 +324,7 @@ func TestReconciler(t *testing.T) {
 		uid := fmt.Sprintf("good-%d", i)
 		eventually(t, uid+" is meshed and attested", func() bool { return n.has("mesh "+uid) && n.has("attest "+uid+" 1") })
 	}
-	if u := r.Unmeshed()[0]; u.Name != "bad-0" || u.Err.Error() != "its kernel has no nftables" || u.Attempts == 0 || u.Since.IsZero() {
+	if u := r.Unmeshed()[0]; u.Reason != Failed || u.Name != "bad-0" || u.Err.Error() != "its kernel has no nftables" || u.Attempts == 0 || u.Since.IsZero() {
 		t.Errorf("%+v", u)
 	}
 
@@ -360,5 +361,98 @@ func TestReconciler(t *testing.T) {
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Error(err)
+	}
+}
+
+// TestUnmeshed: whoever is labelled and not in the mesh is named, whatever keeps it out, and
+// until somebody says that it is meant to be.
+func TestUnmeshed(t *testing.T) {
+	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
+	source := &Source{cfg: Config{System: DefaultSystem, Log: quiet}, pods: map[string]*Pod{}, names: map[string]string{}, namespaces: map[string]map[string]string{"bank": {MeshLabel: Enabled}}, changed: make(chan struct{}, 1)}
+	source.synced = [2]bool{true, true}
+	pods := &kind{s: source, clear: source.clearPods, set: source.setPod, remove: source.removePod}
+	object := func(name string, change func(*corev1.Pod)) *corev1.Pod {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: types.UID(name), Namespace: "bank", Name: name}, Status: corev1.PodStatus{Phase: corev1.PodRunning}}
+		if change != nil {
+			change(p)
+		}
+		return p
+	}
+	hostNetwork := func(p *corev1.Pod) { p.Spec.HostNetwork = true }
+	pods.Replace([]any{
+		object("host", hostNetwork),
+		object("static", func(p *corev1.Pod) { p.Annotations = map[string]string{mirrored: "5e8a"} }),
+		object("ended", func(p *corev1.Pod) { p.Spec.HostNetwork, p.Status.Phase = true, corev1.PodSucceeded }),
+		object("starts", func(p *corev1.Pod) { p.Status.Phase = corev1.PodPending }),
+		object("elsewhere", func(p *corev1.Pod) { p.Spec.HostNetwork, p.Namespace = true, "shop" }),
+		object("ours", func(p *corev1.Pod) {
+			p.Spec.HostNetwork, p.Namespace, p.Labels = true, DefaultSystem, map[string]string{MeshLabel: Enabled}
+		}),
+		object("web", nil), object("db", nil),
+	}, "")
+	n := &node{meshed: map[string]bool{"db": true}, tried: map[string]bool{}, away: errors.New("connection refused")}
+	r := NewReconciler(source, n, n, quiet)
+	listed := func() (names string) {
+		for _, u := range r.Unmeshed() {
+			names += fmt.Sprint(u.Name, " ", u.Reason, "; ")
+			e, ok := errors.AsType[*assay.Error](u.Err)
+			if !ok || !strings.Contains(e.Op, "bank/"+u.Name) || e.Remedy == "" || u.Since.IsZero() != (u.Reason == HostNetwork || u.Reason == Static) {
+				t.Errorf("%+v", u)
+			}
+		}
+		return names
+	}
+	if got := listed(); got != "host host-network; static static; " {
+		t.Errorf("listed at first: %s", got)
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	eventually(t, "what the runtime would have to tell of is named", func() bool {
+		return listed() == "host host-network; static static; web runtime; "
+	})
+	if u := r.Unmeshed(); !strings.Contains(u[2].Err.Error(), "connection refused") {
+		t.Errorf("%v", u[2].Err)
+	}
+	web := sandbox("s-web", "web")
+	web.UID, web.Namespace, web.Name = "web", "bank", "web"
+	n.change(func() { n.list, n.away = []cri.Sandbox{web}, nil })
+	eventually(t, "it is meshed", func() bool { return listed() == "host host-network; static static; " })
+
+	pods.Update(object("host", func(p *corev1.Pod) { p.Spec.HostNetwork, p.Labels = true, map[string]string{MeshLabel: Disabled} }))
+	if got := listed(); got != "static static; " {
+		t.Errorf("listed when one is opted out: %s", got)
+	}
+	pods.Update(object("host", hostNetwork))
+	namespaces := &kind{s: source, index: 1, set: source.setNamespace, remove: source.removeNamespace}
+	namespaces.Update(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: DefaultSystem, Labels: map[string]string{LeavingLabel: LeavingRelease}}})
+	if got := listed(); got != "" {
+		t.Errorf("listed when the mesh is taken out: %s", got)
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+// TestAbsent: a pod that runs in a runtime that the agent does not ask is noticed, and since
+// when.
+func TestAbsent(t *testing.T) {
+	runs := Known{Pod: Pod{running: true}, Wanted: true}
+	w := world{
+		meshed:    []string{"meshed"},
+		pods:      map[string]Known{"lost": runs, "meshed": runs, "known": runs, "starts": {Wanted: true}, "unwanted": {Pod: Pod{running: true}}},
+		sandboxes: map[string]cri.Sandbox{"known": {}},
+	}
+	began := time.Unix(1_700_000_000, 0)
+	first := w.absent(nil, began)
+	again := w.absent(first, began.Add(time.Hour))
+	if len(first) != 1 || len(again) != 1 || !again["lost"].Equal(began) {
+		t.Errorf("%v, then %v", first, again)
+	}
+	w.sandboxes["lost"] = cri.Sandbox{}
+	if now := w.absent(again, began.Add(time.Hour)); len(now) != 0 {
+		t.Errorf("the runtime knows it: %v", now)
 	}
 }

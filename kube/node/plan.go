@@ -98,6 +98,21 @@ func plan(w world, known map[string]*progress, now time.Time) (steps []step, nex
 	return steps, next
 }
 
+// absent are the pods that are wanted and run, as the API server has heard, and that neither
+// the runtime knows nor the host: since when, as far as was known before.
+func (w *world) absent(before map[string]time.Time, now time.Time) map[string]time.Time {
+	out := map[string]time.Time{}
+	for uid, p := range w.pods {
+		if _, runs := w.sandboxes[uid]; !runs && p.Wanted && p.running && !slices.Contains(w.meshed, uid) {
+			out[uid] = now
+			if since, known := before[uid]; known {
+				out[uid] = since
+			}
+		}
+	}
+	return out
+}
+
 // step says what a pod lacks.
 func (w *world) step(uid string, meshed bool, p *progress) (step, bool) {
 	sandbox, runs := w.sandboxes[uid]

@@ -3,6 +3,7 @@ package node
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 
+	"assay.dev"
 	"assay.dev/kube"
 )
 
@@ -49,7 +51,7 @@ type Pod struct {
 	// best protected container.
 	OOMScore int
 
-	hostNetwork, static, ended bool
+	hostNetwork, static, running, ended bool
 }
 
 // translate returns what is kept of a pod. memory is the node's, in bytes.
@@ -57,7 +59,8 @@ func translate(p *corev1.Pod, memory int64) *Pod {
 	out := &Pod{
 		UID: string(p.UID), Namespace: p.Namespace, Name: p.Name, Account: cmp.Or(p.Spec.ServiceAccountName, "default"),
 		Labels: p.Labels, OOMScore: oomScore(p, memory), hostNetwork: p.Spec.HostNetwork,
-		ended: p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
+		running: p.Status.Phase == corev1.PodRunning,
+		ended:   p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
 	}
 	_, out.static = p.Annotations[mirrored]
 	out.Ports, out.Probes = kube.Ports(&p.Spec)
@@ -110,12 +113,52 @@ func leaving(labels map[string]string) string {
 	return ""
 }
 
-// wanted decides whether a pod is to be meshed. labels are its namespace's.
+// labelled reports whether somebody wants a pod to be meshed. labels are its namespace's.
+func (p *Pod) labelled(system string, labels map[string]string) bool {
+	return !p.ended && p.Namespace != system && kube.Wants(p.Namespace, p.Labels, labels)
+}
+
+// wanted decides whether a pod is to be meshed.
 func (p *Pod) wanted(system string, labels map[string]string) bool {
-	if p.hostNetwork || p.static || p.ended || p.Namespace == system {
-		return false
+	return p.bar() == "" && p.labelled(system, labels)
+}
+
+// bar is why no label brings a pod into the mesh, "" for one that can be in it.
+func (p *Pod) bar() Reason {
+	switch {
+	case p.hostNetwork:
+		return HostNetwork
+	case p.static:
+		return Static
 	}
-	return kube.Wants(p.Namespace, p.Labels, labels)
+	return ""
+}
+
+// barred is that, for people.
+func (p *Pod) barred() error {
+	e := &assay.Error{Kind: assay.Invalid, Op: "mesh pod " + p.Namespace + "/" + p.Name}
+	switch p.bar() {
+	case HostNetwork:
+		e.Err = errors.New("it has its node's network (hostNetwork), and so no connections of its own that could be captured")
+		e.Remedy = "give it a network of its own; or, if it is meant to stay outside, label it assay.dev/mesh: disabled"
+	case Static:
+		e.Err = errors.New("it is static: a file on its node makes it, and what the API server has is a mirror of it, without a service account to be its identity")
+		e.Remedy = "make it a DaemonSet; or, if it is meant to stay outside, label it assay.dev/mesh: disabled in its file"
+	}
+	return e
+}
+
+// unknown is why a pod cannot be meshed whose runtime is away, or (cause is nil) does not
+// know it.
+func (p *Pod) unknown(cause error) error {
+	e := &assay.Error{Kind: assay.Unavailable, Op: "mesh pod " + p.Namespace + "/" + p.Name}
+	if cause == nil {
+		e.Err = errors.New("the API server says that it runs, and the container runtime that the agent asks does not know it")
+		e.Remedy = "name the socket of the runtime that runs it: assay install --cri"
+		return e
+	}
+	e.Err, e.Remedy = fmt.Errorf("the container runtime cannot be asked: %w", cause), "see whether the runtime of its node runs; if it is another one than the agent asks: assay install --cri"
+	return e
 }
 
 // isStatic tells the UID of a pod that the API server did not make: a digest.

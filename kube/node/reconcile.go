@@ -60,7 +60,9 @@ type Reconciler struct {
 	mu      sync.Mutex
 	pods    map[string]*progress // by UID
 	hears   bool                 // the runtime tells of events
-	away    string               // why the runtime could not be asked
+	away    error                // why the runtime could not be asked
+	since   time.Time            // that it has been away
+	absent  map[string]time.Time // pods that run, and since when the runtime has been found not to know them
 	running int                  // steps
 	again   int                  // of them, those of pods that have failed before
 }
@@ -78,6 +80,7 @@ const (
 	lookOften   = time.Second      // at one that does not, or is away
 	settleTime  = 20 * time.Millisecond
 	eventsRetry = 5 * time.Second
+	absentFor   = time.Minute // a node that starts anew, or a runtime that replaces a sandbox, is not worth a word
 )
 
 // Run reconciles until ctx ends.
@@ -104,20 +107,27 @@ func (r *Reconciler) Run(ctx context.Context) error {
 func (r *Reconciler) look(ctx context.Context) ([]step, time.Time) {
 	w := world{meshed: r.host.Meshed()}
 	w.pods, w.synced = r.source.Pods()
-	ctx, cancel := context.WithTimeout(ctx, stepWithin)
+	within, cancel := context.WithTimeout(ctx, stepWithin)
 	defer cancel()
-	list, err := r.runtime.Sandboxes(ctx)
+	list, err := r.runtime.Sandboxes(within)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if err != nil {
-		if err.Error() != r.away && ctx.Err() == nil {
-			r.log.Error("the container runtime cannot be asked; what is meshed goes on", "err", err)
-		}
-		r.away = err.Error()
+	if ctx.Err() != nil {
 		return nil, time.Time{}
 	}
-	r.away = ""
+	if err != nil {
+		if r.away == nil {
+			r.since = time.Now()
+		}
+		if r.away == nil || err.Error() != r.away.Error() {
+			r.log.Error("the container runtime cannot be asked; what is meshed goes on", "err", err)
+		}
+		r.away = err
+		return nil, time.Time{}
+	}
+	r.away = nil
 	w.sandboxes = newest(list)
+	r.absent = w.absent(r.absent, time.Now())
 	for uid, p := range r.pods {
 		if _, runs := w.sandboxes[uid]; !runs && !p.busy && !slices.Contains(w.meshed, uid) {
 			delete(r.pods, uid)
@@ -227,7 +237,7 @@ func (r *Reconciler) ended(s step, err error) {
 func (r *Reconciler) rest(ctx context.Context, next time.Time) {
 	r.mu.Lock()
 	wait := lookOften
-	if r.hears && r.away == "" {
+	if r.hears && r.away == nil {
 		wait = lookEvery
 	}
 	r.mu.Unlock()
@@ -278,25 +288,51 @@ func (r *Reconciler) news() {
 	}
 }
 
-// Unmeshed is a pod that is wanted in the mesh and cannot be brought into it, or not be
-// kept in line.
+// Reason is why a pod that is labelled is not in the mesh.
+type Reason string
+
+const (
+	Failed      Reason = "failed"       // it is tried on
+	HostNetwork Reason = "host-network" // until it is another pod, or labelled otherwise
+	Static      Reason = "static"       // the same
+	NoRuntime   Reason = "runtime"      // the container runtime is away, or does not know it
+)
+
+// Unmeshed is a pod that is labelled and cannot be brought into the mesh, or not be kept
+// in line.
 type Unmeshed struct {
 	UID, Namespace, Name string
-	Since                time.Time
+	Reason               Reason
+	Since                time.Time // zero: as long as it is there
 	Attempts             int
 	Err                  error
 }
 
-// Unmeshed lists the pods that have failed, by namespace and name.
+// Unmeshed lists the pods that have failed, and those that no attempt could bring into the
+// mesh, by namespace and name.
 func (r *Reconciler) Unmeshed() []Unmeshed {
+	meshed := r.host.Meshed() // asked before the pods
 	pods, _ := r.source.Pods()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var list []Unmeshed
-	for uid, p := range r.pods {
-		if p.failures > 0 && pods[uid].Wanted {
-			list = append(list, Unmeshed{UID: uid, Namespace: pods[uid].Namespace, Name: pods[uid].Name, Since: p.since, Attempts: p.failures, Err: p.err})
+	for uid, pod := range pods {
+		u := Unmeshed{UID: uid, Namespace: pod.Namespace, Name: pod.Name}
+		switch p := r.pods[uid]; {
+		case pod.Barred:
+			u.Reason, u.Err = pod.bar(), pod.barred()
+		case pod.Wanted && p != nil && p.failures > 0:
+			u.Reason, u.Since, u.Attempts, u.Err = Failed, p.since, p.failures, p.err
+		case !pod.Wanted || !pod.running || slices.Contains(meshed, uid):
+			continue
+		case r.away != nil:
+			u.Reason, u.Since, u.Err = NoRuntime, r.since, pod.unknown(r.away)
+		case !r.absent[uid].IsZero() && time.Since(r.absent[uid]) >= absentFor:
+			u.Reason, u.Since, u.Err = NoRuntime, r.absent[uid], pod.unknown(nil)
+		default:
+			continue
 		}
+		list = append(list, u)
 	}
 	slices.SortFunc(list, func(a, b Unmeshed) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.UID, b.UID))

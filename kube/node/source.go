@@ -182,6 +182,8 @@ type Known struct {
 	Pod
 	Wanted bool
 	Ended  bool
+	// Barred pods are labelled as if they were wanted, and can never be.
+	Barred bool
 }
 
 // Pods are the pods of the node, by UID; false while not everything has come yet.
@@ -192,7 +194,8 @@ func (s *Source) Pods() (map[string]Known, bool) {
 	stays := leaving(s.namespaces[s.cfg.System]) != LeavingRelease
 	for _, from := range []map[string]*Pod{s.asked, s.pods} {
 		for uid, p := range from {
-			out[uid] = Known{Pod: *p, Wanted: stays && p.wanted(s.cfg.System, s.namespaces[p.Namespace]), Ended: p.ended}
+			labelled := stays && p.labelled(s.cfg.System, s.namespaces[p.Namespace])
+			out[uid] = Known{Pod: *p, Wanted: labelled && p.bar() == "", Ended: p.ended, Barred: labelled && p.bar() != ""}
 		}
 	}
 	return out, s.synced[0] && s.synced[1]

@@ -184,6 +184,28 @@ func (k *kinds) host(t *testing.T) {
 		}
 		return nil
 	})
+	// It is labelled by its namespace, and that it is outside is told like any other's.
+	k.described(t, "kinds", "host", "PodNotMeshed", "Warning", "assay", "hostNetwork")
+	if out, code := k.person.run(t, "kubectl", "assay", "check"); code != 2 || !strings.Contains(out, "pod-not-meshed: kinds/host") {
+		t.Errorf("check: exit code %d\n%s", code, out)
+	}
+	const metric = `assay_pod_unmeshed{namespace="kinds",pod="host",reason="host-network"} 1`
+	if metrics := k.metrics(t); !strings.Contains(metrics, metric) {
+		t.Errorf("no metric %s", metric)
+	}
+	k.c.Kubectl(t, "label", "pod", "-n", "kinds", "host", "assay.dev/mesh=disabled")
+	k.c.Eventually(t, "who is meant to be outside is not counted", func() error {
+		if strings.Contains(k.metrics(t), metric) {
+			return fmt.Errorf("it is")
+		}
+		return nil
+	})
+}
+
+// metrics are those of the node's agent.
+func (k *kinds) metrics(t *testing.T) string {
+	t.Helper()
+	return k.node.MustExec(t, "curl", "-sS", "-m", "60", "http://"+k.node.IPv4.String()+":9181/metrics")
 }
 
 // kubectl: what people do with a pod does not come from its network.
@@ -324,6 +346,10 @@ func (k *kinds) quiet(t *testing.T) {
 		}
 		switch f.Kind {
 		case "exceptions", "plaintext", "plaintext-in-strict": // DNS; to the node; from there
+		case "pod-not-meshed":
+			if f.Subject != "kinds/host" {
+				t.Errorf("found: %+v", f)
+			}
 		default:
 			t.Errorf("found: %+v", f)
 		}
@@ -387,8 +413,7 @@ func (k *kinds) captured(t *testing.T) {
 			t.Errorf("no finding %s: exit code %d\n%s", kind, code, out)
 		}
 	}
-	metrics := k.node.MustExec(t, "curl", "-sS", "-m", "60", "http://"+k.node.IPv4.String()+":9181/metrics")
-	if !strings.Contains(metrics, `assay_pod_unmeshed{namespace="odd",pod="odd"} 1`) {
+	if !strings.Contains(k.metrics(t), `assay_pod_unmeshed{namespace="odd",pod="odd",reason="failed"} 1`) {
 		t.Errorf("no metric of a pod that is not meshed")
 	}
 	k.c.Kubectl(t, "label", "namespace", "odd", "assay.dev/mesh-")
