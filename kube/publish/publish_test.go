@@ -189,28 +189,52 @@ func TestWrites(t *testing.T) {
 		}
 		return []assay.RouteParentStatus{wanted(web, accepted("True")), wanted(edge, accepted("False"))}
 	}
-	if tried, err := r.look(t.Context(), want, is); !tried || err != nil || s.puts != 3 {
+	at := now()
+	if tried, err := r.look(t.Context(), want, is, at); !tried || err != nil || s.puts != 3 {
 		t.Fatalf("%v, %v, %d writes", tried, err, s.puts)
 	}
 	if strings.Count(show(s.last.Object["status"]), discovery.Controller) != 1 {
 		t.Errorf("written: %s", show(s.last.Object["status"]))
 	}
 	for range 3 { // the watch does not show it yet
-		if tried, _ := r.look(t.Context(), want, is); tried {
+		at = at.Add(time.Second)
+		if tried, _ := r.look(t.Context(), want, is, at); tried {
 			t.Fatal("it is written again")
 		}
 	}
-	is[0].Parents = []assay.RouteParentStatus{wanted(web, accepted("True"))}
-	is[0].Parents[0].Conditions[0].LastTransitionTime = now().Add(-time.Hour)
-	if tried, _ := r.look(t.Context(), want, is); tried || len(r.tried) != 0 {
+	shown := []assay.RouteParentStatus{wanted(web, accepted("True"))}
+	shown[0].Conditions[0].LastTransitionTime = now().Add(-time.Hour)
+	is[0].Parents = shown
+	if tried, _ := r.look(t.Context(), want, is, at); tried {
 		t.Error("what does not differ is written")
 	}
-	is[0].Parents = nil // somebody took it away
-	if tried, err := r.look(t.Context(), want, is); !tried || err != nil {
+	// Somebody takes it away whenever it is there: ever more seldom it is written again.
+	writes := 0
+	for end := at.Add(time.Hour); at.Before(end); at = at.Add(time.Second) {
+		is[0].Parents = nil
+		tried, err := r.look(t.Context(), want, is, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if tried {
+			writes++
+			is[0].Parents = shown
+			r.look(t.Context(), want, is, at)
+		}
+	}
+	if writes < 10 || writes > 20 {
+		t.Errorf("in an hour it is written %d times", writes)
+	}
+	is[0].Parents = shown
+	if r.look(t.Context(), want, is, at.Add(3*mostWait)); len(r.pace.tried) != 0 {
+		t.Error("what nobody disagrees about is remembered")
+	}
+	is[0].Parents = nil
+	if tried, err := r.look(t.Context(), want, is, at.Add(3*mostWait)); !tried || err != nil {
 		t.Errorf("what was taken away is not written again: %v", err)
 	}
-	r.look(t.Context(), want, nil)
-	if len(r.tried) != 0 {
+	r.look(t.Context(), want, nil, at)
+	if len(r.pace.tried) != 0 {
 		t.Error("a route that is gone is remembered")
 	}
 }
@@ -227,20 +251,18 @@ func TestBounded(t *testing.T) {
 	want := func(string) []assay.RouteParentStatus {
 		return []assay.RouteParentStatus{wanted(web, accepted("True"))}
 	}
-	if _, err := r.look(t.Context(), want, is); assay.KindOf(err) != assay.Unavailable || len(r.tried) != writesEach {
-		t.Errorf("%v, %d tried", err, len(r.tried))
+	if _, err := r.look(t.Context(), want, is, now()); assay.KindOf(err) != assay.Unavailable || len(r.pace.tried) != writesEach {
+		t.Errorf("%v, %d tried", err, len(r.pace.tried))
 	}
-	if r.look(t.Context(), want, is); len(r.tried) != writesEach+5 {
-		t.Errorf("%d tried", len(r.tried))
+	if r.look(t.Context(), want, is, now()); len(r.pace.tried) != writesEach+5 {
+		t.Errorf("%d tried", len(r.pace.tried))
 	}
 	key := "HTTPRoute/shop/ax"
 	for range 10 {
-		a := r.tried[key]
-		a.after = time.Time{}
-		r.tried[key] = a
-		r.look(t.Context(), want, is[:1])
+		a := r.pace.tried[key]
+		r.look(t.Context(), want, is[:1], a.after)
 	}
-	if w := r.tried[key].wait; w != mostWait {
+	if w := r.pace.tried[key].wait; w != mostWait {
 		t.Errorf("it waits %v", w)
 	}
 }

@@ -27,23 +27,11 @@ import (
 type Routes struct {
 	client dynamic.Interface
 	log    *slog.Logger
-	tried  map[string]attempt // by the route's key
+	pace   pace[[]assay.RouteParentStatus] // by the route's key
 }
 
-// attempt is the last one for a route, until the watch shows what came of it.
-type attempt struct {
-	want  []assay.RouteParentStatus
-	after time.Time // not again before, unless something else is wanted
-	wait  time.Duration
-}
-
-// Bounds of what is written.
-const (
-	writesEach  = 20 // in each look, which is a second
-	conflicts   = 5  // retries of one write
-	shownWithin = 10 * time.Second
-	mostWait    = 5 * time.Minute
-)
+// conflicts is how often one write is tried again at once.
+const conflicts = 5
 
 // NewRoutes returns the keeper of routes' status. It does not connect yet.
 func NewRoutes(config *rest.Config, log *slog.Logger) (*Routes, error) {
@@ -53,7 +41,7 @@ func NewRoutes(config *rest.Config, log *slog.Logger) (*Routes, error) {
 	if err != nil {
 		return nil, fmt.Errorf("client of the API server %s: %w", config.Host, err)
 	}
-	return &Routes{client: client, log: log, tried: map[string]attempt{}}, nil
+	return &Routes{client: client, log: log, pace: newPace(sameStatus)}, nil
 }
 
 // Run writes what became of routes until ctx ends. want returns what is known of a route by
@@ -69,14 +57,14 @@ func (r *Routes) Run(ctx context.Context, want func(key string) []assay.RoutePar
 			return nil
 		case <-tick.C:
 		}
-		if tried, err := r.look(ctx, want, have()); tried {
+		if tried, err := r.look(ctx, want, have(), time.Now()); tried {
 			problem.result(ctx, err)
 		}
 	}
 }
 
 // look writes what differs, as much as may be written at once.
-func (r *Routes) look(ctx context.Context, want func(string) []assay.RouteParentStatus, have []cluster.RouteStatus) (tried bool, failed error) {
+func (r *Routes) look(ctx context.Context, want func(string) []assay.RouteParentStatus, have []cluster.RouteStatus, now time.Time) (tried bool, failed error) {
 	there := map[string]bool{}
 	writes := 0
 	for i := range have {
@@ -85,29 +73,19 @@ func (r *Routes) look(ctx context.Context, want func(string) []assay.RouteParent
 		there[key] = true
 		w := ours(want(key))
 		if sameStatus(w, h.Parents) {
-			delete(r.tried, key)
+			r.pace.stands(key, now)
 			continue
 		}
-		last, ok := r.tried[key]
-		if ok && sameStatus(last.want, w) && time.Now().Before(last.after) || writes == writesEach {
+		if writes == writesEach || !r.pace.may(key, w, now) {
 			continue
 		}
 		writes++
-		err := r.write(ctx, h, w)
-		wait := shownWithin
-		if err != nil {
+		if err := r.write(ctx, h, w); err != nil {
 			failed = err
-			if ok && sameStatus(last.want, w) {
-				wait = min(2*last.wait, mostWait)
-			}
 		}
-		r.tried[key] = attempt{w, time.Now().Add(wait), wait}
+		r.pace.wrote(key, w, now)
 	}
-	for key := range r.tried {
-		if !there[key] {
-			delete(r.tried, key)
-		}
-	}
+	r.pace.keep(there)
 	return writes > 0, failed
 }
 
