@@ -167,15 +167,14 @@ func (s *sides) logs(t *testing.T) {
 
 // accounts: control may do what is documented, and no agent's account is there.
 func (s *sides) accounts(t *testing.T) {
-	everybody := s.allowed(t, "system:serviceaccount:default:default", "side")
-	var got []string
-	for _, line := range s.allowed(t, "system:serviceaccount:"+install.DefaultNamespace+":"+install.ControlName, "side") {
-		if !slices.Contains(everybody, line) {
-			got = append(got, line)
+	control := "system:serviceaccount:" + install.DefaultNamespace + ":" + install.ControlName
+	for namespace, where := range map[string][]string{"side": nil, install.DefaultNamespace: {install.DefaultNamespace}} {
+		everybody := s.allowed(t, "system:serviceaccount:default:default", namespace)
+		got := slices.DeleteFunc(s.allowed(t, control, namespace), func(line string) bool { return slices.Contains(everybody, line) })
+		want := documented(t, install.ControlName, append(where, "every namespace", "every namespace, with `--injector`")...)
+		if !slices.Equal(got, want) {
+			t.Errorf("control in %s may\n%s\nand the documentation says\n%s", namespace, strings.Join(got, "\n"), strings.Join(want, "\n"))
 		}
-	}
-	if want := documented(t, install.ControlName, "every namespace", "every namespace, with `--injector`"); !slices.Equal(got, want) {
-		t.Errorf("control may\n%s\nand the documentation says\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 	if out := s.cluster.Kubectl(t, "get", "serviceaccounts,daemonsets", "-n", install.DefaultNamespace, "-o", "name"); strings.Contains(out, "agent") {
 		t.Errorf("there is\n%s", out)
