@@ -31,9 +31,9 @@ type intent struct {
 	mu       sync.Mutex
 	shown    sync.Mutex // guards what follows; never held for long, inside mu
 	objects  map[store.Key]store.Object
-	problems map[store.Key]string // objects that have no effect, and why
-	broken   error                // why the folder, or what is stored, is not in effect
-	since    time.Time            // of broken
+	problems map[store.Key]Unsound // objects that have no effect, and why
+	broken   error                 // why the folder, or what is stored, is not in effect
+	since    time.Time             // of broken
 }
 
 func (in *intent) list() []store.Object {
@@ -64,7 +64,7 @@ func (in *intent) broke(err error, now time.Time) bool {
 }
 
 // unsound returns the objects that have no effect, and why.
-func (in *intent) unsound() map[store.Key]string {
+func (in *intent) unsound() map[store.Key]Unsound {
 	in.shown.Lock()
 	defer in.shown.Unlock()
 	return in.problems // replaced, never changed

@@ -51,7 +51,7 @@ func (c *Control) checkSelf() []assay.Finding {
 	}
 	out = append(out, c.checkRoutes()...)
 	for key, problem := range c.intent.unsound() {
-		out = append(out, assay.Finding{Kind: "intent-not-in-effect", Subject: key.String(), Detail: cut(problem, 4000), Remedy: "correct it; everything else is in effect"})
+		out = append(out, assay.Finding{Kind: "intent-not-in-effect", Subject: key.String(), Detail: cut(problem.Text, 4000), Remedy: "correct it; everything else is in effect"})
 	}
 	if missing := c.model.missingKinds(); len(missing) > 0 {
 		out = append(out, assay.Finding{Kind: "kinds-missing", Subject: strings.Join(missing, ", "), Detail: "the API server has no definitions of these kinds: nothing of them can be declared, and defaults hold",

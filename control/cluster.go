@@ -99,9 +99,15 @@ type ClusterChanges struct {
 // Declared is what people declared to a platform beside services.
 type Declared struct {
 	Intent   discovery.Intent
-	Objects  []store.Object       // whole, with Created and Generation
-	Problems map[store.Key]string // why an object has no effect
-	Missing  []string             // kinds of which the platform has no definition, sorted
+	Objects  []store.Object // whole, with Created and Generation
+	Problems map[store.Key]Unsound
+	Missing  []string // kinds of which the platform has no definition, sorted
+}
+
+// Unsound is why an object has no effect.
+type Unsound struct {
+	Reason string // as a word of the platform: Invalid, Conflicted …
+	Text   string
 }
 
 // clusterView is what a platform has said. The model's lock guards it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -410,6 +411,46 @@ func TestClusterRestart(t *testing.T) {
 	}
 }
 
+// TestVerdicts: what became of an object is told with the reason, and follows what there is.
+func TestVerdicts(t *testing.T) {
+	r := startCluster(t, nil)
+	object := func(kind, name, spec string) store.Object {
+		return store.Object{Kind: kind, Namespace: "shop", Name: name, Spec: []byte(`{"spec":` + spec + `}`), Generation: 3, Created: time.Unix(1e9, 0)}
+	}
+	service := func(name, addr string) Placed {
+		return Placed{DeclaredService: discovery.DeclaredService{Namespace: "shop", Name: name, ClusterIPs: []netip.Addr{netip.MustParseAddr(addr)},
+			Ports: []discovery.DeclaredPort{{Port: assay.Port{Port: 80}}}}}
+	}
+	good, bad := object("MeshConfig", "default", `{}`), object("Egress", "bad", `{}`)
+	half, none, both := object("TrafficPolicy", "half", `{"targetRefs":[{"name":"web"},{"name":"lost"}]}`), object("TrafficPolicy", "none", `{"targetRefs":[{"name":"lost"},{"name":"gone"}]}`), object("TrafficPolicy", "both", `{}`)
+	r.follow(t, ClusterChanges{
+		Services: []Placed{service("web", "10.96.0.1")},
+		Declared: &Declared{
+			Objects:  []store.Object{good, bad, half, none, both},
+			Problems: map[store.Key]Unsound{bad.Key(): {"Invalid", "no ports"}, both.Key(): {"Conflicted", "half is older"}},
+		},
+	})
+	check := func(o store.Object, want Verdict) {
+		t.Helper()
+		want.Generation = 3
+		eventually(t, fmt.Sprintf("%s: %+v", o.Name, want), func() bool { // services are published some moments later
+			got, _ := r.Verdict(o.Key())
+			return got == want
+		})
+	}
+	check(good, Verdict{Accepted: true, Reason: "Accepted"})
+	check(bad, Verdict{Reason: "Invalid", Message: "no ports (it has no effect until that is corrected)"})
+	check(both, Verdict{Reason: "Conflicted", Message: "half is older (it has no effect: delete one of the two, or take out of one what both say)"})
+	check(half, Verdict{Accepted: true, Reason: "Accepted", Message: "there is no Service shop/lost (it is in effect for the others; make the Service, or correct targetRefs)"})
+	check(none, Verdict{Reason: "TargetNotFound", Message: "there is no Service shop/lost, shop/gone (it has no effect: make the Service, or correct targetRefs)"})
+	if v, ok := r.Verdict(store.Key{Kind: "Egress", Namespace: "shop", Name: "unheard"}); ok {
+		t.Errorf("of what nobody declared: %+v", v)
+	}
+	r.follow(t, ClusterChanges{Services: []Placed{service("lost", "10.96.0.2")}})
+	check(half, Verdict{Accepted: true, Reason: "Accepted"})
+	check(none, Verdict{Accepted: true, Reason: "Accepted", Message: "there is no Service shop/gone (it is in effect for the others; make the Service, or correct targetRefs)"})
+}
+
 // TestDeclaredToPlatform: what people declare to the platform is in effect, is shown, and is
 // nobody else's to change.
 func TestDeclaredToPlatform(t *testing.T) {
@@ -420,7 +461,7 @@ func TestDeclaredToPlatform(t *testing.T) {
 		Nodes: []Node{{Name: "node-1"}}, Pods: []Pod{pod("a", "node-1")},
 		Declared: &Declared{
 			Intent:  discovery.Intent{Namespaces: []assay.NamespaceConfig{{Namespace: "shop", Mode: assay.Strict}}},
-			Objects: []store.Object{strict, bad}, Problems: map[store.Key]string{bad.Key(): "no ports"},
+			Objects: []store.Object{strict, bad}, Problems: map[store.Key]Unsound{bad.Key(): {"Invalid", "no ports"}},
 		},
 	})
 	h := r.joinNode(t, "node-1")

@@ -40,7 +40,7 @@
 // Tour: control.go (the role), model.go (what is known: admit.go, idle.go,
 // remembered.go, reports.go), publish.go, snapshot.go and delta.go (versions, and what leads to them), sync.go (a host's
 // stream), hosts.go (join, renew, issue), cluster.go, nodes.go and waiting.go (nodes and pods of a platform, and what comes too early), access.go, peers.go and refuse.go (who calls
-// and may), operator.go (what people call), apply.go and folder.go (intent), list.go
+// and may), operator.go (what people call), apply.go and folder.go (intent), verdict.go (what became of it, for a platform), list.go
 // (what people see; package api has the documents), edges.go, check.go, found.go, rotate.go
 // and ended.go (certificates over time), authority.go (where it is kept), several.go, hear.go and ask.go (other controls on the
 // store), claim.go (pods in between), persist.go (the store behind), holder.go (one control for a

@@ -167,21 +167,9 @@ func (c *Control) listPolicies() []item {
 	out := c.listObjects("TrafficPolicy")
 	for i := range out {
 		v := out[i].doc.(api.ObjectView)
-		var p struct {
-			Spec struct {
-				TargetRefs []struct{ Name string } `json:"targetRefs"`
-			} `json:"spec"`
-		}
-		if json.Unmarshal(v.Manifest, &p) != nil {
-			continue
-		}
-		found := 0
-		for _, t := range p.Spec.TargetRefs {
-			if c.model.hasService(v.Namespace + "/" + t.Name) {
-				found++
-			} else if v.Status.Problem == "" {
-				v.Status.Problem = "TargetNotFound: there is no Service " + v.Namespace + "/" + t.Name
-			}
+		found, missing := c.model.targets(v.Namespace, v.Manifest)
+		if len(missing) > 0 && v.Status.Problem == "" {
+			v.Status.Problem = "TargetNotFound: there is no Service " + missing[0]
 		}
 		v.Status.InEffect = v.Status.InEffect && found > 0
 		out[i].doc = v
@@ -203,8 +191,8 @@ func (c *Control) listObjects(kind string) []item {
 		if broken != nil && o.Source == fromFolder {
 			v.Status.Problem = "the folder has changed since and is not in effect: " + broken.Error()
 		}
-		if problem := unsound[o.Key()]; problem != "" {
-			v.Status = api.ObjectStatus{Problem: problem}
+		if problem, ok := unsound[o.Key()]; ok {
+			v.Status = api.ObjectStatus{Problem: problem.Text}
 		} else {
 			c.model.routeStatus(&v)
 		}

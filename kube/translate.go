@@ -59,6 +59,18 @@ func (p Problems) Error() string {
 	return b.String()
 }
 
+// Texts is Error without files and lines: of problems of one object.
+func (p Problems) Texts() string {
+	var list []string
+	for _, one := range p[:min(len(p), maxProblems)] {
+		list = append(list, one.Text)
+	}
+	if n := len(p) - len(list); n > 0 {
+		list = append(list, fmt.Sprintf("and %d more", n))
+	}
+	return strings.Join(list, "; ")
+}
+
 // Translate reads files of intent, all together. It is a discovery.Translate. The
 // error is an assay.Error of kind Invalid that holds Problems.
 func Translate(files []discovery.File) (discovery.Intent, []discovery.Object, error) {

@@ -30,6 +30,7 @@ type kubernetes struct {
 	reviewer *review.Reviewer
 	trust    *publish.Trust
 	routes   *publish.Routes
+	objects  *publish.Objects
 	events   *publish.Events
 	injector *publish.Injector // nil: pods have no sidecars
 	log      *slog.Logger
@@ -54,11 +55,15 @@ func openKubernetes(kubeconfig, namespace, image string, log *slog.Logger) (*kub
 	if err != nil {
 		return nil, err
 	}
+	objects, err := publish.NewObjects(config, log)
+	if err != nil {
+		return nil, err
+	}
 	events, err := publish.NewEvents(config, log)
 	if err != nil {
 		return nil, err
 	}
-	k := &kubernetes{watcher: cluster.New(config, log), reviewer: reviewer, trust: trust, routes: routes, events: events, log: log,
+	k := &kubernetes{watcher: cluster.New(config, log), reviewer: reviewer, trust: trust, routes: routes, objects: objects, events: events, log: log,
 		sealing: func(ctx context.Context, secret string) ([]byte, error) {
 			return publish.SealingKey(ctx, config, namespace, secret, identity.NewSealingKey)
 		}}
@@ -113,8 +118,24 @@ func (k *kubernetes) run(ctx context.Context, c *control.Control) error {
 			return nil
 		}
 	})
+	group.Go(func() error {
+		select {
+		case <-heard:
+			return k.objects.Run(ctx, verdict(c), k.watcher.ObjectStatuses)
+		case <-ctx.Done():
+			return nil
+		}
+	})
 	group.Go(func() error { return k.events.Run(ctx, found(c), k.pod) })
 	return group.Wait()
+}
+
+// verdict returns what became of objects, in the words of package publish.
+func verdict(c *control.Control) func(kind, namespace, name string) (publish.Verdict, bool) {
+	return func(kind, namespace, name string) (publish.Verdict, bool) {
+		v, ok := c.Verdict(store.Key{Kind: kind, Namespace: namespace, Name: name})
+		return publish.Verdict(v), ok
+	}
 }
 
 // found returns what was found about workloads, in the words of package publish; nil when
@@ -173,7 +194,7 @@ func (k *kubernetes) declared(g *cluster.Configuration) *control.Declared {
 		k.missing = g.Missing
 		k.log.Info("the API server does not have all kinds of configuration", "missing", g.Missing)
 	}
-	out := &control.Declared{Intent: g.Intent, Problems: map[store.Key]string{}, Missing: g.Missing}
+	out := &control.Declared{Intent: g.Intent, Problems: map[store.Key]control.Unsound{}, Missing: g.Missing}
 	for i := range g.Objects {
 		o := &g.Objects[i]
 		out.Objects = append(out.Objects, store.Object{
@@ -181,7 +202,7 @@ func (k *kubernetes) declared(g *cluster.Configuration) *control.Declared {
 		})
 	}
 	for _, p := range g.Problems {
-		out.Problems[store.Key{Kind: p.Kind, Namespace: p.Namespace, Name: p.Name}] = p.Text
+		out.Problems[store.Key{Kind: p.Kind, Namespace: p.Namespace, Name: p.Name}] = control.Unsound{Reason: p.Reason, Text: p.Text}
 	}
 	return out
 }

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -22,6 +23,7 @@ import (
 	"assay.dev"
 	"assay.dev/discovery"
 	"assay.dev/kube"
+	"assay.dev/kube/v1alpha1"
 )
 
 // Configuration is what people declared beside services: routes, grants, policies, the
@@ -47,6 +49,7 @@ type Object struct {
 type Problem struct {
 	Kind, Namespace, Name string
 	Generation            int64
+	Reason                string // one of v1alpha1's
 	Text                  string
 }
 
@@ -73,19 +76,26 @@ var definitions = []definition{
 type configured struct {
 	kind, namespace, name string
 	uid                   types.UID
+	version               string // metadata.resourceVersion
 	generation            int64
 	created               time.Time
 	manifest              json.RawMessage
 	intent                discovery.Intent
 	err                   error
 	status                []assay.RouteParentStatus // of a route: what we have written there
+	accepted              *metav1.Condition         // of our own kinds: the same
 }
 
-func (c *configured) problem(err error) Problem {
+// problem says why an object has no effect.
+func (c *configured) problem(reason string, err error) Problem {
+	text := err.Error()
 	if known, ok := errors.AsType[*assay.Error](err); ok {
-		err = known.Err // "read intent" is known by now
+		text = known.Err.Error() // "read intent" is known by now
 	}
-	return Problem{c.kind, c.namespace, c.name, c.generation, err.Error()}
+	if list, ok := errors.AsType[kube.Problems](err); ok {
+		text = list.Texts() // its file and line are the object itself
+	}
+	return Problem{c.kind, c.namespace, c.name, c.generation, reason, text}
 }
 
 func configurationKey(kind, namespace, name string) string {
@@ -94,22 +104,34 @@ func configurationKey(kind, namespace, name string) string {
 
 func (m *model) setConfiguration(o *unstructured.Unstructured) {
 	c := &configured{
-		kind: o.GetKind(), namespace: o.GetNamespace(), name: o.GetName(), uid: o.GetUID(), generation: o.GetGeneration(),
-		created: o.GetCreationTimestamp().Time, status: writtenStatus(o),
+		kind: o.GetKind(), namespace: o.GetNamespace(), name: o.GetName(), uid: o.GetUID(), version: o.GetResourceVersion(), generation: o.GetGeneration(),
+		created: o.GetCreationTimestamp().Time, status: writtenStatus(o), accepted: writtenCondition(o),
 	}
 	key := configurationKey(c.kind, c.namespace, c.name)
-	if old := m.configured[key]; old != nil && old.isRoute() && old.uid == c.uid && old.generation == c.generation && c.generation > 0 {
-		same := *old // it means what it did: somebody has written its status
-		same.status = c.status
-		m.configured[key] = &same
+	old := m.configured[key]
+	if old != nil && (old.uid != c.uid || old.generation != c.generation || !old.created.Equal(c.created) || c.generation == 0) {
+		old = nil
+	}
+	if old != nil && old.isRoute() {
+		c.stays(m, key, old)
 		return
 	}
 	c.intent, c.manifest, c.err = kube.Configuration(o.Object)
+	if old != nil && bytes.Equal(old.manifest, c.manifest) {
+		c.stays(m, key, old)
+		return
+	}
 	for i := range c.intent.Routes {
 		c.intent.Routes[i].Created, c.intent.Routes[i].Generation = c.created.UTC(), c.generation
 	}
 	m.configured[key] = c
 	m.touchedConfiguration = true
+}
+
+// stays puts c in the place of old, which means the same: somebody has written its status.
+func (c *configured) stays(m *model, key string, old *configured) {
+	c.intent, c.manifest, c.err = old.intent, old.manifest, old.err
+	m.configured[key] = c
 }
 
 func (m *model) removeConfiguration(kind, namespace, name string) {
@@ -153,17 +175,17 @@ func (m *model) configuration() *Configuration {
 	rules := map[string]int{}    // of egress, by namespace
 	for _, c := range list {
 		out.Objects = append(out.Objects, Object{c.kind, c.namespace, c.name, c.generation, c.created, c.manifest})
-		err := c.err
+		reason, err := v1alpha1.ReasonInvalid, c.err
 		if err == nil {
-			err = take(taken, c)
+			reason, err = v1alpha1.ReasonConflicted, take(taken, c)
 		}
 		if n := rules[c.namespace] + len(c.intent.Egress); err == nil && n > discovery.MaxEgress {
-			err = fmt.Errorf("namespace %s has %d Egress already, which are older", c.namespace, discovery.MaxEgress)
+			reason, err = v1alpha1.ReasonLimitExceeded, fmt.Errorf("namespace %s has %d Egress already, which are older", c.namespace, discovery.MaxEgress)
 		} else if err == nil {
 			rules[c.namespace] = n
 		}
 		if err != nil {
-			out.Problems = append(out.Problems, c.problem(err))
+			out.Problems = append(out.Problems, c.problem(reason, err))
 			continue
 		}
 		in := &out.Intent

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
@@ -17,6 +18,7 @@ import (
 	"assay.dev"
 	"assay.dev/discovery"
 	"assay.dev/kube"
+	"assay.dev/kube/v1alpha1"
 )
 
 // declared is configuration as an API server has it, with all that it and others add.
@@ -127,10 +129,10 @@ func TestConfiguration(t *testing.T) {
 	if len(first.Problems) != 2 || !slices.Equal(first.Missing, []string{"GRPCRoute"}) {
 		t.Fatalf("problems %+v, missing %v", first.Problems, first.Missing)
 	}
-	if p := first.Problems[0]; p.Name != "newer" || p.Generation != 2 || !strings.Contains(p.Text, "invention") {
+	if p := first.Problems[0]; p.Name != "newer" || p.Generation != 2 || p.Reason != v1alpha1.ReasonInvalid || p.Text != "unknown field spec.rules[0].invention" {
 		t.Errorf("an unknown field: %+v", p)
 	}
-	if p := first.Problems[1]; p.Name != "second" || p.Text != "the policy of service shop/web is TrafficPolicy shop/zeroth, which is older" {
+	if p := first.Problems[1]; p.Name != "second" || p.Reason != v1alpha1.ReasonConflicted || p.Text != "the policy of service shop/web is TrafficPolicy shop/zeroth, which is older" {
 		t.Errorf("a contradiction: %+v", p)
 	}
 }
@@ -191,6 +193,53 @@ func TestStatusIsNoConfiguration(t *testing.T) {
 	}
 }
 
+// TestConditionIsNoConfiguration: who writes the condition of an object of ours changes nothing of
+// what it means, and only that condition is kept.
+func TestConditionIsNoConfiguration(t *testing.T) {
+	w := New(&rest.Config{}, slog.New(slog.DiscardHandler))
+	m := w.model
+	const object = `apiVersion: assay.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: p, namespace: shop, uid: u, resourceVersion: "1", generation: 1, creationTimestamp: "2026-01-09T00:00:00Z"}
+spec: {targetRefs: [{name: web}], timeouts: {request: 9s}}
+`
+	set := func(text string) *Configuration {
+		m.setConfiguration(readConfiguration(t, text)[0])
+		return m.changes().Configuration
+	}
+	if c := set(object); c == nil || len(c.Problems) > 0 {
+		t.Fatalf("%+v", c)
+	}
+	want := ObjectStatus{Kind: "TrafficPolicy", Namespace: "shop", Name: "p", Resource: "trafficpolicies", UID: "u", Version: "1", Generation: 1}
+	same(t, "without a status", w.ObjectStatuses(), []ObjectStatus{want})
+	written := strings.Replace(object, `"1"`, `"2"`, 1) + `status:
+  more: of another year
+  conditions:
+  - {type: Audited, status: "True", reason: Audited, message: "", lastTransitionTime: "2021-01-01T00:00:00Z"}
+  - {type: Accepted, status: "True", reason: Accepted, message: fine, lastTransitionTime: "2022-01-01T00:00:00Z", observedGeneration: 1}
+`
+	if c := set(written); c != nil {
+		t.Errorf("a status is a change: %+v", c)
+	}
+	want.Version, want.Accepted = "2", &metav1.Condition{Type: "Accepted", Status: "True", Reason: "Accepted", Message: "fine", ObservedGeneration: 1,
+		LastTransitionTime: metav1.NewTime(time.Date(2022, 1, 1, 0, 0, 0, 0, time.UTC).Local())}
+	same(t, "with one", w.ObjectStatuses(), []ObjectStatus{want})
+	if c := set(strings.Replace(written, "metadata: {", "metadata: {labels: {a: b}, ", 1)); c == nil || !strings.Contains(string(c.Objects[0].Manifest), `"a":"b"`) {
+		t.Errorf("a label is no change: %+v", c)
+	}
+	if c := set(strings.Replace(strings.Replace(written, "generation: 1", "generation: 2", 1), "9s", "8s", 1)); c == nil || c.Intent.Policies[0].Timeout != 8*time.Second {
+		t.Errorf("a new generation: %+v", c)
+	}
+	m.setConfiguration(readConfiguration(t, declared)[0])
+	if list := w.ObjectStatuses(); len(list) != 1 {
+		t.Errorf("others' kinds: %+v", list)
+	}
+	m.retainConfiguration("TrafficPolicy", nil)
+	if list := w.ObjectStatuses(); len(list) != 0 {
+		t.Errorf("of what is gone: %+v", list)
+	}
+}
+
 // TestTooManyRules: what is more than a namespace may have has no effect, the newest first,
 // and breaks no other.
 func TestTooManyRules(t *testing.T) {
@@ -210,7 +259,7 @@ spec: {hosts: [example.com], ports: [443]}
 	if err := c.Intent.Validate(); err != nil || len(c.Intent.Egress) != discovery.MaxEgress || len(c.Intent.Routes) != 1 {
 		t.Errorf("%v, %d rules, %d routes", err, len(c.Intent.Egress), len(c.Intent.Routes))
 	}
-	if p := c.Problems[0]; p.Kind != "Egress" || p.Name != fmt.Sprint("e", discovery.MaxEgress) || !strings.Contains(p.Text, "256") {
+	if p := c.Problems[0]; p.Kind != "Egress" || p.Name != fmt.Sprint("e", discovery.MaxEgress) || p.Reason != v1alpha1.ReasonLimitExceeded || !strings.Contains(p.Text, "256") {
 		t.Errorf("the problem: %+v", p)
 	}
 }

@@ -33,5 +33,5 @@
 // back. Nothing is queued: a slow callback makes fewer and larger changes.
 //
 // Tour: nouns.go, model.go and configuration.go (the pure computation), trim.go (what is
-// kept of an object), routestatus.go (what we have written there), watcher.go, search.go (which definitions are there).
+// kept of an object), routestatus.go and objectstatus.go (what we have written there), watcher.go, search.go (which definitions are there).
 package cluster

@@ -8,6 +8,7 @@ import (
 
 	"assay.dev/discovery"
 	"assay.dev/kube"
+	"assay.dev/kube/v1alpha1"
 )
 
 // trim keeps of an object what the model reads. It is called before anything else
@@ -93,8 +94,17 @@ func trimMeta(m *metav1.ObjectMeta, labels map[string]string) metav1.ObjectMeta 
 	return out
 }
 
-// trimStatus keeps of a status what we have written: what became of a route here.
+// trimStatus keeps of a status what we have written: what became of a route here, and of an
+// object of our own kinds.
 func trimStatus(o *unstructured.Unstructured) {
+	if o.GetAPIVersion() == v1alpha1.APIVersion {
+		accepted := acceptedCondition(o)
+		delete(o.Object, "status")
+		if accepted != nil {
+			o.Object["status"] = map[string]any{"conditions": []any{accepted}}
+		}
+		return
+	}
 	parents, _, _ := unstructured.NestedSlice(o.Object, "status", "parents")
 	delete(o.Object, "status")
 	var ours []any

@@ -53,21 +53,28 @@ func column(name, typ, path, description string) apiextensionsv1.CustomResourceC
 	return apiextensionsv1.CustomResourceColumnDefinition{Name: name, Type: typ, JSONPath: path, Description: description}
 }
 
-var age = column("Age", "date", ".metadata.creationTimestamp", "")
+// always are the columns that end those of every kind.
+var always = []apiextensionsv1.CustomResourceColumnDefinition{
+	column("Accepted", "string", accepted+"status", "Whether it is in effect"),
+	column("Reason", "string", accepted+"reason", "Why it is, or is not"),
+	column("Age", "date", ".metadata.creationTimestamp", ""),
+}
+
+const accepted = `.status.conditions[?(@.type=="` + v1alpha1.ConditionAccepted + `")].`
 
 var kinds = []kindOf{
 	{plural: "egresses", example: v1alpha1.Egress{}, columns: []apiextensionsv1.CustomResourceColumnDefinition{
 		column("Hosts", "string", ".spec.hosts", "DNS names that connections may go to"),
 		column("Addresses", "string", ".spec.addresses", "Addresses that connections may go to"),
-		column("Ports", "string", ".spec.ports", "TCP ports"), age,
+		column("Ports", "string", ".spec.ports", "TCP ports"),
 	}},
 	{plural: "meshconfigs", example: v1alpha1.MeshConfig{}, onlyNamed: v1alpha1.DefaultName, columns: []apiextensionsv1.CustomResourceColumnDefinition{
 		column("Mode", "string", ".spec.mode", "observe (when empty) or strict"),
-		column("Egress", "string", ".spec.egress", "observe (when empty) or strict"), age,
+		column("Egress", "string", ".spec.egress", "observe (when empty) or strict"),
 	}},
 	{plural: "trafficpolicies", example: v1alpha1.TrafficPolicy{}, columns: []apiextensionsv1.CustomResourceColumnDefinition{
 		column("Services", "string", ".spec.targetRefs[*].name", "What the policy is for"),
-		column("Timeout", "string", ".spec.timeouts.request", "Of a request with its retries"), age,
+		column("Timeout", "string", ".spec.timeouts.request", "Of a request with its retries"),
 	}},
 }
 
@@ -231,7 +238,7 @@ func (w *writer) definition(k kindOf) *apiextensionsv1.CustomResourceDefinition 
 	schema := apiextensionsv1.JSONSchemaProps{
 		Type: "object", Description: w.docs[typ.Name()],
 		Properties: map[string]apiextensionsv1.JSONSchemaProps{
-			"apiVersion": {Type: "string"}, "kind": {Type: "string"}, "metadata": {Type: "object"}, "spec": content,
+			"apiVersion": {Type: "string"}, "kind": {Type: "string"}, "metadata": {Type: "object"}, "spec": content, "status": w.status(),
 		},
 	}
 	if len(content.Required) > 0 {
@@ -252,10 +259,38 @@ func (w *writer) definition(k kindOf) *apiextensionsv1.CustomResourceDefinition 
 				Kind: typ.Name(), ListKind: typ.Name() + "List", Plural: k.plural, Singular: strings.ToLower(typ.Name()), Categories: []string{"assay"},
 			},
 			Versions: []apiextensionsv1.CustomResourceDefinitionVersion{{
-				Name: version, Served: true, Storage: true, AdditionalPrinterColumns: k.columns,
-				Schema: &apiextensionsv1.CustomResourceValidation{OpenAPIV3Schema: &schema},
+				Name: version, Served: true, Storage: true, AdditionalPrinterColumns: append(k.columns, always...),
+				Subresources: &apiextensionsv1.CustomResourceSubresources{Status: &apiextensionsv1.CustomResourceSubresourceStatus{}},
+				Schema:       &apiextensionsv1.CustomResourceValidation{OpenAPIV3Schema: &schema},
 			}},
 		},
+	}
+}
+
+// status is the schema of every kind's, with a metav1.Condition for each type.
+func (w *writer) status() apiextensionsv1.JSONSchemaProps {
+	text := func(doc string, most int64) apiextensionsv1.JSONSchemaProps {
+		return apiextensionsv1.JSONSchemaProps{Type: "string", Description: doc, MaxLength: &most}
+	}
+	reason, state, since := text("why, as one word", 1024), text("", 7), text("since when the status is what it is", 64)
+	reason.Pattern = "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"
+	oneOf("True", "False", "Unknown")(&state)
+	since.Format, since.MaxLength = "date-time", nil
+	most, none := int64(8), 0.0
+	listType := "map"
+	return apiextensionsv1.JSONSchemaProps{
+		Type: "object", Description: w.docs["Status"],
+		Properties: map[string]apiextensionsv1.JSONSchemaProps{"conditions": {
+			Type: "array", Description: w.docs["Status.conditions"], XListType: &listType, XListMapKeys: []string{"type"}, MaxItems: &most,
+			Items: &apiextensionsv1.JSONSchemaPropsOrArray{Schema: &apiextensionsv1.JSONSchemaProps{
+				Type: "object", Required: []string{"lastTransitionTime", "message", "reason", "status", "type"},
+				Properties: map[string]apiextensionsv1.JSONSchemaProps{
+					"type": text("Accepted: whether the object has an effect", 316), "status": state, "reason": reason,
+					"message": text("what is wrong, and what would mend it", 32768), "lastTransitionTime": since,
+					"observedGeneration": {Type: "integer", Format: "int64", Minimum: &none, Description: "the metadata.generation that this is about"},
+				},
+			}},
+		}},
 	}
 }
 

@@ -156,14 +156,11 @@ func eventOf(namespace, name string, f *Found) *corev1.Event {
 	if f.Remedy != "" {
 		message += " (" + f.Remedy + ")"
 	}
-	if len(message) > eventLength {
-		message = strings.ToValidUTF8(message[:eventLength], "")
-	}
 	return &corev1.Event{
 		TypeMeta:       metav1.TypeMeta{APIVersion: "v1", Kind: "Event"},
 		ObjectMeta:     metav1.ObjectMeta{Namespace: namespace, Name: fmt.Sprintf("%.200s.%x", name, sum[:8])},
 		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: namespace, Name: name, UID: types.UID(f.Workload)},
-		Reason:         reason(f.Kind), Message: message, Type: corev1.EventTypeWarning, Count: int32(f.Count),
+		Reason:         reason(f.Kind), Message: cut(message, eventLength), Type: corev1.EventTypeWarning, Count: int32(f.Count),
 		FirstTimestamp: metav1.NewTime(f.First), LastTimestamp: metav1.NewTime(f.Time),
 		Source: corev1.EventSource{Component: "assay"},
 	}

@@ -1,18 +1,19 @@
 // Package publish writes to an API server what others read there: the roots of the mesh's
 // authority (ConfigMap assay-trust, by which agents know control, and the configuration
 // assay-injector, by which the API server does), what became of routes
-// (their status, as the Gateway API has it), what was found about pods (events), and once
-// the key under which several controls share an authority (Secret assay-authority).
+// (their status, as the Gateway API has it) and of objects of our own kinds (their condition
+// Accepted, and events), what was found about pods (events), and once the key under which several controls share an authority (Secret assay-authority).
 //
 // It changes nothing else, and nobody else's: of a ConfigMap and a Secret one key, of a webhook its roots, of a route's
-// status the entries of our controller name, events that it has made. It writes only what differs
+// status the entries of our controller name, of our own kinds' the condition Accepted, events that it has made. It writes only what differs
 // from what is there, a bounded number of times in a second, so several controls that say the same
-// write it once. What somebody else changes is written again.
+// write it once. What somebody else changes is written again, ever more seldom while he does: two
+// that do not say the same, as two releases may, cost the API server a few writes in an hour.
 //
 // Goroutines: each Run blocks and starts none. LocalRules, Rules and InjectorRules are all that it must be
 // allowed.
 //
-// Tour: publish.go, trust.go, injector.go, authority.go, routes.go, events.go.
+// Tour: publish.go, trust.go, injector.go, authority.go, pace.go, routes.go, objects.go, events.go.
 package publish
 
 import (
@@ -25,14 +26,16 @@ import (
 	"k8s.io/client-go/rest"
 
 	"assay.dev/kube/apiserver"
+	"assay.dev/kube/v1alpha1"
 )
 
-// Rules is what Routes and Events must be allowed in every namespace.
+// Rules is what Routes, Objects and Events must be allowed in every namespace.
 func Rules() []rbacv1.PolicyRule {
 	const group = "gateway.networking.k8s.io"
 	return []rbacv1.PolicyRule{
 		{APIGroups: []string{group}, Resources: []string{"httproutes", "grpcroutes", "tlsroutes"}, Verbs: []string{"get"}},
 		{APIGroups: []string{group}, Resources: []string{"httproutes/status", "grpcroutes/status", "tlsroutes/status"}, Verbs: []string{"update"}},
+		{APIGroups: []string{v1alpha1.Group}, Resources: []string{"meshconfigs/status", "egresses/status", "trafficpolicies/status"}, Verbs: []string{"patch"}},
 		{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"create", "patch"}},
 	}
 }

@@ -13,6 +13,7 @@ type TrafficPolicy struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 	Spec              TrafficPolicySpec `json:"spec"`
+	Status            Status            `json:"status,omitempty"`
 }
 
 // TrafficPolicySpec is the content of a TrafficPolicy.

@@ -6,7 +6,29 @@ package v1alpha1
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 // APIVersion is the apiVersion of every kind in this package.
-const APIVersion = "assay.dev/v1alpha1"
+const APIVersion = Group + "/v1alpha1"
+
+// Group is their group.
+const Group = "assay.dev"
+
+// Status is what became of an object, of any kind of this package. Control writes it where
+// there is a Kubernetes; elsewhere it is passed over.
+type Status struct {
+	// Conditions are what is known of the object, one of each type.
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// ConditionAccepted is the type of the condition that says whether an object has an effect.
+const ConditionAccepted = "Accepted"
+
+// Reasons of ConditionAccepted, as the Gateway API names them for policies.
+const (
+	ReasonAccepted       = "Accepted"       // "True": it is in effect
+	ReasonInvalid        = "Invalid"        // it cannot be understood
+	ReasonConflicted     = "Conflicted"     // an older object says otherwise
+	ReasonTargetNotFound = "TargetNotFound" // none of what it is for is there
+	ReasonLimitExceeded  = "LimitExceeded"  // its namespace has as many as it may, which are older
+)
 
 // DefaultName is the name of a namespace's MeshConfig.
 const DefaultName = "default"
@@ -18,6 +40,7 @@ type MeshConfig struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 	Spec              MeshConfigSpec `json:"spec"`
+	Status            Status         `json:"status,omitempty"`
 }
 
 // MeshConfigSpec is the content of a MeshConfig.
@@ -46,6 +69,7 @@ type Egress struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 	Spec              EgressSpec `json:"spec"`
+	Status            Status     `json:"status,omitempty"`
 }
 
 // EgressSpec is the content of an Egress: hosts or addresses, and ports.

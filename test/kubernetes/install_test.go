@@ -104,6 +104,7 @@ func TestInstall(t *testing.T) {
 	t.Run("restricted", m.restricted)
 	t.Run("accounts", m.accounts)
 	t.Run("definitions", m.definitions)
+	t.Run("conditions", m.conditions)
 	if t.Failed() {
 		t.FailNow()
 	}
