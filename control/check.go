@@ -181,6 +181,7 @@ func (c *Control) checkMesh(within time.Duration) []assay.Finding {
 	}
 	out = append(out, m.checkNodes()...)
 	out = append(out, m.checkSidecars()...)
+	out = append(out, m.checkMetered()...)
 	for _, w := range m.catalog.Workloads() {
 		if why := m.notReady(w); why != "" && !w.Draining {
 			out = append(out, assay.Finding{Workload: w.ID, Kind: "proxy-not-ready", Subject: w.Namespace + "/" + w.Name, Detail: why})
@@ -276,6 +277,7 @@ func checkPlaintext(edges []assay.Edge, now time.Time) []assay.Finding {
 const (
 	captureEscaped   = "capture-escaped"
 	unexplainedBytes = "unexplained-bytes"
+	notMetered       = "not-metered"
 	remedyEscaped    = "find out which process in the workload's network namespace holds CAP_NET_RAW or CAP_NET_ADMIN"
 )
 
@@ -345,7 +347,7 @@ func checkBalance(r *counts) []assay.Finding {
 	w := r.workload
 	f := assay.Finding{Time: r.received, Workload: w.ID, Subject: w.Namespace + "/" + w.Name}
 	if b.Problem != "" {
-		f.Kind, f.Detail, f.Remedy = "not-metered", b.Problem, "Linux 5.17 or newer counts what passes beside a proxy, with nf_tables, conntrack and NETFILTER_EGRESS; else this is somebody's change of the rules"
+		f.Kind, f.Detail, f.Remedy = notMetered, b.Problem, "Linux 5.17 or newer counts what passes beside a proxy, with nf_tables, conntrack and NETFILTER_EGRESS; else this is somebody's change of the rules"
 		return []assay.Finding{f}
 	}
 	if !b.In.Unbalanced() && !b.Out.Unbalanced() {

@@ -217,6 +217,53 @@ func TestBalance(t *testing.T) {
 	eventually(t, "nobody counts", func() bool { return findings()["not-metered"] != nil })
 }
 
+// TestNeverMetered: a workload whose host never tells of its link is found, once that has lasted.
+func TestNeverMetered(t *testing.T) {
+	now := newClock()
+	r := start(t, func(cfg *Config) { cfg.Now = now.now })
+	a := syncHost(t, localHosts(t, r), nil)
+	w := a.workload("w", "bank", "s", 1, 80)
+	a.up(w)
+	a.waitAccepted("w")
+	send := func(b *assay.Balance) {
+		t.Helper()
+		a.send(api.ReportUpdate(api.FromReport(&api.Report{Workload: "w", Started: now.now(), Balance: b})))
+		eventually(t, "the report", func() bool {
+			for c := range r.model.counts {
+				return (c.Balance == nil) == (b == nil)
+			}
+			return false
+		})
+		r.model.findStrays()
+	}
+	found := func() (n int) {
+		t.Helper()
+		resp, err := r.Check(t.Context(), &api.CheckRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range resp.Findings {
+			if f.Kind == "not-metered" && f.Workload == "w" && f.Remedy != "" {
+				n++
+			}
+		}
+		return n
+	}
+	send(nil)
+	if found() != 0 {
+		t.Error("it has just begun")
+	}
+	now.advance(strayEvery)
+	send(nil)
+	if found() != 1 {
+		t.Error("it is not metered, and that is not found")
+	}
+	send(&assay.Balance{})
+	if found() != 0 {
+		t.Error("it is metered, and found")
+	}
+}
+
 // What a host counts is read when somebody asks: a report that cannot be read says so then, and
 // others stand.
 func TestUnreadableReport(t *testing.T) {

@@ -40,12 +40,16 @@ func (c *Control) Found(after uint64) ([]Found, uint64) {
 	return list, m.found
 }
 
-// stray is a finding that nobody reports, since it follows from what a workload's host counts:
-// traffic that passes beside its proxy and is no exception of a kind that there may be.
+// stray is a finding that nobody reports. It follows from what a workload's host counts: traffic that
+// passes beside its proxy and is no exception of a kind that there may be. Or from there being none: a
+// pod that is to have a sidecar, or an agent, and has not.
 type stray struct {
 	Found
 	amount uint64 // that it speaks of; it is found again when this is another one
 }
+
+// strayStays is how often one that stays as it is, is found again.
+const strayStays = 30 * time.Minute
 
 // strayEvery is how often counts are read for that: of 5,000 workloads it takes a fifth of a second.
 const strayEvery = time.Minute
@@ -66,10 +70,13 @@ func (c *Control) lookForStrays(ctx context.Context) error {
 
 func (m *model) findStrays() {
 	now := m.now()
-	strays := map[string]stray{}
+	strays, unmetered := map[string]stray{}, map[string]time.Time{}
 	for r := range m.counts {
 		if !r.gone.IsZero() {
 			continue
+		}
+		if r.Balance == nil {
+			unmetered[r.workload.ID] = now
 		}
 		for _, s := range []stray{unexplained(r), escaped(r, now)} {
 			if s.amount > 0 {
@@ -80,6 +87,10 @@ func (m *model) findStrays() {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	for _, f := range m.checkSidecars() {
+		f.Time = now
+		strays[f.Workload+" "+f.Kind] = stray{Found{f, now, 1}, uint64(now.Truncate(strayStays).Unix())}
+	}
 	for key, s := range strays {
 		old, known := m.strays[key]
 		if known && old.amount == s.amount {
@@ -93,6 +104,24 @@ func (m *model) findStrays() {
 		m.found++
 	}
 	m.strays = strays
+	for id := range unmetered {
+		if since, known := m.unmetered[id]; known {
+			unmetered[id] = since
+		}
+	}
+	m.unmetered = unmetered
+}
+
+// checkMetered is about workloads whose hosts tell of them, look after look, and never where the bytes
+// on their links belong. mu is held.
+func (m *model) checkMetered() (out []assay.Finding) {
+	for id, since := range m.unmetered {
+		if w, ok := m.catalog.Workload(id); ok && m.now().Sub(since) >= settleIn {
+			out = append(out, assay.Finding{Time: since, Workload: id, Kind: notMetered, Subject: w.Namespace + "/" + w.Name,
+				Detail: "its host does not tell where the bytes on its link belong: what passes beside its proxy is not known", Remedy: "see what the host's agent says, and that it is of control's version"})
+		}
+	}
+	return out
 }
 
 // unexplained is about bytes on a workload's link that belong nowhere.

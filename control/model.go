@@ -54,12 +54,14 @@ type model struct {
 	findings []store.Finding  // the oldest first
 	found    uint64           // how many there were
 	strays   map[string]stray // by workload and kind
-	audit    []store.Audit
-	sessions map[*session]bool
-	taps     taps
-	tokens   map[string]store.Token
-	bundle   *api.Bundle
-	routes   map[string][]assay.RouteParentStatus // by Route.Key, with the times of changes
+	// unmetered are the workloads whose last report had no balance: since which look for strays.
+	unmetered map[string]time.Time
+	audit     []store.Audit
+	sessions  map[*session]bool
+	taps      taps
+	tokens    map[string]store.Token
+	bundle    *api.Bundle
+	routes    map[string][]assay.RouteParentStatus // by Route.Key, with the times of changes
 
 	// Of a control that is one of several (hear.go).
 	me       string          // its name; "": it is alone

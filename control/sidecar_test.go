@@ -384,6 +384,15 @@ func TestNoAgentForPods(t *testing.T) {
 	if got := found(); !slices.Equal(got, []string{"shop/a", "shop/h", "shop/v"}) {
 		t.Errorf("without agents: %v", got)
 	}
+	r.model.findStrays()
+	list, number := r.Found(^uint64(0))
+	var pods []string
+	for _, f := range list {
+		pods = append(pods, f.Workload+" "+f.Kind)
+	}
+	if slices.Sort(pods); !slices.Equal(pods, []string{"a pod-without-agent", "h pod-without-agent", "v pod-without-agent"}) {
+		t.Errorf("found at pods: %+v", list)
+	}
 	r.joinNode(t, "node-2")
 	if got := found(); !slices.Equal(got, []string{"node node-1", "shop/v"}) {
 		t.Errorf("with an agent elsewhere: %v", got)
@@ -391,6 +400,10 @@ func TestNoAgentForPods(t *testing.T) {
 	r.joinNode(t, "node-1")
 	if got := found(); !slices.Equal(got, []string{"shop/v"}) {
 		t.Errorf("with agents: %v", got)
+	}
+	r.model.findStrays()
+	if list, _ := r.Found(number - 1); len(list) != 1 || list[0].Workload != "v" {
+		t.Errorf("found at pods with agents: %+v", list)
 	}
 }
 

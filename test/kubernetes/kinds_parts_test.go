@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"assay.dev"
+	"assay.dev/api"
 )
 
 // probes: the kubelet's reach a strict pod, and nothing else of the node does; nor does the
@@ -377,9 +378,42 @@ spec:
   terminationGracePeriodSeconds: 1
 ` + podContainers
 
+// balanced: of every workload the bytes on its link are known, and are its proxy's and those that
+// are listed.
+func (k *kinds) balanced(t *testing.T) {
+	t.Helper()
+	k.c.Eventually(t, "every workload's bytes are explained", func() error {
+		var workloads []assay.Workload
+		var signals []api.SignalsView
+		for kind, list := range map[string]any{"workloads": &workloads, "signals": &signals} {
+			out, code := k.person.run(t, "kubectl", "assay", "get", kind, "-o", "json")
+			if err := json.Unmarshal([]byte(out), list); err != nil || code != 0 {
+				return fmt.Errorf("%s: exit code %d: %s (%v)", kind, code, out, err)
+			}
+		}
+		for _, w := range workloads {
+			i := slices.IndexFunc(signals, func(s api.SignalsView) bool { return s.Workload == w.ID && s.Gone.IsZero() })
+			if i < 0 || signals[i].Balance == nil || signals[i].Balance.Problem != "" {
+				return fmt.Errorf("nobody knows what passes the link of %s", w.Name)
+			}
+			b := signals[i].Balance
+			for _, way := range []*assay.BalanceWay{&b.In, &b.Out} {
+				if way.Link.Bytes == 0 || way.Proxy.Bytes == 0 || way.Unbalanced() || !way.Adds() {
+					return fmt.Errorf("%s: %+v", w.Name, *b)
+				}
+			}
+		}
+		if len(workloads) < 6 {
+			return fmt.Errorf("%d workloads", len(workloads))
+		}
+		return nil
+	})
+}
+
 // captured: whether a pod is what its label says is looked at on and on; what is not so is
 // told by an event of the pod, a finding and a metric, and heals where it can.
 func (k *kinds) captured(t *testing.T) {
+	k.balanced(t)
 	m := &mesh{t: t, c: k.c, node: k.node}
 	uid := k.uid(t, "client")
 	proxy := m.proxy(uid)
