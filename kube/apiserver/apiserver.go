@@ -1,15 +1,21 @@
 // Package apiserver says how to reach an API server, and makes clients for single groups
 // of its API: the sets of clients that client-go has for the whole API would triple what is
-// linked. It connects to nothing, and starts no goroutine.
+// linked. Of what is needed for its labels alone it asks for no more than the metadata.
+// It connects to nothing, and starts no goroutine.
 package apiserver
 
 import (
+	"context"
 	"fmt"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"assay.dev"
@@ -59,4 +65,27 @@ func Client(config *rest.Config, version schema.GroupVersion, encoding string, a
 		return nil, fmt.Errorf("client of the API server %s: %w", config.Host, err)
 	}
 	return client, nil
+}
+
+// Metadata asks for objects without what they specify and what became of them: names, labels
+// and annotations, for who needs no more. Each is a *metav1.PartialObjectMetadata.
+type Metadata struct{ metadata.Getter }
+
+// OpenMetadata returns what asks so for the objects of a resource.
+func OpenMetadata(config *rest.Config, resource schema.GroupVersionResource) (Metadata, error) {
+	client, err := metadata.NewForConfig(config)
+	if err != nil {
+		return Metadata{}, fmt.Errorf("client of the API server %s: %w", config.Host, err)
+	}
+	return Metadata{client.Resource(resource)}, nil
+}
+
+// Watched is what a reflector watches: all of them.
+func (m Metadata) Watched() cache.ListerWatcher {
+	return &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return m.List(ctx, o) },
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			return m.Watch(ctx, o)
+		},
+	}
 }

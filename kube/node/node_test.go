@@ -348,7 +348,7 @@ func TestReconciler(t *testing.T) {
 		if n.has("release good-4") {
 			t.Errorf("a pod was released before step %s", step)
 		}
-		namespaces.Update(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: DefaultSystem, Labels: map[string]string{LeavingLabel: step}}})
+		namespaces.Update(&metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: DefaultSystem, Labels: map[string]string{LeavingLabel: step}}})
 		eventually(t, "the agent hears of step "+step, func() bool { return n.has("leave " + step) })
 	}
 	for i := 4; i < 40; i++ {
@@ -426,7 +426,7 @@ func TestUnmeshed(t *testing.T) {
 	}
 	pods.Update(object("host", hostNetwork))
 	namespaces := &kind{s: source, index: 1, set: source.setNamespace, remove: source.removeNamespace}
-	namespaces.Update(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: DefaultSystem, Labels: map[string]string{LeavingLabel: LeavingRelease}}})
+	namespaces.Update(&metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: DefaultSystem, Labels: map[string]string{LeavingLabel: LeavingRelease}}})
 	if got := listed(); got != "" {
 		t.Errorf("listed when the mesh is taken out: %s", got)
 	}

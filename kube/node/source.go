@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
@@ -46,6 +47,7 @@ type Config struct {
 type Source struct {
 	cfg    Config
 	client rest.Interface
+	labels apiserver.Metadata // of namespaces
 	memory int64
 
 	mu         sync.Mutex
@@ -74,8 +76,12 @@ func Open(cfg Config) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
+	labels, err := apiserver.OpenMetadata(config, corev1.SchemeGroupVersion.WithResource("namespaces"))
+	if err != nil {
+		return nil, err
+	}
 	return &Source{
-		cfg: cfg, client: client, memory: memoryOfNode(), pods: map[string]*Pod{}, names: map[string]string{}, asked: map[string]*Pod{},
+		cfg: cfg, client: client, labels: labels, memory: memoryOfNode(), pods: map[string]*Pod{}, names: map[string]string{}, asked: map[string]*Pod{},
 		namespaces: map[string]map[string]string{}, changed: make(chan struct{}, 1),
 	}, nil
 }
@@ -100,13 +106,15 @@ func (s *Source) Run(ctx context.Context) error {
 	quiet := logr.FromSlogHandler(warnings{s.cfg.Log.Handler()})
 	inner := klog.NewContext(ctx, quiet)
 	var all sync.WaitGroup
+	ofNode := fields.OneTermEqualSelector("spec.nodeName", s.cfg.Node)
 	for i, k := range []*kind{
-		{name: "pods", example: &corev1.Pod{}, only: fields.OneTermEqualSelector("spec.nodeName", s.cfg.Node), set: s.setPod, remove: s.removePod, clear: s.clearPods},
-		{name: "namespaces", example: &corev1.Namespace{}, only: fields.Everything(), set: s.setNamespace, remove: s.removeNamespace, clear: func() { clear(s.namespaces) }},
+		{name: "pods", source: cache.NewListWatchFromClient(s.client, "pods", corev1.NamespaceAll, ofNode), example: &corev1.Pod{},
+			set: s.setPod, remove: s.removePod, clear: s.clearPods},
+		{name: "namespaces", source: s.labels.Watched(), example: &metav1.PartialObjectMetadata{},
+			set: s.setNamespace, remove: s.removeNamespace, clear: func() { clear(s.namespaces) }},
 	} {
 		k.s, k.index = s, i
-		source := cache.NewListWatchFromClient(s.client, k.name, corev1.NamespaceAll, k.only)
-		reflector := cache.NewReflectorWithOptions(source, k.example, k, cache.ReflectorOptions{Name: k.name, Logger: &quiet})
+		reflector := cache.NewReflectorWithOptions(k.source, k.example, k, cache.ReflectorOptions{Name: k.name, Logger: &quiet})
 		all.Go(func() { reflector.RunWithContext(inner) })
 	}
 	all.Wait()
@@ -155,8 +163,8 @@ func (s *Source) find(ctx context.Context, namespace, name, uid string) (*Pod, m
 		s.mu.Unlock()
 	}
 	if !known {
-		object := &corev1.Namespace{}
-		if err := s.client.Get().Resource("namespaces").Name(namespace).Do(ctx).Into(object); err != nil {
+		object, err := s.labels.Get(ctx, namespace, metav1.GetOptions{})
+		if err != nil {
 			return nil, nil, s.failed(op, err)
 		}
 		labels = object.Labels
@@ -235,19 +243,21 @@ func (s *Source) clearPods() {
 }
 
 func (s *Source) setNamespace(object any) {
-	n := object.(*corev1.Namespace)
+	n := object.(*metav1.PartialObjectMetadata)
 	s.namespaces[n.Name] = n.Labels
 }
 
-func (s *Source) removeNamespace(object any) { delete(s.namespaces, object.(*corev1.Namespace).Name) }
+func (s *Source) removeNamespace(object any) {
+	delete(s.namespaces, object.(*metav1.PartialObjectMetadata).Name)
+}
 
 // kind is one kind of object that is watched; the Source is its reflector's store.
 type kind struct {
 	s           *Source
 	index       int // in Source.synced
 	name        string
+	source      cache.ListerWatcher
 	example     runtime.Object
-	only        fields.Selector
 	set, remove func(object any)
 	clear       func()
 }
