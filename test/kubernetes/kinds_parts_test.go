@@ -378,6 +378,19 @@ spec:
   terminationGracePeriodSeconds: 1
 ` + podContainers
 
+// escapesManifest is a pod that may use raw sockets.
+const escapesManifest = `apiVersion: v1
+kind: Pod
+metadata: {name: escapes, namespace: kinds}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: c
+    image: assay.test/echo:1
+    args: [serve]
+    securityContext: {runAsUser: 0, capabilities: {add: [NET_RAW]}}
+`
+
 // balanced: of every workload the bytes on its link are known, and are its proxy's and those that
 // are listed.
 func (k *kinds) balanced(t *testing.T) {
@@ -414,6 +427,19 @@ func (k *kinds) balanced(t *testing.T) {
 // told by an event of the pod, a finding and a metric, and heals where it can.
 func (k *kinds) captured(t *testing.T) {
 	k.balanced(t)
+	k.c.Apply(t, escapesManifest)
+	k.c.Kubectl(t, "wait", "-n", "kinds", "pod/escapes", "--for=condition=Ready", "--timeout=120s")
+	k.c.Kubectl(t, "exec", "-n", "kinds", "escapes", "--", "/bin/echo", "escape", k.node.IPv4.String())
+	escapes := k.uid(t, "escapes")
+	k.c.Eventually(t, "a packet that leaves the capture is counted", func() error {
+		for line := range strings.Lines(k.metrics(t)) {
+			if strings.HasPrefix(line, "assay_exception_packets_total{") && strings.Contains(line, escapes) && strings.Contains(line, `reason="`+assay.ReasonEscaped+`"`) {
+				return nil
+			}
+		}
+		return fmt.Errorf("it is not")
+	})
+
 	m := &mesh{t: t, c: k.c, node: k.node}
 	uid := k.uid(t, "client")
 	proxy := m.proxy(uid)
@@ -441,8 +467,9 @@ func (k *kinds) captured(t *testing.T) {
 	k.c.Kubectl(t, "wait", "-n", "odd", "pod/odd", "--for=condition=Ready", "--timeout=120s")
 	k.c.Kubectl(t, "label", "namespace", "odd", "assay.dev/mesh=enabled")
 	k.described(t, "odd", "odd", "PodNotMeshed", "Warning", "assay", "a.b")
+	k.described(t, "kinds", "escapes", "CaptureEscaped", "Warning", "assay")
 	out, code := k.person.run(t, "kubectl", "assay", "check")
-	for _, kind := range []string{"pod-not-meshed: odd/odd", "capture-changed: ", "proxy-ended: "} {
+	for _, kind := range []string{"pod-not-meshed: odd/odd", "capture-changed: ", "proxy-ended: ", "capture-escaped: "} {
 		if code != 2 || !strings.Contains(out, kind) {
 			t.Errorf("no finding %s: exit code %d\n%s", kind, code, out)
 		}

@@ -13,6 +13,7 @@
 //	                          it says is in steady.go
 //	echo lookup NAME          prints the addresses of a name
 //	echo cat FILE             prints a file
+//	echo escape ADDRESS       sends TCP of no connection to port 443 there, by a raw socket
 //	echo sleep                waits for its end
 //	tar cf - FILE             under that name: what kubectl copies files with
 package main
@@ -92,11 +93,25 @@ func run(ctx context.Context, args []string) error {
 		text, err := os.ReadFile(args[1])
 		fmt.Print(string(text))
 		return err
+	case "escape":
+		return escape(args[1])
 	case "sleep":
 		<-ctx.Done()
 		return nil
 	}
 	return fmt.Errorf("%q is nothing that it can do", args[0])
+}
+
+// escape sends a segment that says it belongs to a connection, past everything that leads connections.
+func escape(address string) error {
+	conn, err := net.Dial("ip4:tcp", address)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	const ack = 0x10
+	_, err = conn.Write(append([]byte{0x30, 0x39, 0x01, 0xbb, 0, 0, 0, 1, 0, 0, 0, 1, 5 << 4, ack, 0xff, 0xff, 0, 0, 0, 0}, "over the wall"...))
+	return err
 }
 
 // serve answers with its host's name, the client's address and the path, and logs it. At
