@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"assay.dev/discovery"
 	"assay.dev/kube"
@@ -214,7 +215,7 @@ func (m *model) retainNodes(list []any) {
 func (m *model) retainNamespaces(list []any) {
 	there := map[string]bool{}
 	for _, o := range list {
-		there[o.(*corev1.Namespace).Name] = true
+		there[o.(*metav1.PartialObjectMetadata).Name] = true
 	}
 	for name := range m.mesh {
 		if !there[name] {

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"assay.dev"
 	"assay.dev/kube"
@@ -61,7 +62,7 @@ func (m *model) asks(p *Pod) {
 	p.Wants = m.injects != "" && kube.Wants(p.Namespace, p.Labels, labels)
 }
 
-func (m *model) setNamespace(n *corev1.Namespace) {
+func (m *model) setNamespace(n *metav1.PartialObjectMetadata) {
 	if mesh := n.Labels[kube.MeshLabel]; mesh == "" {
 		m.removeNamespace(n.Name)
 	} else if m.mesh[n.Name] != mesh {

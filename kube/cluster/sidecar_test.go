@@ -117,15 +117,15 @@ func TestPodsThatAsk(t *testing.T) {
 		}
 		m.setPod(p)
 	}
-	namespace := func(name, label string) *corev1.Namespace {
-		kept, err := trim(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"assay.dev/mesh": label, "x": "y"}}})
+	namespace := func(name, label string) *metav1.PartialObjectMetadata {
+		kept, err := trim(&metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"assay.dev/mesh": label, "x": "y"}}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n := kept.(*corev1.Namespace); len(n.Labels) != 1 {
+		if n := kept.(*metav1.PartialObjectMetadata); len(n.Labels) != 1 {
 			t.Errorf("kept: %v", n.Labels)
 		}
-		return kept.(*corev1.Namespace)
+		return kept.(*metav1.PartialObjectMetadata)
 	}
 	set("a", "shop", "")
 	set("b", "shop", "disabled")

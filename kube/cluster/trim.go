@@ -31,8 +31,8 @@ func trim(object any) (any, error) {
 			}
 		}
 		return kept, nil
-	case *corev1.Namespace:
-		kept := &corev1.Namespace{ObjectMeta: trimMeta(&o.ObjectMeta, nil)}
+	case *metav1.PartialObjectMetadata: // a namespace
+		kept := &metav1.PartialObjectMetadata{ObjectMeta: trimMeta(&o.ObjectMeta, nil)}
 		if mesh, ok := o.Labels[kube.MeshLabel]; ok {
 			kept.Labels = map[string]string{kube.MeshLabel: mesh}
 		}

@@ -9,6 +9,7 @@ import (
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -102,9 +103,9 @@ func (w *Watcher) kinds() []*kind {
 	}
 	if w.sidecars {
 		list = append(list, &kind{
-			name: "namespaces", version: corev1.SchemeGroupVersion, example: &corev1.Namespace{},
-			set:    func(o any) { m.setNamespace(o.(*corev1.Namespace)) },
-			remove: func(o any) { m.removeNamespace(o.(*corev1.Namespace).Name) },
+			name: "namespaces", version: corev1.SchemeGroupVersion, example: &metav1.PartialObjectMetadata{},
+			set:    func(o any) { m.setNamespace(o.(*metav1.PartialObjectMetadata)) },
+			remove: func(o any) { m.removeNamespace(o.(*metav1.PartialObjectMetadata).Name) },
 			retain: m.retainNamespaces,
 		})
 	}
@@ -131,6 +132,14 @@ func (w *Watcher) Run(ctx context.Context, changed func(Changes) error) error {
 	}
 	kinds := w.kinds()
 	for _, k := range kinds {
+		if _, labels := k.example.(*metav1.PartialObjectMetadata); labels {
+			client, err := apiserver.OpenMetadata(w.config, k.version.WithResource(k.name))
+			if err != nil {
+				return err
+			}
+			k.source = client.Watched()
+			continue
+		}
 		client, err := w.client(k.version)
 		if err != nil {
 			return err
