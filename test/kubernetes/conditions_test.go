@@ -2,9 +2,13 @@ package kubernetes_test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+
+	"assay.dev/kube/install"
 )
 
 // conditionsManifest has an object of each of our kinds that is in effect, and one that is not.
@@ -147,4 +151,75 @@ spec: {hosts: [example.org], ports: [443]}
 		}
 	}
 	c.Kubectl(t, "delete", "namespace", "fine", "wrong", "--wait=true")
+}
+
+// olderDefinitions: with a definition of before objects had a status, control tells events, says so
+// once, and is quiet; an installation brings the one of its release.
+func (m *person) olderDefinitions(t *testing.T) {
+	c := m.cluster
+	control := c.Kubectl(t, "get", "pods", "-n", install.DefaultNamespace, "-l", "app.kubernetes.io/component=control", "-o", "name")
+	c.Kubectl(t, "create", "namespace", "older")
+	c.Kubectl(t, "patch", "customresourcedefinition", "egresses.assay.dev", "--type=json", "-p", `[{"op": "remove", "path": "/spec/versions/0/subresources"}]`)
+	n := 0
+	c.Eventually(t, "control says that the definition is old", func() error {
+		n++ // the API server takes some moments until it serves it so
+		c.Apply(t, fmt.Sprintf(`apiVersion: assay.dev/v1alpha1
+kind: Egress
+metadata: {name: e%d, namespace: older}
+spec: {hosts: ["not a name"], ports: [443]}
+`, n))
+		out, err := c.TryKubectl(t.Context(), "", "logs", "-n", install.DefaultNamespace, strings.TrimSpace(control))
+		if err == nil && !strings.Contains(out, "the definition of egresses is of an earlier release") {
+			err = fmt.Errorf("control says\n%s", out)
+		}
+		return err
+	})
+	c.Eventually(t, "there is an event of each", func() error {
+		out, err := c.TryKubectl(t.Context(), "", "get", "events", "-n", "older", "--field-selector", "reason=Invalid,type=Warning", "-o", "name")
+		if got := len(strings.Fields(out)); err == nil && got != n {
+			err = fmt.Errorf("%d events of %d", got, n)
+		}
+		return err
+	})
+	out := c.Kubectl(t, "logs", "-n", install.DefaultNamespace, strings.TrimSpace(control))
+	if strings.Count(out, "of an earlier release") != 1 || strings.Contains(out, "conditions of Assay's own kinds: cannot be written") {
+		t.Errorf("control says\n%s", out)
+	}
+	c.Kubectl(t, "delete", "namespace", "older", "--wait=true")
+	if out := m.must(t, "assay", installArgs...); !strings.Contains(out, "customresourcedefinition/egresses.assay.dev changed\n") {
+		t.Errorf("install says\n%s", out)
+	}
+	m.haveStatus(t)
+}
+
+// haveStatus: every definition has a status of its own.
+func (m *person) haveStatus(t *testing.T) {
+	t.Helper()
+	for _, name := range []string{"egresses", "meshconfigs", "trafficpolicies"} {
+		if out := m.cluster.Kubectl(t, "get", "customresourcedefinition", name+".assay.dev", "-o", "jsonpath={.spec.versions[0].subresources}"); !strings.Contains(out, "status") {
+			t.Errorf("%s have subresources %q", name, out)
+		}
+	}
+}
+
+// olderChart is the chart as it was before objects had a status.
+func olderChart(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS("../../charts/assay")); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "templates", "definitions.yaml")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	older := strings.ReplaceAll(string(text), "    subresources:\n      status: {}\n", "")
+	if older == string(text) {
+		t.Fatal("the chart's definitions have no status")
+	}
+	if err := os.WriteFile(file, []byte(older), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }

@@ -3,6 +3,7 @@ package kubernetes_test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -37,7 +38,9 @@ func TestHelm(t *testing.T) {
 		return m.must(t, "helm", append(args, "--namespace", install.DefaultNamespace, "--wait", "--timeout", "7m")...)
 	}
 	values := []string{"assay", "../../charts/assay", "--set", "image=" + kubernetes.AssayImage, "--set", "imagePullPolicy=Never", "--set", "volume=emptyDir"}
-	out := helm(append([]string{"install"}, values...)...)
+	older := slices.Clone(values)
+	older[1] = olderChart(t)
+	out := helm(append([]string{"install"}, older...)...)
 	if !strings.Contains(out, "assay.dev/mesh=enabled") {
 		t.Errorf("helm says:\n%s", out)
 	}
@@ -49,6 +52,7 @@ func TestHelm(t *testing.T) {
 	}
 	m.helmRefuses(t, values)
 	helm(append(append([]string{"upgrade"}, values...), "--set", "olderGrace=1m")...)
+	m.haveStatus(t)
 	if out := c.Kubectl(t, "get", "daemonset", "-n", install.DefaultNamespace, install.AgentName, "-o", "jsonpath={.spec.template.spec.containers[0].args}"); !strings.Contains(out, "1m") {
 		t.Errorf("the agent's arguments after the upgrade: %s", out)
 	}

@@ -105,6 +105,7 @@ func TestInstall(t *testing.T) {
 	t.Run("accounts", m.accounts)
 	t.Run("definitions", m.definitions)
 	t.Run("conditions", m.conditions)
+	t.Run("older definitions", m.olderDefinitions)
 	if t.Failed() {
 		t.FailNow()
 	}
