@@ -21,11 +21,14 @@ type PodSource interface {
 	Pod(ctx context.Context, namespace, name, uid string) (p Pod, meshed bool, err error)
 	// Unmeshed lists the pods that are labelled to be meshed and cannot be, by namespace and name.
 	Unmeshed() []Unmeshed
+	// Unchained is why pods that start do not wait for the agent, but are captured only as
+	// they run; nil where they wait.
+	Unchained() error
 }
 
 // Unmeshed is a pod that is labelled to be meshed and cannot be.
 type Unmeshed struct {
-	Pod, Namespace, Name string    // Pod is its ID
+	Pod, Namespace, Name string    // Pod is its ID; "" is every new one of the host
 	Reason               string    // in a word: for metrics
 	Since                time.Time // it was tried first; zero: nobody tries, since it never can be
 	Err                  error     // of the last attempt, or why not
@@ -40,6 +43,8 @@ const (
 	unmeshedAgain = 10 * time.Minute
 	// unmeshedStays is that of one that nobody tries.
 	unmeshedStays = 30 * time.Minute
+	// unchainedFor is how much longer a new node's network may take to be configured.
+	unchainedFor = time.Minute
 )
 
 // tellUnmeshed makes findings of pods that cannot be meshed, until ctx ends.
@@ -54,7 +59,11 @@ func (a *Agent) tellUnmeshed(ctx context.Context) {
 		case <-tick.C:
 		}
 		now := time.Now()
-		for _, u := range t.due(a.cfg.Pods.Unmeshed(), now) {
+		list := a.cfg.Pods.Unmeshed()
+		if err := a.cfg.Pods.Unchained(); err != nil {
+			list = append(slices.Clone(list), Unmeshed{Name: a.cfg.HostName, Err: err})
+		}
+		for _, u := range t.due(list, now) {
 			f := u.finding(now)
 			a.outbox.finding(&f)
 		}
@@ -82,6 +91,9 @@ func (t tellings) due(list []Unmeshed, now time.Time) (due []Unmeshed) {
 		if since.IsZero() { // control has to hear of it, too
 			since, again = x.listed, unmeshedStays
 		}
+		if u.Pod == "" {
+			since = since.Add(unchainedFor)
+		}
 		if now.Sub(since) >= unmeshedFor && now.Sub(x.told) >= again {
 			x.told = now
 			due = append(due, u)
@@ -97,6 +109,9 @@ func (u *Unmeshed) finding(now time.Time) assay.Finding {
 		cause := *e
 		cause.Remedy = ""
 		f.Detail, f.Remedy = cause.Error(), e.Remedy
+	}
+	if u.Pod == "" {
+		f.Kind, f.Subject = "plugin-not-chained", "node "+u.Name
 	}
 	return f
 }

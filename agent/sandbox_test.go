@@ -44,6 +44,8 @@ type listedPods map[string]Pod
 
 func (l listedPods) Unmeshed() []Unmeshed { return nil }
 
+func (l listedPods) Unchained() error { return nil }
+
 func (l listedPods) Pod(_ context.Context, namespace, name, uid string) (Pod, bool, error) {
 	if name == "unknown" {
 		return Pod{}, false, &assay.Error{Kind: assay.Unavailable, Op: "find pod " + name, Err: errors.New("the API server is away")}
@@ -194,10 +196,14 @@ func TestNetworkPlugin(t *testing.T) {
 	if err := c.cni().CheckNetworkList(t.Context(), list, c.sandbox(meshed, "web")); err != nil {
 		t.Errorf("check: %v", err)
 	}
-	lab.In(t, meshed, func() (int, error) { return 0, exec.Command("nft", "flush", "table", "inet", "assay").Run() })
-	if err := c.cni().CheckNetworkList(t.Context(), list, c.sandbox(meshed, "web")); err == nil || !strings.Contains(err.Error(), "rules were changed") {
-		t.Errorf("check of a pod whose rules are gone: %v", err)
-	}
+	lab.Eventually(t, "a check finds a pod whose rules are gone, before the agent mends them", func() bool {
+		lab.In(t, meshed, func() (int, error) { return 0, exec.Command("nft", "flush", "table", "inet", "assay").Run() })
+		err := c.cni().CheckNetworkList(t.Context(), list, c.sandbox(meshed, "web"))
+		if err != nil && !strings.Contains(err.Error(), "rules were changed") {
+			t.Fatalf("check of a pod whose rules are gone: %v", err)
+		}
+		return err != nil
+	})
 
 	// What cannot be known does not start, and is tried again.
 	var failed *types.Error
@@ -264,7 +270,8 @@ func TestNetworkPlugin(t *testing.T) {
 func TestTellings(t *testing.T) {
 	began := time.Unix(1_700_000_000, 0)
 	failing := &assay.Error{Kind: assay.Denied, Op: "mesh pod bank/odd", Err: errors.New("its account has no name"), Remedy: "give it one"}
-	list := []Unmeshed{{Pod: "odd", Namespace: "bank", Name: "odd", Since: began, Err: failing}, {Pod: "host", Namespace: "bank", Name: "host", Err: errors.New("it has its node's network")}}
+	list := []Unmeshed{{Pod: "odd", Namespace: "bank", Name: "odd", Since: began, Err: failing}, {Pod: "host", Namespace: "bank", Name: "host", Err: errors.New("it has its node's network")},
+		{Name: "node-1", Err: errors.New("there is no network configuration yet")}}
 	told := map[string][]time.Duration{}
 	x := tellings{}
 	for d := time.Duration(0); d < time.Hour; d += unmeshedLook {
@@ -278,7 +285,13 @@ func TestTellings(t *testing.T) {
 	if got := fmt.Sprint(told["host"]); got != "[10s 30m10s]" {
 		t.Errorf("one that is not: %s", got)
 	}
-	x.due(list[1:], began.Add(time.Hour))
+	if got := fmt.Sprint(told[""]); got != "[1m10s 31m10s]" {
+		t.Errorf("a node whose plugin is not chained: %s", got)
+	}
+	if f := list[2].finding(began); f.Kind != "plugin-not-chained" || f.Subject != "node node-1" || f.Workload != "" {
+		t.Errorf("its finding: %+v", f)
+	}
+	x.due(list[1:2], began.Add(time.Hour))
 	if len(x) != 1 {
 		t.Errorf("one that is meshed now is remembered: %v", x)
 	}

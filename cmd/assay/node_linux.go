@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -87,6 +88,25 @@ type node struct {
 	runtime    *cri.Runtime
 	reconciler *knode.Reconciler
 	host       *nodeHost
+	chained    *chained
+}
+
+// chained is whether new pods wait for the agent.
+type chained struct {
+	mu  sync.Mutex
+	err error // nil: they do
+}
+
+func (c *chained) set(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.err = err
+}
+
+func (c *chained) problem() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
 }
 
 // openNode fills in what an agent needs to know of its node. Nothing is started.
@@ -118,7 +138,8 @@ func openNode(o *agentOptions, log *slog.Logger) (_ *node, err error) {
 		return nil, errors.Join(err, n.runtime.Close())
 	}
 	n.reconciler = knode.NewReconciler(n.source, n.runtime, n.host, log)
-	o.config.Pods = nodePods{n.source, n.reconciler}
+	n.chained = &chained{}
+	o.config.Pods = nodePods{n.source, n.reconciler, n.chained}
 	o.config.Kubelet = o.node.kubelet
 	o.config.Outside = &agent.Outside{Runtime: socket, Cgroup: o.node.cgroup, Memory: limit}
 	o.config.HostName = cmp.Or(o.config.HostName, o.node.name)
@@ -173,6 +194,7 @@ func (n *node) run(ctx context.Context) error {
 		}
 		group.Go(func() error { return ended(n.reconciler.Run(ctx)) })
 		cni.Keep(ctx, n.options.cniConf, n.socket, func(file string, err error) {
+			n.chained.set(err)
 			if err != nil {
 				n.log.Error("the network plugin is not chained: new pods are captured only when they run", "err", err)
 				return
@@ -365,7 +387,10 @@ func (h *nodeHost) Leave(step string) {
 type nodePods struct {
 	source     *knode.Source
 	reconciler *knode.Reconciler
+	chained    *chained
 }
+
+func (s nodePods) Unchained() error { return s.chained.problem() }
 
 func (s nodePods) Pod(ctx context.Context, namespace, name, uid string) (agent.Pod, bool, error) {
 	p, wanted, err := s.source.Pod(ctx, namespace, name, uid)

@@ -25,15 +25,15 @@ const lookEvery = 250 * time.Millisecond
 
 // Keep keeps the plugin chained in the configuration that the runtime uses, the first
 // one of the folder, whatever the network's own plugin writes there, until ctx ends.
-// notice is told of what changes and of what fails, once each.
+// notice is told of what changes and of what fails, once each, and of the end of a failure.
 func Keep(ctx context.Context, dir, agent string, notice func(file string, err error)) {
-	said := ""
+	var said error
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
 		file, changed, err := install(dir, agent)
-		if line := fmt.Sprint(file, err); changed || err != nil && line != said {
-			said = line
+		if changed || fmt.Sprint(err) != fmt.Sprint(said) {
+			said = err
 			notice(file, err)
 		}
 		select {
