@@ -166,6 +166,7 @@ kind: CronJob
 metadata: {name: cron, namespace: kinds}
 spec:
   schedule: "* * * * *"
+  suspend: true
   concurrencyPolicy: Forbid
   jobTemplate:
     spec:
