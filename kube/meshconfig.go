@@ -74,6 +74,26 @@ func (d *document) meshConfig() {
 	d.keep(kept)
 }
 
+// heldModes is what holds of a MeshConfig that cannot be understood: its modes, and strict where
+// it says something else than what there is. A slip beside them, or a field that only a later
+// release knows, must not open a namespace.
+func heldModes(object map[string]any) []assay.NamespaceConfig {
+	metadata, _ := object["metadata"].(map[string]any)
+	namespace, _ := metadata["namespace"].(string)
+	if object["kind"] != meshConfigType.Name() || metadata["name"] != v1alpha1.DefaultName || namespace == "" {
+		return nil
+	}
+	spec, readable := object["spec"].(map[string]any)
+	readable = readable || object["spec"] == nil
+	mode := func(field string) assay.Mode {
+		if v := spec[field]; readable && (v == nil || v == "" || v == string(assay.Observe)) {
+			return assay.Observe
+		}
+		return assay.Strict
+	}
+	return []assay.NamespaceConfig{{Namespace: namespace, Mode: mode("mode"), Egress: mode("egress")}}
+}
+
 // share reads a percentage as parts per million.
 func share(s string) (ppm int, ok bool) {
 	number, ok := strings.CutSuffix(s, "%")

@@ -92,7 +92,8 @@ func (n *notebook) missing(path, text string) { n.at(path, "%s", text) }
 // Configuration is [Translate] for one object as an API server has it, in JSON: a route,
 // a grant, or one of ours. What the API server adds to it is left out before: its age and
 // generation are for the caller to add where they count. An error is the object's alone;
-// manifest is what was read, whether it can be understood or not.
+// manifest is what was read, whether it can be understood or not, and intent what holds
+// all the same: the modes of a MeshConfig.
 func Configuration(object map[string]any) (intent discovery.Intent, manifest json.RawMessage, err error) {
 	known := map[string]any{"apiVersion": object["apiVersion"], "kind": object["kind"], "spec": object["spec"]}
 	if known["spec"] == nil {
@@ -111,6 +112,8 @@ func Configuration(object map[string]any) (intent discovery.Intent, manifest jso
 		return intent, nil, err
 	}
 	name := fmt.Sprintf("%v %v/%v", object["kind"], metadata["namespace"], metadata["name"])
-	intent, _, err = Translate([]discovery.File{{Name: name, YAML: manifest}})
+	if intent, _, err = Translate([]discovery.File{{Name: name, YAML: manifest}}); err != nil {
+		intent.Namespaces = heldModes(known)
+	}
 	return intent, manifest, err
 }

@@ -186,6 +186,9 @@ func (m *model) configuration() *Configuration {
 		}
 		if err != nil {
 			out.Problems = append(out.Problems, c.problem(reason, err))
+			if c.err != nil { // what holds all the same
+				out.Intent.Namespaces = append(out.Intent.Namespaces, c.intent.Namespaces...)
+			}
 			continue
 		}
 		in := &out.Intent

@@ -160,6 +160,34 @@ func TestConfigurationGoes(t *testing.T) {
 	}
 }
 
+// TestModesHold: a MeshConfig that cannot be understood does not open its namespace.
+func TestModesHold(t *testing.T) {
+	for spec, want := range map[string][2]assay.Mode{
+		`{mode: strict, egress: strict, accessLog: 10O%}`:   {assay.Strict, assay.Strict},
+		`{mode: strict, excludedPorts: [80, 80]}`:           {assay.Strict, assay.Observe},
+		`{mode: strict, later: true}`:                       {assay.Strict, assay.Observe},
+		`{mode: Strict}`:                                    {assay.Strict, assay.Observe},
+		`{mode: [strict], egress: observe}`:                 {assay.Strict, assay.Observe},
+		`{mode: observe, egress: refuse}`:                   {assay.Observe, assay.Strict},
+		`{egress: "", later: true}`:                         {assay.Observe, assay.Observe},
+		`[strict]`:                                          {assay.Strict, assay.Strict},
+		`{mode: observe, excludedPorts: [22], later: true}`: {assay.Observe, assay.Observe},
+	} {
+		m := newModel()
+		m.setConfiguration(readConfiguration(t, "apiVersion: assay.dev/v1alpha1\nkind: MeshConfig\nmetadata: {namespace: shop, name: default, uid: u, generation: 2}\nspec: "+spec+"\n")[0])
+		c := m.changes().Configuration
+		if len(c.Problems) != 1 || c.Problems[0].Reason != v1alpha1.ReasonInvalid {
+			t.Errorf("%s: %+v", spec, c.Problems)
+		}
+		if !reflect.DeepEqual(c.Intent.Namespaces, []assay.NamespaceConfig{{Namespace: "shop", Mode: want[0], Egress: want[1]}}) {
+			t.Errorf("%s: %+v", spec, c.Intent.Namespaces)
+		}
+		if err := c.Intent.Validate(); err != nil {
+			t.Errorf("%s: %v", spec, err)
+		}
+	}
+}
+
 // TestStatusIsNoConfiguration: who writes a route's status changes nothing of what it means,
 // and of the status only what is ours is kept.
 func TestStatusIsNoConfiguration(t *testing.T) {

@@ -19,7 +19,9 @@ func TestNotices(t *testing.T) {
 	notices := make(chan notice, 100)
 	ctx, cancel := context.WithCancel(t.Context())
 	var keeping sync.WaitGroup
-	keeping.Go(func() { Keep(ctx, dir, "/run/agent.sock", func(file string, err error) { notices <- notice{file, err} }) })
+	keeping.Go(func() {
+		Keep(ctx, dir, "/run/agent.sock", func(file string, err error) { notices <- notice{file, err} })
+	})
 	defer keeping.Wait()
 	defer cancel()
 	next := func(what string) notice {
