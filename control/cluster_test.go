@@ -421,13 +421,13 @@ func TestVerdicts(t *testing.T) {
 		return Placed{DeclaredService: discovery.DeclaredService{Namespace: "shop", Name: name, ClusterIPs: []netip.Addr{netip.MustParseAddr(addr)},
 			Ports: []discovery.DeclaredPort{{Port: assay.Port{Port: 80}}}}}
 	}
-	good, bad := object("MeshConfig", "default", `{}`), object("Egress", "bad", `{}`)
+	good, bad, slip := object("MeshConfig", "default", `{}`), object("Egress", "bad", `{}`), object("MeshConfig", "slip", `{}`)
 	half, none, both := object("TrafficPolicy", "half", `{"targetRefs":[{"name":"web"},{"name":"lost"}]}`), object("TrafficPolicy", "none", `{"targetRefs":[{"name":"lost"},{"name":"gone"}]}`), object("TrafficPolicy", "both", `{}`)
 	r.follow(t, ClusterChanges{
 		Services: []Placed{service("web", "10.96.0.1")},
 		Declared: &Declared{
-			Objects:  []store.Object{good, bad, half, none, both},
-			Problems: map[store.Key]Unsound{bad.Key(): {"Invalid", "no ports"}, both.Key(): {"Conflicted", "half is older"}},
+			Objects:  []store.Object{good, bad, slip, half, none, both},
+			Problems: map[store.Key]Unsound{bad.Key(): {"Invalid", "no ports"}, slip.Key(): {"Invalid", "no share"}, both.Key(): {"Conflicted", "half is older"}},
 		},
 	})
 	check := func(o store.Object, want Verdict) {
@@ -440,6 +440,7 @@ func TestVerdicts(t *testing.T) {
 	}
 	check(good, Verdict{Accepted: true, Reason: "Accepted"})
 	check(bad, Verdict{Reason: "Invalid", Message: "no ports (it has no effect until that is corrected)"})
+	check(slip, Verdict{Reason: "Invalid", Message: "no share (of it only mode and egress are in effect until that is corrected)"})
 	check(both, Verdict{Reason: "Conflicted", Message: "half is older (it has no effect: delete one of the two, or take out of one what both say)"})
 	check(half, Verdict{Accepted: true, Reason: "Accepted", Message: "there is no Service shop/lost (it is in effect for the others; make the Service, or correct targetRefs)"})
 	check(none, Verdict{Reason: "TargetNotFound", Message: "there is no Service shop/lost, shop/gone (it has no effect: make the Service, or correct targetRefs)"})

@@ -33,7 +33,11 @@ func (c *Control) Verdict(key store.Key) (Verdict, bool) {
 	v := Verdict{Generation: o.Generation, Accepted: true, Reason: "Accepted"}
 	if problem, ok := c.intent.unsound()[key]; ok {
 		v.Accepted, v.Reason, v.Message = false, problem.Reason, problem.Text
-		if remedy := remedies[problem.Reason]; remedy != "" {
+		remedy := remedies[problem.Reason]
+		if o.Kind == "MeshConfig" && problem.Reason == "Invalid" {
+			remedy = "of it only mode and egress are in effect until that is corrected"
+		}
+		if remedy != "" {
 			v.Message += " (" + remedy + ")"
 		}
 		return v, true
